@@ -1,0 +1,63 @@
+"""Prune a language model to a speedup: `python launch.py model=... speedup=1.5`."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pruning.experiment import Experiment, register
+from pruning.results.result import finished
+
+
+@hydra.main(config_path="conf", config_name="config", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Run one job, unless its result is there already."""
+    hydra_config = HydraConfig.get()
+    out = Path(hydra_config.runtime.output_dir)
+    if finished(out):
+        print(f"done before: {out / 'result.json'}")
+        return
+    experiment = OmegaConf.to_object(config)
+    assert isinstance(experiment, Experiment)
+    (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    command = " ".join(["python launch.py", *hydra_config.overrides.task])
+    try:
+        from pruning.run import run
+
+        run(experiment, out, command)
+    except BaseException:
+        (out / "error.txt").write_text(traceback.format_exc())
+        raise
+    (out / "error.txt").unlink(missing_ok=True)
+
+
+def message(error: BaseException) -> str:
+    """Return what an error, or else what caused it, says, in one line."""
+    cause = error.__cause__ or error.__context__
+    if not str(error) and cause:
+        return message(cause)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shell() -> int:
+    """Run `main`; say what a user did wrong in one line instead of a traceback."""
+    full = os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        main()
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
+        if full != "1" or "PRUNING_TRACEBACK" in os.environ:
+            raise
+        print("error:", message(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    register()
+    sys.exit(shell())

@@ -1,0 +1,1 @@
+"""Inference-aware structured pruning of language models."""

@@ -1,0 +1,1 @@
+"""From text to token batches to second moments per site."""

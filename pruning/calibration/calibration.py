@@ -1,0 +1,72 @@
+"""Which text a model is calibrated on, and how its tokens are weighted."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from pruning.calibration.text import Text
+from pruning.results.cache import Cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from pruning.calibration.stream import Batch
+
+
+class Weight(StrEnum):
+    """How much a token counts in a second moment."""
+
+    none = "none"
+    residual = "residual"  # 1 / mean square of the residual stream behind the block
+
+
+@dataclass
+class Calibration:
+    """A number of tokens of a text, in batches; a share of them is held out to judge by."""
+
+    name: str = MISSING
+    text: Text = MISSING
+    tokens: int = MISSING  # in all, held-out ones included
+    sequence: int = MISSING  # tokens per sequence
+    batch: int = MISSING  # sequences per forward pass
+    held_out: float = MISSING  # share of the batches that judge ridges and losses
+    pack: bool = MISSING  # documents joined and cut into full sequences, or one a row and padded
+    weight: Weight = MISSING
+
+    def __post_init__(self) -> None:
+        for field in ("tokens", "sequence", "batch"):
+            value = getattr(self, field)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"calibration.{field}={value} must be at least 1")
+        if isinstance(self.held_out, float) and not 0 < self.held_out < 1:
+            raise ValueError(
+                f"calibration.held_out={self.held_out} must lie between 0 and 1: a share of the "
+                "calibration tokens judges the update that the others give"
+            )
+
+    def batches(
+        self, tokenizer: "PreTrainedTokenizerBase", cache: Cache, seed: int
+    ) -> list["Batch"]:
+        """Tokenise shuffled documents into batches; every tenth or so (`held_out`) is held out."""
+        from pruning.calibration.stream import pack, pad
+
+        documents = self.text.documents(cache, "calibration.text")
+        rows = (pack if self.pack else pad)(tokenizer, documents, self.sequence, self.tokens, seed)
+        if rows.tokens < self.tokens:
+            raise ValueError(
+                f"calibration.tokens={self.tokens} is more than the {rows.tokens} tokens of "
+                f"calibration.text.path={self.text.path!r}: ask for fewer, or give more text"
+            )
+        batches = rows.split(self.batch)
+        every = max(2, round(1 / self.held_out))
+        if len(batches) < every:
+            raise ValueError(
+                f"calibration.tokens={self.tokens} makes {len(batches)} batches of "
+                f"{self.batch} x {self.sequence}, too few to hold out a share of {self.held_out}: "
+                "lower calibration.batch or raise calibration.tokens"
+            )
+        for index, batch in enumerate(batches):
+            batch.held_out = index % every == every - 1
+        return batches

@@ -1,0 +1,165 @@
+"""Second moments of what the output projections read, one block in memory at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruning.calibration.calibration import Calibration, Weight
+from pruning.calibration.stream import Batch, enter
+from pruning.models.sites import Site, blocks, output_projection, sites
+from pruning.results.cache import Cache
+from pruning.results.progress import track
+
+PANEL = 512
+
+
+class Accumulator:
+    """The running sum of w x x^T in float32, where only the upper panels are computed."""
+
+    def __init__(self, columns: int, device: torch.device):
+        self.sum = torch.zeros(columns, columns, device=device)
+        self.weight = 0.0
+
+    def add_(self, X: Float[Tensor, "tokens columns"], w: Float[Tensor, " tokens"]) -> None:
+        """Add tokens X with weights w >= 0; a weight of 0 (padding) leaves a token out."""
+        X = X.float() * w.sqrt()[:, None]
+        for left in range(0, X.shape[1], PANEL):
+            panel = slice(left, left + PANEL)
+            self.sum[panel, left:].addmm_(X[:, panel].T, X[:, left:])
+        self.weight += float(w.double().sum())
+
+    def mean(self) -> Float[Tensor, "columns columns"]:
+        """Return the weighted mean, symmetric."""
+        upper = self.sum.triu()
+        return (upper + upper.triu(1).T) / max(self.weight, 1e-30)
+
+
+@dataclass
+class Moment:
+    """E[x x^T] of one site's inputs, from the tokens to solve with and from those held out."""
+
+    fit: Float[Tensor, "columns columns"]
+    held: Float[Tensor, "columns columns"]
+    share: float  # held-out part of the total weight
+
+    @property
+    def all(self) -> Float[Tensor, "columns columns"]:
+        """Return the moment of all tokens."""
+        return self.fit * (1 - self.share) + self.held * self.share
+
+    def to(self, device: torch.device) -> "Moment":
+        """Return the moment on a device."""
+        return Moment(self.fit.to(device), self.held.to(device), self.share)
+
+
+@contextmanager
+def _inputs(model: PreTrainedModel, of: list[Site]) -> Iterator[dict[Site, Tensor]]:
+    """Note the last input of each site's output projection."""
+    seen: dict[Site, Tensor] = {}
+
+    def note(site: Site):
+        return lambda module, args: seen.__setitem__(site, args[0])
+
+    handles = [output_projection(model, s).register_forward_pre_hook(note(s)) for s in of]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def collect(
+    model: PreTrainedModel, batches: list[Batch], weight: Weight
+) -> Iterator[dict[Site, Moment]]:
+    """Yield the moments of one block after the other.
+
+    Beyond the model, memory holds the hidden states of every batch and one block's moments. With
+    `weight` residual a token counts 1 / mean(h^2), h the residual stream behind the block: the
+    next RMSNorm divides the token's error by that.
+    """
+    states = [enter(model, batch) for batch in batches]
+    of_block: dict[int, list[Site]] = {}
+    for site in sites(model):
+        of_block.setdefault(site.block, []).append(site)
+    for index, block in enumerate(track(blocks(model), "calibrate: blocks")):
+        sums = {
+            site: [Accumulator(site.columns, states[0].hidden.device) for _ in range(2)]
+            for site in of_block[index]
+        }
+        with _inputs(model, of_block[index]) as inputs:
+            for state in states:
+                hidden = state.advance(index, block)
+                w = state.batch.mask.to(hidden.device).float()
+                if weight is Weight.residual:
+                    w = w / hidden.float().square().mean(-1).clamp(min=1e-12)
+                for site, (fit, held) in sums.items():
+                    X = inputs[site].reshape(-1, site.columns)
+                    (held if state.batch.held_out else fit).add_(X, w.flatten())
+        yield {
+            site: Moment(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
+            for site, (fit, held) in sums.items()
+        }
+
+
+class Moments:
+    """The moments of a model on disk, a file per block."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        identity: str,
+        batches: list[Batch],
+        calibration: Calibration,
+        cache: Cache,
+    ) -> "Moments":
+        """Collect the moments of a model, or find them in the cache."""
+
+        def build(directory: Path) -> None:
+            found = cls(directory)
+            for index, block in enumerate(collect(model, batches, calibration.weight)):
+                found.write(index, block)
+
+        key = {
+            "version": 1,
+            "model": identity,
+            "batches": [batch.digest() for batch in batches],
+            "weight": calibration.weight,
+        }
+        return cls(cache.stage("moments", key, build))
+
+    @property
+    def identity(self) -> str:
+        """Return what names these moments in the cache."""
+        return self.directory.name
+
+    def write(self, index: int, block: dict[Site, Moment]) -> None:
+        """Write the moments of block `index`."""
+        tensors = {
+            f"{site.kind}.{part}": getattr(moment, part).cpu()
+            for site, moment in block.items()
+            for part in ("fit", "held")
+        }
+        shares = {f"{site.kind}.share": str(moment.share) for site, moment in block.items()}
+        save_file(tensors, self._file(index), metadata=shares)
+
+    def __getitem__(self, site: Site) -> Moment:
+        """Read the moment of one site."""
+        with safe_open(self._file(site.block), "pt") as file:
+            fit, held = (file.get_tensor(f"{site.kind}.{part}") for part in ("fit", "held"))
+            return Moment(fit, held, float(file.metadata()[f"{site.kind}.share"]))
+
+    def _file(self, index: int) -> Path:
+        return self.directory / f"block-{index:03}.safetensors"

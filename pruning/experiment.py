@@ -1,0 +1,78 @@
+"""The typed configuration: a composed config is an `Experiment`, nothing else."""
+
+import math
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from pruning.calibration.calibration import Calibration
+from pruning.evaluation.suite import Suite
+from pruning.latency.hardware import Hardware
+from pruning.methods.method import Method
+from pruning.methods.ziplm import ZipLM
+from pruning.models.source import Model
+from pruning.results.cache import digest
+from pruning.results.result import SCHEMA
+from pruning.results.tracker import Tracker
+from pruning.search.search import Calibrated, Search, Spdy, Uniform
+
+
+@dataclass
+class Experiment:
+    """One job: prune this model with this method to this speedup on this hardware."""
+
+    model: Model = MISSING
+    method: Method = MISSING
+    hardware: Hardware = MISSING
+    calibration: Calibration = MISSING
+    search: Search = MISSING
+    suite: Suite = MISSING
+    tracker: Tracker = MISSING
+    speedup: float = MISSING  # of the dense model's latency, at least 1
+    seed: int = MISSING
+    study: str = MISSING  # jobs that belong together; the directory under outputs/
+    cache: str = MISSING  # directory that stages are cached in
+
+    def __post_init__(self) -> None:
+        if isinstance(self.speedup, float) and not (
+            self.speedup >= 1 and math.isfinite(self.speedup)
+        ):
+            raise ValueError(
+                f"speedup={self.speedup} must be a number of at least 1; 1 is the dense model"
+            )
+
+
+def run_name(config: DictConfig) -> str:
+    """Name a job by what it is: the same resolved config has the same name, on every machine.
+
+    What does not change the result (tracker, study, cache) is left out of the hash.
+    """
+    semantic = [key for key in config if key not in ("hydra", "tracker", "study", "cache")]
+    content = OmegaConf.to_container(
+        OmegaConf.masked_copy(config, semantic), resolve=True, throw_on_missing=True
+    )
+    assert isinstance(content, dict)
+    parts = [content[group]["name"] for group in ("model", "method", "hardware")]  # type: ignore[index]
+    speedup = f"{content['speedup']:g}x"
+    return "-".join([*parts, speedup, digest({"schema": SCHEMA, **content})[:8]])
+
+
+def register() -> None:
+    """Give Hydra the types of every config group, and the `run_name` resolver."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="experiment", node=Experiment)
+    store.store(group="schema", name="model", node=Model)
+    store.store(group="schema", name="hardware", node=Hardware)
+    store.store(group="schema", name="calibration", node=Calibration)
+    store.store(group="schema", name="suite", node=Suite)
+    store.store(group="schema", name="tracker", node=Tracker)
+    store.store(group="schema/method", name="ziplm", node=ZipLM)
+    store.store(group="schema/search", name="uniform", node=Uniform)
+    store.store(group="schema/search", name="spdy", node=Spdy)
+    store.store(group="schema/search", name="calibrated", node=Calibrated)
+
+    def resolve(*, _root_: DictConfig) -> str:
+        return run_name(_root_)
+
+    OmegaConf.register_new_resolver("run_name", resolve, replace=True)

@@ -1,0 +1,1 @@
+"""One paper, one file; `obs` is the mathematics that they share."""

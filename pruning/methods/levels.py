@@ -1,0 +1,127 @@
+"""The levels of every site: what is kept at each, what it costs in loss, and its weights."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruning.calibration.moments import Moments
+from pruning.latency.table import LatencyTable, Shape
+from pruning.methods.method import Method
+from pruning.methods.obs import least_squares
+from pruning.models.sites import Allocation, Site, output_projection, sites, weight
+from pruning.results.cache import Cache
+from pruning.results.progress import track
+
+
+@dataclass
+class SiteLevels:
+    """The levels of one site, dense first."""
+
+    shapes: list[Shape]
+    keeps: Bool[Tensor, "levels units"]
+    loss: list[float]  # held-out relative output error, 0 dense and 1 gone
+    ridge: float  # of the weight update, chosen by held-out error
+    score: str  # the score that ordered the units
+
+
+class Levels(Mapping[Site, SiteLevels]):
+    """The levels of all sites; weights are solved from the moments when they are asked for."""
+
+    def __init__(self, of: dict[Site, SiteLevels], moments: Moments, identity: str = ""):
+        self._of, self._moments, self.identity = of, moments, identity
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        moments: Moments,
+        method: Method,
+        table: LatencyTable,
+        cache: Cache,
+    ) -> "Levels":
+        """Solve the levels of every site of a dense model, or find them in the cache."""
+        of = sites(model)
+
+        def build(directory: Path) -> None:
+            found = {}
+            for site in track(of, "levels: sites"):
+                W = weight(output_projection(model, site)).detach()
+                moment = moments[site].to(W.device)
+                found[site] = method.site_levels(site, W, moment, table.levels(site))
+            cls(found, moments).write(directory)
+
+        shapes = [table.levels(site) for site in of]
+        settings = asdict(method)
+        key = {"version": 1, "moments": moments.identity, "method": settings, "shapes": shapes}
+        entry = cache.stage("levels", key, build)
+        return cls.read(entry, of, moments)
+
+    def __getitem__(self, site: Site) -> SiteLevels:
+        return self._of[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def allocation(self, choice: Sequence[int]) -> Allocation:
+        """Return what a choice of one level per site keeps."""
+        pairs = zip(self._of.items(), choice, strict=True)
+        return {site: levels.keeps[level] for (site, levels), level in pairs}
+
+    def kept_weight(
+        self, site: Site, level: int, W: Float[Tensor, "rows columns"]
+    ) -> Float[Tensor, "rows kept"]:
+        """Solve the weights of a level for dense W, from the moments of all calibration tokens."""
+        keep = self.columns(site, level).to(W.device)
+        H = self._moments[site].all.to(W.device)
+        return least_squares(W, H, keep, self._of[site].ridge).to(W.dtype)
+
+    def dense_weight(
+        self, site: Site, level: int, W: Float[Tensor, "rows columns"]
+    ) -> Float[Tensor, "rows columns"]:
+        """Return the weights of a level with zeros in the removed columns."""
+        full = torch.zeros_like(W)
+        keep = self.columns(site, level).to(W.device)
+        if keep.any():
+            full[:, keep] = self.kept_weight(site, level, W)
+        return full
+
+    def columns(self, site: Site, level: int) -> Bool[Tensor, " columns"]:
+        """Return the kept columns of a level."""
+        return self._of[site].keeps[level].repeat_interleave(site.width)
+
+    def write(self, directory: Path) -> None:
+        """Write losses as JSON and kept units as safetensors."""
+        keeps = {site.name: levels.keeps for site, levels in self._of.items()}
+        save_file(keeps, directory / "keeps.safetensors")
+        rest = {
+            site.name: {
+                "shapes": levels.shapes,
+                "loss": levels.loss,
+                "ridge": levels.ridge,
+                "score": levels.score,
+            }
+            for site, levels in self._of.items()
+        }
+        (directory / "levels.json").write_text(json.dumps(rest, indent=1))
+
+    @classmethod
+    def read(cls, directory: Path, sites: list[Site], moments: Moments) -> "Levels":
+        """Read the levels that `write` wrote."""
+        keeps = load_file(directory / "keeps.safetensors")
+        rest = json.loads((directory / "levels.json").read_text())
+        of = {}
+        for site in sites:
+            fields = rest[site.name]
+            fields["shapes"] = [tuple(s) if isinstance(s, list) else s for s in fields["shapes"]]
+            of[site] = SiteLevels(keeps=keeps[site.name], **fields)
+        return cls(of, moments, directory.name)

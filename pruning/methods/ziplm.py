@@ -1,0 +1,57 @@
+"""ZipLM: inference-aware structured pruning (arXiv:2302.04089)."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, ClassVar
+
+from omegaconf import MISSING
+
+from pruning.methods.method import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pruning.calibration.moments import Moment
+    from pruning.latency.table import Shape
+    from pruning.methods.levels import SiteLevels
+    from pruning.models.sites import Site
+
+
+class Score(StrEnum):
+    """What orders the units of a site."""
+
+    obs = "obs"  # exact greedy OBS, the published method
+    wanda = "wanda"  # |w|^2 E[x^2] (arXiv:2306.11695), needs far fewer calibration tokens
+    auto = "auto"  # per site, the one with the smaller held-out error
+
+
+@dataclass
+class ZipLM(Method):
+    """Structured OBS levels on dense activations.
+
+    Differs from the paper where few calibration tokens make it overfit: the ridge of the weight
+    update and (score=auto) the ordering are chosen per site by the error on held-out tokens, and
+    the losses of all levels are held-out errors.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2302.04089"
+
+    score: Score = MISSING
+    damp: float = MISSING  # ridge of the greedy score, a share of each input's energy
+    ridges: list[float] = MISSING  # candidates for the ridge of the update, ascending; .inf allowed
+
+    def __post_init__(self) -> None:
+        if isinstance(self.damp, float) and self.damp < 0:
+            raise ValueError(f"method.damp={self.damp} must be at least 0")
+        if isinstance(self.ridges, list) and (
+            not self.ridges or sorted(self.ridges) != self.ridges or self.ridges[0] < 0
+        ):
+            raise ValueError(f"method.ridges={self.ridges} must be ascending and not negative")
+
+    def site_levels(
+        self, site: "Site", W: "Tensor", moment: "Moment", shapes: "list[Shape]"
+    ) -> "SiteLevels":
+        """Order the units, choose the ridge, and judge every level, all by held-out error."""
+        from pruning.methods.solve import site_levels
+
+        return site_levels(self, site, W, moment, shapes)

@@ -1,0 +1,1 @@
+"""What can be cut in a model, and how: sites, shrinking, checkpoints."""

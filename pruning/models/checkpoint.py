@@ -1,0 +1,125 @@
+"""Write a pruned model as an ordinary Hugging Face directory."""
+
+import os
+import shutil
+from copy import deepcopy
+from pathlib import Path
+
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pruning.models import modeling_pruned
+from pruning.models.modeling_pruned import block_shape
+from pruning.models.sites import architecture, blocks
+
+CODE = Path(modeling_pruned.__file__)
+
+
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path, card: str
+) -> None:
+    """Write weights, config, tokenizer and model card to `path`, whole or not at all.
+
+    Where all blocks have one shape the checkpoint is plain; else it carries its modelling file
+    and is loaded with `trust_remote_code=True`.
+    """
+    config = describe(model)
+    partial, former = (path.with_name(f".{path.name}.{state}") for state in ("partial", "former"))
+    for leftover in (partial, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model.save_pretrained(partial)
+    for file in partial.glob("*.py"):  # of a model that was itself loaded with remote code
+        file.unlink()
+    config.save_pretrained(partial)
+    if getattr(config, "auto_map", None):
+        shutil.copyfile(CODE, partial / CODE.name)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    mode = (partial / "README.md").stat().st_mode
+    for file in partial.glob("*.safetensors"):  # written as 0600 whatever the umask
+        file.chmod(mode)
+    if path.exists():
+        os.replace(path, former)  # a directory can only replace an empty one
+    os.replace(partial, path)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def describe(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return the config that rebuilds the model, read off its blocks."""
+    a = architecture(model)
+    config = deepcopy(model.config)
+    config.per_layer_config = None
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    for stale in ("auto_map", "allow_global_per_layer_attribute_access"):
+        config.__dict__.pop(stale, None)
+    shapes = [block_shape(block, a) for block in blocks(model)]
+    config.head_dim = next(
+        getattr(block, a.attention).head_dim
+        for block, (groups, _, _) in zip(blocks(model), shapes, strict=True)
+        if groups
+    )
+    if getattr(config, a.intermediate) is None:  # gpt2's way to say four times the hidden size
+        setattr(config, a.intermediate, 4 * config.hidden_size)
+    dense = _dense_class(type(config))
+    if len(set(shapes)) == 1 and (plain := _plain(config, *shapes[0])) is not None:
+        return plain
+    config.architectures = [f"Pruned{dense}"]
+    config.auto_map = {"AutoModelForCausalLM": f"{CODE.stem}.Pruned{dense}"}
+    config.allow_global_per_layer_attribute_access = True
+    config.per_layer_config = {
+        index: _override(config, *shape) for index, shape in enumerate(shapes)
+    }
+    return config
+
+
+def _dense_class(kind: type[PreTrainedConfig]) -> str:
+    return MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__  # type: ignore[attr-defined]
+
+
+def _override(config: PreTrainedConfig, groups: int, heads: int, width: int) -> dict:
+    """Return one block's entry; transformers drops what equals the global value."""
+    a = modeling_pruned.ARCHITECTURES[config.model_type]
+    entry: dict = {"skip": [n for n, s in (("attention", groups), ("mlp", width)) if s == 0]}
+    if groups:
+        entry[a.heads] = groups * heads
+        if a.kv_heads:
+            entry[a.kv_heads] = groups
+    if width:
+        entry[a.intermediate] = width
+    return entry
+
+
+def _plain(
+    config: PreTrainedConfig, groups: int, heads: int, width: int
+) -> PreTrainedConfig | None:
+    """Return an ordinary config for blocks of one shape; None where the family has none."""
+    a = modeling_pruned.ARCHITECTURES[config.model_type]
+    kind = type(config)
+    values = config.to_dict()
+    if 0 in (groups, heads, width):
+        return None
+    values[a.intermediate] = width
+    if a.kv_heads is None:
+        if groups != values[a.heads]:
+            return None  # these families define head_dim as hidden size over heads
+        del values["head_dim"]
+    else:
+        values |= {a.heads: groups * heads, a.kv_heads: groups}
+        if config.model_type == "llama" and config.hidden_size % (groups * heads):
+            # LlamaConfig refuses this; Mistral without a window is the same model without biases
+            if config.attention_bias or config.mlp_bias:
+                return None
+            kind = MistralConfig
+            values["sliding_window"] = None
+            for key in ("attention_bias", "mlp_bias", "pretraining_tp"):
+                values.pop(key, None)
+    values["architectures"] = [_dense_class(kind)]
+    values.pop("model_type", None)
+    return kind(**values)

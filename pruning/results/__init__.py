@@ -1,0 +1,1 @@
+"""What a job leaves behind: identity, stage cache, result, tracker, report."""

@@ -1,0 +1,102 @@
+"""Content-addressed cache of stages: what was computed once is found again, checked, or rebuilt."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+def digest(key: Any) -> str:
+    """Hash a JSON-able `key` to 16 hexadecimal digits, whatever the order of its dictionaries."""
+    text = json.dumps(key, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """Hash the content of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`; a process that dies loses it, so no stale lock remains."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class Cache:
+    """A directory of finished stages, `root/<stage>/<digest of key>/`, each with a manifest.
+
+    An entry appears by one rename, when everything in it is written, so a killed process leaves
+    none half done. Sizes and sha256 sums are compared at each use; an entry that does not match
+    is removed and built again.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root).expanduser()
+
+    def stage(self, name: str, key: Any, build: Callable[[Path], None]) -> Path:
+        """Return the directory of stage `name` for `key`, calling `build(directory)` if needed."""
+        entry = self.root / name / digest(key)
+        with locked(entry.with_suffix(".lock")):
+            if entry.exists():
+                if fault := self._fault(entry):
+                    log.warning("cache entry %s is damaged (%s): rebuilding it", entry, fault)
+                    shutil.rmtree(entry)
+                else:
+                    log.info("%s: found in cache, %s", name, entry)
+                    return entry
+            for leftover in entry.parent.glob(f".{entry.name}-*"):
+                shutil.rmtree(leftover)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+            try:
+                build(scratch)
+                self._seal(scratch, name, key)
+                os.replace(scratch, entry)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return entry
+
+    @staticmethod
+    def _seal(directory: Path, name: str, key: Any) -> None:
+        files = {
+            str(path.relative_to(directory)): {
+                "size": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
+            for path in sorted(directory.rglob("*"))
+            if path.is_file()
+        }
+        manifest = {"stage": name, "key": key, "files": files}
+        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, default=str))
+
+    @staticmethod
+    def _fault(entry: Path) -> str | None:
+        """Say what is wrong with an entry, or None."""
+        try:
+            files = json.loads((entry / MANIFEST).read_text())["files"]
+        except (OSError, ValueError, KeyError) as error:
+            return f"manifest: {error}"
+        for name, expected in files.items():
+            path = entry / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["size"]:
+                return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
+            if file_sha256(path) != expected["sha256"]:
+                return f"{name} was altered"
+        return None

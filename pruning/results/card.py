@@ -1,0 +1,102 @@
+"""The model card: what was done to a checkpoint, with which command, and what was measured."""
+
+import json
+import re
+
+from pruning.results.report import evaluation_rows, loading
+from pruning.results.result import Result
+
+URL = "path/to/this/directory"
+
+
+def card(result: Result, command: str) -> str:
+    """Return the README.md of a checkpoint: front matter for the hub, then the facts."""
+    front: dict[str, str | list[str]] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["pruning", "structured-pruning", str(result.config["method"]["name"])],
+    }
+    if base := hub_id(result.config["model"]):
+        front = {"base_model": base, **front}
+    # JSON is YAML, and quotes what needs quoting
+    matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
+    sections = [what(result, command), measured(result), kept(result), load()]
+    return f"---\n{matter}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def what(result: Result, command: str) -> str:
+    """Say what was done."""
+    config, params = result.config, result.params
+    model = config["model"]
+    origin = f"`{model['path']}`" + (f" of `{model['wheel']}`" if model.get("wheel") else "")
+    return (
+        f"# {result.name}\n\n"
+        f"{model['name']} ({origin}), pruned with method `{config['method']['name']}` until it ran "
+        f"{result.speedup.measured:.2f}x as fast on the hardware below. Whole attention heads, FFN "
+        f"channels and sub-blocks were removed: {params.pruned:,} of {params.dense:,} parameters "
+        f"are left ({params.ratio:.1%}). The command:\n\n"
+        f"```\n{command}\n```"
+    )
+
+
+def measured(result: Result) -> str:
+    """Tabulate speed and quality of both models."""
+    speedup, latency, environment = result.speedup, result.latency, result.environment
+    where = environment.get("gpu") or f"{environment['cpu']}, {environment['threads']} threads"
+    rows = [
+        ("speedup target", "", f"{speedup.target:.3f}x"),
+        ("speedup predicted", "", f"{speedup.predicted:.3f}x"),
+        ("speedup measured", "", f"{speedup.measured:.3f}x"),
+        *(
+            (
+                f"latency {name[:3]}, ms",
+                f"{getattr(latency.dense, name):.2f}",
+                f"{getattr(latency.pruned, name):.2f}",
+            )
+            for name in ("p50_ms", "p90_ms")
+        ),
+        ("parameters", f"{result.params.dense:,}", f"{result.params.pruned:,}"),
+        *evaluation_rows(result),
+    ]
+    return (
+        "## Measured\n\n"
+        f"{latency.phase} of {latency.batch} x {latency.sequence} tokens (batch x sequence) on "
+        f"{where}, dense and pruned interleaved, {latency.pruned.n} times each; "
+        f"torch {environment['packages']['torch']}. Elsewhere the speedup may differ.\n\n"
+        + markdown(("", "dense", "pruned"), rows)
+        + "\n\n± is one standard error. A task cut short by the suite's `limit` compares the two "
+        "models with each other, not with published numbers."
+    )
+
+
+def kept(result: Result) -> str:
+    """Tabulate what is left of each block."""
+    rows = [
+        (str(b.block), str(b.query_heads), str(b.kv_heads), str(b.ffn)) for b in result.allocation
+    ]
+    return "## Kept per block\n\n" + markdown(
+        ("block", "query heads", "KV heads", "FFN channels"), rows
+    )
+
+
+def load() -> str:
+    """Say how it is loaded."""
+    return (
+        f"## Load\n\n```python\n{loading(URL, remote_code=True)}\n```\n\n"
+        "`trust_remote_code` lets transformers run the one modelling file in this directory; "
+        "where `config.json` has no `auto_map` there is none, and the argument can go."
+    )
+
+
+def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return a table whose columns, but the first, are flush right."""
+    rule = ("---", *("---:" for _ in head[1:]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+
+
+def hub_id(model: dict) -> str | None:
+    """Return the hub id of the base model, where it came from there."""
+    path = str(model["path"])
+    if model.get("wheel") or path.endswith(".gguf") or path.startswith("."):
+        return None
+    return path if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) else None

@@ -1,0 +1,80 @@
+"""The table at the end of a job: dense and pruned, side by side."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pruning.results.result import Result
+
+
+def table(result: Result) -> Table:
+    """Return the numbers of a result, a column each for the dense and the pruned model."""
+    speedup, latency, params = result.speedup, result.latency, result.params
+    setting = f"{latency.phase}, {latency.batch} x {latency.sequence} tokens"
+    found = Table(title=result.name, title_justify="left")
+    found.add_column("")
+    found.add_column("dense", justify="right")
+    found.add_column("pruned", justify="right")
+    pruned = f"{params.pruned / 1e6:.1f} M ({params.ratio:.1%})"
+    found.add_row("parameters", f"{params.dense / 1e6:.1f} M", pruned)
+    for name in ("p50_ms", "p90_ms"):
+        values = (f"{getattr(side, name):.1f} ms" for side in (latency.dense, latency.pruned))
+        found.add_row(f"latency {name[:3]} ({setting})", *values)
+    found.add_row("speedup target", "", f"{speedup.target:.3f}x")
+    found.add_row("speedup predicted", "", f"{speedup.predicted:.3f}x")
+    found.add_row("speedup measured", "", f"[bold]{speedup.measured:.3f}x[/bold]")
+    for row in evaluation_rows(result):
+        found.add_row(*row)
+    device = result.memory.peak_device_gib
+    found.add_row("peak memory of the job, host", "", f"{result.memory.peak_host_gib:.2f} GiB")
+    if device is not None:
+        found.add_row("peak memory of the job, device", "", f"{device:.2f} GiB")
+    found.add_row("time of the job", "", f"{result.seconds['total']:.0f} s")
+    return found
+
+
+def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:
+    """Return (metric, dense, pruned) as texts, standard errors behind the values they belong to."""
+    sides = (result.evaluation.dense, result.evaluation.pruned)
+    keys = dict.fromkeys(key for side in sides for key in side)
+    return [
+        (key, quantity(sides[0], key), quantity(sides[1], key))
+        for key in keys
+        if not key.endswith("_stderr")
+    ]
+
+
+def quantity(values: Mapping[str, float | None], key: str) -> str:
+    """Write a number with its standard error, if it has one."""
+    if key not in values:
+        return ""
+    value, error = values[key], values.get(f"{key}_stderr")
+    if value is None:
+        return "not finite"
+    if "perplexity" in key:
+        return f"{value:.2f}" if value < 1e5 else f"{value:.2e}"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+
+def loading(path: str, remote_code: bool) -> str:
+    """Return the three lines of Python that load a checkpoint."""
+    trust = ", trust_remote_code=True" if remote_code else ""
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model = AutoModelForCausalLM.from_pretrained({json.dumps(path)}{trust})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(path)})"
+    )
+
+
+def show(result: Result, directory: Path, console: Console | None = None) -> None:
+    """Print the table, where the checkpoint is, and how it is loaded."""
+    console = console or Console()
+    checkpoint = directory / "model"
+    config = json.loads((checkpoint / "config.json").read_text())
+    console.print(table(result))
+    console.print(f"\nThe checkpoint is in {checkpoint}\n", highlight=False, soft_wrap=True)
+    lines = loading(str(checkpoint), "auto_map" in config)
+    console.print(lines, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,307 @@
+"""The result of one job, as `result.json`: a contract that tracker, report and reader rely on."""
+
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.experiment import Experiment
+    from pruning.latency.meet import Met
+    from pruning.models.sites import Allocation
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "numpy", "hydra-core")
+GIB = 2**30
+T = TypeVar("T")
+
+
+@dataclass
+class Speedup:
+    """How much faster, end to end: dense time over pruned time."""
+
+    target: float  # what was asked for
+    predicted: float  # by the latency table, in the last round
+    measured: float  # dense p50 over pruned p50, interleaved
+    rounds: list[dict[str, Any]]  # of the closed loop; each with at least predicted and measured
+
+
+@dataclass
+class Latency:
+    """Percentiles of `n` timed forward passes."""
+
+    p50_ms: float
+    p90_ms: float
+    n: int
+
+
+@dataclass
+class Latencies:
+    """The two models' latencies and the setting they were taken in."""
+
+    dense: Latency
+    pruned: Latency
+    phase: str  # prefill or decode
+    batch: int  # sequences
+    sequence: int  # tokens per sequence
+
+
+@dataclass
+class Params:
+    """Numbers of parameters, tied ones counted once."""
+
+    dense: int
+    pruned: int
+    ratio: float  # pruned / dense
+
+
+@dataclass
+class Evaluation:
+    """`"<suite>/<task>/<metric>"` -> number; null where it was not finite."""
+
+    dense: Mapping[str, float | None]
+    pruned: Mapping[str, float | None]
+
+
+@dataclass
+class Memory:
+    """Peaks over the whole job."""
+
+    peak_host_gib: float  # resident set of the process
+    peak_device_gib: float | None  # allocated by torch on CUDA; null without a device
+
+
+@dataclass
+class Block:
+    """What was kept of one transformer block; zeros where a sub-block is gone."""
+
+    block: int
+    query_heads: int
+    kv_heads: int
+    ffn: int  # channels
+
+
+@dataclass
+class Result:
+    """Everything one job found out. Keys are added, never renamed, within a `schema`."""
+
+    name: str  # run identity: readable, ends in a hash of the config
+    study: str  # groups the runs of one frontier
+    config: dict[str, Any]  # resolved, in full
+    speedup: Speedup
+    latency: Latencies
+    params: Params
+    evaluation: Evaluation
+    seconds: dict[str, float]  # stage -> wall-clock seconds; `total` is all of the job
+    memory: Memory
+    allocation: list[Block]  # one entry per block, in order
+    environment: dict[str, Any]  # of `environment()`
+    schema: int = SCHEMA
+
+
+def compose(
+    experiment: "Experiment",
+    name: str,
+    dense: "PreTrainedModel",
+    met: "Met",
+    evaluation: dict[str, dict[str, float]],
+    seconds: dict[str, float],
+) -> Result:
+    """Gather what a job found out; `evaluation` has the keys dense and pruned."""
+    hardware = experiment.hardware
+    before, after = (
+        Latency(timing.p50, timing.p90, len(timing.values))
+        for timing in (met.dense_timing, met.pruned_timing)
+    )
+    whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, met.pruned))
+    return Result(
+        name=name,
+        study=experiment.study,
+        config=json.loads(json.dumps(asdict(experiment))),  # enums become their values
+        speedup=Speedup(met.target, met.predicted, met.measured, met.rounds),
+        latency=Latencies(before, after, "prefill", hardware.batch, hardware.sequence),
+        params=Params(whole, left, left / whole),
+        evaluation=Evaluation(evaluation["dense"], evaluation["pruned"]),
+        seconds=seconds,
+        memory=memory(),
+        allocation=kept(dense, met.allocation),
+        environment=environment(),
+    )
+
+
+def kept(dense: "PreTrainedModel", allocation: "Allocation") -> list[Block]:
+    """Count what an allocation keeps of each block of the dense model."""
+    import torch
+
+    from pruning.models.sites import Kind, blocks, shape, sites
+
+    found = [Block(index, 0, 0, 0) for index in range(len(blocks(dense)))]
+    for site in sites(dense):
+        left = shape(site, allocation.get(site, torch.ones(site.units, dtype=torch.bool)))
+        if site.kind is Kind.FFN:
+            assert isinstance(left, int)
+            found[site.block].ffn = left
+        else:
+            assert isinstance(left, tuple)
+            found[site.block].kv_heads = left[0]
+            found[site.block].query_heads = left[0] * left[1]
+    return found
+
+
+def write_allocation(allocation: "Allocation", path: Path) -> None:
+    """Write the kept units of every site, `{"block.0.ffn": {"of": 1536, "keep": [0, 3, ...]}}`."""
+    sites = {
+        site.name: {"of": site.units, "keep": keep.nonzero().flatten().tolist()}
+        for site, keep in allocation.items()
+    }
+    write_text(json.dumps(sites) + "\n", path)
+
+
+def write(result: Result, path: Path) -> None:
+    """Write `result.json` by one rename, on disk before it appears; NaN and infinity become null.
+
+    A job is done if and only if this file exists and `read` accepts it.
+    """
+    write_text(json.dumps(finite(asdict(result)), indent=1, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(scratch, 0o644)  # mkstemp gives 0600
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> Result | None:
+    """Return the result in `path`, or None where there is none, or it is cut short or not one."""
+    try:
+        data = json.loads(path.read_text())
+        if data["schema"] != SCHEMA:
+            raise ValueError(f"schema {data['schema']!r}, not {SCHEMA}")
+        return parse(Result, data)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        log.warning("%s is not a result and is not taken for one: %r", path, error)
+        return None
+
+
+def finished(directory: Path) -> bool:
+    """Say whether the job of this directory is done."""
+    return read(directory / "result.json") is not None
+
+
+def parse(kind: type[T], data: dict[str, Any]) -> T:
+    """Build a dataclass and those inside it; keys that it has no field for are left out."""
+    assert is_dataclass(kind)
+    values = {field.name: data[field.name] for field in fields(kind)}
+    for field in fields(kind):
+        if is_dataclass(field.type):
+            values[field.name] = parse(field.type, values[field.name])  # type: ignore[arg-type]
+        elif field.type == list[Block]:
+            values[field.name] = [parse(Block, entry) for entry in values[field.name]]
+    return kind(**values)
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def memory() -> Memory:
+    """Return the peaks of this process so far."""
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, KiB on Linux
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+    device = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
+    return Memory(host, device)
+
+
+def environment() -> dict[str, Any]:
+    """Return what numbers depend on besides the config; no host names and no paths.
+
+    Keys `commit` and `dirty` are null where this package does not run from a git checkout.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu": cpu(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
+        **checkout(),
+    }
+
+
+def version(package: str) -> str | None:
+    """Return the version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu() -> str:
+    """Return the processor's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def checkout() -> dict[str, Any]:
+    """Return the git commit this package runs from and whether tracked files differ from it."""
+
+    def git(*command: str) -> str:
+        here = Path(__file__).parent
+        done = subprocess.run(
+            ["git", *command], cwd=here, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not just inside another checkout
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}

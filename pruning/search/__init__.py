@@ -1,0 +1,1 @@
+"""From losses and milliseconds to an allocation."""

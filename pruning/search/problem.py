@@ -1,0 +1,95 @@
+"""What a search sees: losses and milliseconds per level, and a way to measure whole candidates."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pruning.latency.table import LatencyTable
+from pruning.methods.levels import Levels
+from pruning.models.sites import Site
+from pruning.results.cache import Cache
+from pruning.search.knapsack import Row, knapsack
+from pruning.search.trial import Trial
+
+
+@dataclass
+class Problem:
+    """Per site, the prior loss, the milliseconds and the kept share of each level, dense first."""
+
+    sites: list[Site]
+    loss: list[Row]  # held-out relative output errors
+    ms: list[Row]
+    kept: list[Row]
+    rest: float  # ms that no level changes
+    trial: Trial | None  # for searches that measure
+    cache: Cache
+    identity: dict  # of everything that sensitivities depend on
+
+    def total(self, choice: Sequence[int]) -> float:
+        """Return the predicted end-to-end milliseconds of a choice."""
+        return self.rest + sum(row[level] for row, level in zip(self.ms, choice, strict=True))
+
+    def solve(self, loss: Sequence[Row], budget: float) -> list[int] | None:
+        """Return the cheapest choice in `loss` that fits `budget` ms, or None."""
+        whole = [0] * len(self.sites)
+        if self.total(whole) <= budget * (1 + 1e-9):
+            return whole
+        return knapsack(loss, self.ms, budget - self.rest)
+
+    def evaluate(self, choice: Sequence[int]) -> float:
+        """Return the measured calibration loss of a choice."""
+        assert self.trial is not None
+        return self.trial.evaluate(choice)
+
+    def sensitivities(self, anchors: list[float]) -> list[dict[int, float]]:
+        """Return each site's measured loss increase at the levels nearest `anchors`; cached."""
+        levels = [sorted({_nearest(row, anchor) for anchor in anchors}) for row in self.kept]
+
+        def build(directory: Path) -> None:
+            assert self.trial is not None
+            found = self.trial.sensitivities(levels)
+            (directory / "sensitivities.json").write_text(json.dumps(found))
+
+        entry = self.cache.stage("sensitivities", {**self.identity, "levels": levels}, build)
+        rows = json.loads((entry / "sensitivities.json").read_text())
+        return [{int(level): loss for level, loss in row.items()} for row in rows]
+
+
+def pose(levels: Levels, table: LatencyTable, trial: Trial | None, cache: Cache) -> Problem:
+    """Put losses, milliseconds and measurements together for a search."""
+    sites = list(levels)
+    identity: dict = {"version": 1, "levels": levels.identity}
+    if trial is not None:
+        identity["batches"] = [state.batch.digest() for state in trial.states]
+        identity["objective"] = trial.objective
+    return Problem(
+        sites,
+        [np.array(of.loss) for of in levels.values()],
+        [np.array([table.ms(s.kind, shape) for shape in levels[s].shapes]) for s in sites],
+        [of.keeps.float().mean(1).numpy() for of in levels.values()],
+        table.rest,
+        trial,
+        cache,
+        identity,
+    )
+
+
+def _nearest(kept: Row, share: float) -> int:
+    """Return the level below dense whose kept share is nearest `share`."""
+    return 1 + int(np.abs(kept[1:] - share).argmin())
+
+
+def scaled(prior: Row, measured: dict[int, float]) -> Row:
+    """Scale prior losses so that they meet the losses measured at a few levels.
+
+    The ratio measured / prior is interpolated in the logarithm of the prior between the measured
+    levels and constant beyond them.
+    """
+    pairs = sorted((prior[level], loss / prior[level]) for level, loss in measured.items())
+    errors, ratios = (np.array(column) for column in zip(*pairs, strict=True))
+    ratios = np.maximum(ratios, 1e-6 * ratios.max() + 1e-12)
+    at = np.log(np.maximum(prior, 1e-12))
+    return prior * np.exp(np.interp(at, np.log(errors), np.log(ratios)))

@@ -1,0 +1,112 @@
+"""How levels are chosen: the config group `search`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.calibration.stream import Batch
+    from pruning.methods.levels import Levels
+    from pruning.search.problem import Problem
+    from pruning.search.trial import Trial
+
+Chooser = Callable[
+    [float], "list[int] | None"
+]  # budget in ms -> a level per site, None if none fits
+
+
+class Objective(StrEnum):
+    """The calibration loss that a search lowers."""
+
+    kl = "kl"  # KL divergence from the dense model's next-token distribution, nats per token
+    task = "task"  # next-token cross entropy, nats per token
+
+
+@dataclass
+class Search(ABC):
+    """A way to choose one level per site under a latency budget."""
+
+    name: str = MISSING
+
+    def trial(
+        self, model: "PreTrainedModel", levels: "Levels", batches: "list[Batch]"
+    ) -> "AbstractContextManager[Trial | None]":
+        """Open what candidates are measured with; nothing for a search that does not measure."""
+        return nullcontext()
+
+    @abstractmethod
+    def prepare(self, problem: "Problem", budget: float) -> Chooser:
+        """Do the work that is worth doing once, and return how any nearby budget is answered."""
+
+
+@dataclass
+class Uniform(Search):
+    """The same FFN level in every block, attention untouched: the baseline to beat.
+
+    Where the budget falls between two levels, the lower one is spread evenly over the depth.
+    """
+
+    def prepare(self, problem: "Problem", budget: float) -> Chooser:
+        """Return the widest uniform FFN schedule that fits."""
+        from pruning.search.uniform import uniform
+
+        return lambda budget: uniform(problem, budget)
+
+
+@dataclass
+class Guided(Search):
+    """A search that measures whole candidates on a slice of the held-out calibration text."""
+
+    objective: Objective = MISSING
+    tokens: int = MISSING  # of the held-out calibration text, for every evaluation
+    steps: int = MISSING  # local search: candidates tried
+    mutation: float = MISSING  # local search: share of the coefficients changed in a candidate
+
+    def trial(
+        self, model: "PreTrainedModel", levels: "Levels", batches: "list[Batch]"
+    ) -> "AbstractContextManager[Trial | None]":
+        """Measure candidates on some of the held-out calibration text."""
+        from pruning.search.trial import Trial, evaluation_text
+
+        return Trial(model, levels, evaluation_text(batches, self.tokens), self.objective)
+
+
+@dataclass
+class Spdy(Guided):
+    """Structured SPDY of ZipLM (arXiv:2302.04089): the DP under random layer coefficients.
+
+    Coefficients start at the best of `inits` draws from U(0, 1); then `steps` times some of them
+    are drawn again, and a candidate is kept when the measured loss falls.
+    """
+
+    inits: int = MISSING
+
+    def prepare(self, problem: "Problem", budget: float) -> Chooser:
+        """Search the coefficients of the prior losses by measured calibration loss."""
+        from pruning.search.climb import spdy
+
+        return spdy(self, problem, budget)
+
+
+@dataclass
+class Calibrated(Guided):
+    """The DP on measured sensitivities, then a short local search.
+
+    Each sub-block's loss increase is measured at the levels nearest `anchors` (shares of the units
+    kept), alone, once for all targets; the prior losses between them are scaled to fit.
+    """
+
+    anchors: list[float] = MISSING
+
+    def prepare(self, problem: "Problem", budget: float) -> Chooser:
+        """Solve the DP on sensitivities and refine its coefficients by measured loss."""
+        from pruning.search.climb import calibrated
+
+        return calibrated(self, problem, budget)

@@ -1,0 +1,130 @@
+"""Measure candidates in place: the calibration loss of a model with some levels installed."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from pruning.calibration.stream import Batch, State, behind, enter
+from pruning.methods.levels import Levels
+from pruning.models.sites import Site, blocks, final, output_projection, set_weight_, weight
+from pruning.results.progress import track
+from pruning.search.search import Objective
+
+
+class Trial:
+    """Swaps output projections in and out of the dense model; copies nothing else of it.
+
+    Leave it as a context, so that the dense weights are back whatever happens.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, levels: Levels, batches: list[Batch], objective: Objective
+    ):
+        self.model, self.levels, self.objective = model, levels, objective
+        self.sites = list(levels)
+        self.states = [enter(model, batch) for batch in batches]
+        self.installed = [0] * len(self.sites)
+        self.original: dict[Site, tuple[Tensor, Tensor | None]] = {}
+        with torch.no_grad():
+            self.dense = [self._log_probabilities(state, 0, state.hidden) for state in self.states]
+
+    def __enter__(self) -> "Trial":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for index in range(len(self.sites)):
+            self._install(index, 0)
+
+    @torch.no_grad()
+    def evaluate(self, choice: Sequence[int]) -> float:
+        """Return the calibration loss, in nats per token, of one level per site."""
+        for index, level in enumerate(choice):
+            self._install(index, level)
+        return self._loss(0, [state.hidden for state in self.states])
+
+    @torch.no_grad()
+    def sensitivities(self, anchors: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+        """Measure each site's loss increase at its anchor levels, all other sites dense.
+
+        The blocks before the site are not run again: the hidden states go along.
+        """
+        dense = self.evaluate([0] * len(self.sites))
+        hidden = [state.hidden for state in self.states]
+        found: list[dict[int, float]] = [{} for _ in self.sites]
+        for index, block in enumerate(track(blocks(self.model), "search: sensitivities")):
+            for i, site in enumerate(self.sites):
+                if site.block == index:
+                    for level in anchors[i]:
+                        self._install(i, level)
+                        found[i][level] = max(0.0, self._loss(index, hidden) - dense)
+                    self._install(i, 0)
+            hidden = [
+                behind(block, h, state.calls[index])
+                for h, state in zip(hidden, self.states, strict=True)
+            ]
+        return found
+
+    @torch.no_grad()
+    def _install(self, index: int, level: int) -> None:
+        if self.installed[index] == level:
+            return
+        site = self.sites[index]
+        module = output_projection(self.model, site)
+        bias = getattr(module, "bias", None)
+        if site not in self.original:
+            copy = None if bias is None else bias.detach().clone()
+            self.original[site] = weight(module).clone(), copy
+        W, b = self.original[site]
+        set_weight_(module, self.levels.dense_weight(site, level, W) if level else W)
+        if b is not None:
+            assert isinstance(bias, nn.Parameter)
+            bias.copy_(b if self.levels[site].keeps[level].any() else torch.zeros_like(b))
+        self.installed[index] = level
+
+    def _log_probabilities(
+        self, state: State, start: int, hidden: Tensor
+    ) -> Float[Tensor, "tokens vocabulary"]:
+        """Run the blocks from `start` on, and the head; return log probabilities at real tokens."""
+        for index, block in enumerate(blocks(self.model)):
+            if index >= start:
+                hidden = behind(block, hidden, state.calls[index])
+        real = state.batch.mask.bool().to(hidden.device)
+        return final(self.model, hidden[real]).float().log_softmax(-1)
+
+    def _loss(self, start: int, hidden: Sequence[Tensor]) -> float:
+        """Return the objective in nats per token, with `hidden` entering block `start`."""
+        total, tokens = 0.0, 0
+        for state, dense, h in zip(self.states, self.dense, hidden, strict=True):
+            found = self._log_probabilities(state, start, h)
+            if self.objective is Objective.kl:
+                loss, count = F.kl_div(found, dense, reduction="sum", log_target=True), len(found)
+            else:
+                chosen, targets = (t.to(found.device) for t in _next_tokens(state.batch))
+                loss, count = F.nll_loss(found[chosen], targets, reduction="sum"), len(targets)
+            total, tokens = total + float(loss), tokens + count
+        return total / tokens
+
+
+def _next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Say which real tokens are followed by another, and by which."""
+    real = batch.mask.bool()
+    followed = torch.zeros_like(real)
+    followed[:, :-1] = real[:, :-1] & real[:, 1:]
+    return followed[real], batch.ids.roll(-1, 1)[followed]
+
+
+def evaluation_text(batches: list[Batch], tokens: int) -> list[Batch]:
+    """Take `tokens` (or a little more) of the held-out batches, in rows of at most that length."""
+    found: list[Batch] = []
+    for batch in batches:
+        if not batch.held_out:
+            continue
+        for row in batch.split(1):
+            found.append(Batch(row.ids[:, :tokens], row.mask[:, :tokens], held_out=True))
+            if sum(b.tokens for b in found) >= tokens:
+                return found
+    return found

@@ -1,0 +1,24 @@
+"""The uniform schedule."""
+
+import numpy as np
+
+from pruning.models.sites import Kind
+from pruning.search.problem import Problem
+
+
+def uniform(problem: Problem, budget: float) -> list[int] | None:
+    """Return the widest schedule that cuts every FFN alike and fits `budget` ms.
+
+    Of two neighbouring levels the lower one is given to as few blocks as possible, evenly spread.
+    """
+    ffn = [i for i, site in enumerate(problem.sites) if site.kind is Kind.FFN]
+    for level in range(len(problem.ms[ffn[0]])):
+        for lower in range(len(ffn)):
+            choice = [0] * len(problem.sites)
+            # the number of lower levels up to block k is floor((k + 1) * lower / blocks)
+            steps = np.diff(np.floor(np.arange(len(ffn) + 1) * lower / len(ffn))).astype(int)
+            for i, step in zip(ffn, steps, strict=True):
+                choice[i] = min(level + int(step), len(problem.ms[i]) - 1)
+            if problem.total(choice) <= budget:
+                return choice
+    return None

@@ -1,0 +1,42 @@
+"""Token perplexity against transformers' own loss."""
+
+import math
+
+import pytest
+import torch
+
+from pruning.evaluation.perplexity import token_perplexity, tokenize
+
+
+@pytest.mark.parametrize(("windows", "used"), [(None, 5), (3, 3), (9, 5)])
+@pytest.mark.parametrize("batch", [1, 2, 8])
+def test_token_perplexity_is_exp_of_transformers_mean_loss(model, windows, used, batch):
+    tokens = torch.randint(0, model.config.vocab_size, (5 * 8 + 3,))  # a tail of 3 is dropped
+    losses = []
+    for k in range(used):
+        row = tokens[None, 8 * k : 8 * k + 8]
+        losses.append(model(input_ids=row, labels=row).loss.item())
+    expected = math.exp(sum(losses) / used)
+    assert token_perplexity(model, tokens, 8, windows, batch) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_that_says_nothing_has_the_vocabulary_as_perplexity(model):
+    class Flat(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def forward(self, input_ids, use_cache):
+            logits = torch.zeros(*input_ids.shape, 50, dtype=torch.bfloat16)
+            return type("Output", (), {"logits": logits})
+
+    tokens = torch.arange(40)
+    assert token_perplexity(Flat(), tokens, 10, None, 2) == pytest.approx(50)
+
+
+def test_documents_are_joined_by_a_blank_line_without_special_tokens(tokenizer):
+    found = tokenize(tokenizer, ["the sun ", " ice"], None)
+    assert tokenizer.convert_ids_to_tokens(found) == ["the", "sun", "\n\n", "ice"]
+
+
+def test_no_more_documents_are_tokenized_than_needed(tokenizer):
+    found = tokenize(tokenizer, ["the sun ", " ice ", " fire"], 3)
+    assert tokenizer.convert_ids_to_tokens(found) == ["the", "sun", "\n\n", "ice"]

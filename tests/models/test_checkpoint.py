@@ -1,0 +1,226 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from pruning.models.checkpoint import describe, save
+from pruning.models.shrink import shrink_
+from pruning.models.sites import sites
+from tests.families import FAMILIES, llama
+from tests.models.allocations import mixed, uniform
+
+IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
+
+# family: KV groups and FFN width of every block, and the model_type of the plain checkpoint
+PLAIN = {
+    "llama": (2, 40, "llama"),
+    "llama-as-mistral": (3, 40, "mistral"),
+    "mistral": (3, 41, "mistral"),
+    "qwen2": (3, 41, "qwen2"),
+    "qwen3": (3, 41, "qwen3"),
+    "gemma": (3, 41, "gemma"),
+    "gpt2": (None, 41, "gpt2"),
+    "opt": (None, 41, "opt"),
+}
+
+STRANGER = """
+import json, sys
+from pathlib import Path
+
+sys.modules["pruning"] = None
+try:
+    import pruning
+    raise SystemExit("pruning is importable here")
+except ImportError:
+    pass
+
+import torch
+torch.set_num_threads(1)
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as hf
+
+class Heard(__import__("logging").Handler):
+    lines = []
+    def emit(self, record):
+        line = record.getMessage()
+        if "global config value" not in line:  # from transformers' own validation of the config
+            self.lines.append(line)
+
+hf.get_logger().addHandler(Heard())
+hf.disable_progress_bar()
+root = Path(sys.argv[1])
+ids = load_file(root / "ids.safetensors")["ids"]
+found = {}
+for path in sorted(p for p in root.iterdir() if p.is_dir()):
+    trust = path.name.startswith("mixed")
+    Heard.lines.clear()
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, output_loading_info=True, **({"trust_remote_code": True} if trust else {})
+    )
+    facts = {name: len(keys) for name, keys in info.items()}
+    with torch.no_grad():
+        out = {"logits": model(input_ids=ids).logits}
+        options = dict(do_sample=False, max_new_tokens=8, min_new_tokens=8)
+        cut = ids[:, :7]
+        out["dynamic"] = model.generate(cut, **options)
+        out["static"] = model.generate(cut, cache_implementation="static", **options)
+        out["none"] = model.generate(cut, use_cache=False, **options)
+        if trust:
+            model.save_pretrained(root.parent / "again" / path.name)
+            again = AutoModelForCausalLM.from_pretrained(
+                root.parent / "again" / path.name, trust_remote_code=True
+            )
+            out["again"] = again(input_ids=ids).logits
+            fresh = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True)
+            facts["finite"] = all(bool(p.isfinite().all()) for p in fresh.parameters())
+            facts["own_class"] = type(model).__name__
+        facts["tied"] = model.get_input_embeddings().weight is model.lm_head.weight
+        facts["warnings"] = list(Heard.lines)
+        out["loss"] = model(input_ids=ids, labels=ids).loss[None]
+    save_file({k: v.contiguous() for k, v in out.items()}, root / (path.name + ".safetensors"))
+    found[path.name] = facts
+print(json.dumps(found))
+"""
+
+
+@torch.no_grad()
+def answers(model):
+    options = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
+    return {
+        "logits": model(input_ids=IDS).logits,
+        "loss": model(input_ids=IDS, labels=IDS).loss[None],
+        "tokens": model.generate(IDS[:, :7], use_cache=False, **options),
+    }
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """Save every checkpoint, load them all where `pruning` does not exist; return what came."""
+    from safetensors.torch import load_file, save_file
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    expected = {}
+    for family, make in FAMILIES.items():
+        model = make()
+        shrink_(model, mixed(model))
+        save(model, None, root / f"mixed-{family}", "# card")
+        expected[f"mixed-{family}"] = answers(model)
+    for name, (groups, width, _) in PLAIN.items():
+        model = FAMILIES[name.split("-")[0]]()
+        shrink_(model, uniform(model, groups, width))
+        save(model, None, root / f"plain-{name}", "# card")
+        expected[f"plain-{name}"] = answers(model)
+    save_file({"ids": IDS}, root / "ids.safetensors")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root.parent / "hf")}
+    elsewhere = root.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "stranger.py").write_text(STRANGER)
+    done = subprocess.run(
+        [sys.executable, "stranger.py", str(root)],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    found = {name: load_file(root / f"{name}.safetensors") for name in expected}
+    return root, expected, found, facts
+
+
+NAMES = [*(f"mixed-{family}" for family in FAMILIES), *(f"plain-{name}" for name in PLAIN)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stranger_gets_the_same_model(stranger, name):
+    _, expected, found, facts = stranger
+    torch.testing.assert_close(
+        found[name]["logits"], expected[name]["logits"], rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(found[name]["loss"], expected[name]["loss"])
+    for cache in ("dynamic", "static", "none"):
+        assert torch.equal(found[name][cache], expected[name]["tokens"]), cache
+    assert not facts[name]["missing_keys"]
+    assert not facts[name]["unexpected_keys"]
+    assert not facts[name]["mismatched_keys"]
+    tied = name.split("-")[1] in ("llama", "qwen3", "gemma", "gpt2", "opt")
+    assert facts[name]["tied"] == tied
+    assert facts[name]["warnings"] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_loaded_checkpoint_can_be_saved_again(stranger, family):
+    _, expected, found, facts = stranger
+    again = found[f"mixed-{family}"]["again"]
+    torch.testing.assert_close(again, expected[f"mixed-{family}"]["logits"], rtol=1e-4, atol=1e-5)
+    assert facts[f"mixed-{family}"]["finite"]
+    assert facts[f"mixed-{family}"]["own_class"].startswith("Pruned")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_lies_in_the_directory(stranger, name):
+    directory = stranger[0] / name
+    config = json.loads((directory / "config.json").read_text())
+    files = {file.name for file in directory.iterdir()}
+    assert {"config.json", "model.safetensors", "README.md"} <= files
+    assert not any(Path(file).suffix in (".bin", ".pt", ".pth", ".pkl") for file in files)
+    readable = {oct((directory / file).stat().st_mode) for file in files}
+    assert len(readable) == 1
+    if name.startswith("mixed"):
+        assert "modeling_pruned.py" in files
+        assert config["per_layer_config"]["1"]["skip"] == ["attention"]
+        assert config["per_layer_config"]["2"]["skip"] == ["mlp"]
+    else:
+        assert not any(file.endswith(".py") for file in files)
+        assert not {"auto_map", "per_layer_config"} & config.keys()
+        assert config["model_type"] == PLAIN[name.removeprefix("plain-")][2]
+
+
+def test_heads_that_gpt2_and_opt_cannot_say_need_the_code():
+    for family in ("gpt2", "opt"):
+        model = FAMILIES[family]()
+        config = describe(shrink_(model, uniform(model, 6, 40)))
+        assert config.auto_map["AutoModelForCausalLM"].startswith("modeling_pruned.Pruned")
+    biased = llama(attention_bias=True)
+    assert hasattr(describe(shrink_(biased, uniform(biased, 3, 40))), "auto_map")
+
+
+def test_a_checkpoint_replaces_the_one_before_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = llama()
+    path = tmp_path / "model"
+    save(model, None, path, "first")
+    (path / "stale").touch()
+    save(model, None, path, "second")
+    assert (path / "README.md").read_text() == "second"
+    assert not (path / "stale").exists()
+    monkeypatch.setattr(type(model), "save_pretrained", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(model, None, path, "third")
+    assert (path / "README.md").read_text() == "second"
+
+
+def test_saving_leaves_the_model_and_its_shapes_alone(tmp_path):
+    model = llama()
+    shrink_(model, mixed(model))
+    before = sites(model)
+    save(model, None, tmp_path / "model", "")
+    assert sites(model) == before
+    assert not model.config.is_heterogeneous
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    assert sites(loaded) == before
+
+
+def test_the_tokenizer_travels_along(tmp_path):
+    words = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    save(llama(), tokenizer, tmp_path / "model", "")
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").encode("b") == [2]

@@ -1,0 +1,161 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from transformers import BertConfig, BertLMHeadModel, OPTConfig, OPTForCausalLM, Qwen2Config
+
+from pruning.models.shrink import mask_, shrink_, twin
+from pruning.models.sites import (
+    Kind,
+    Site,
+    architecture,
+    blocks,
+    final,
+    output_projection,
+    set_weight_,
+    shape,
+    sites,
+    weight,
+)
+from tests.families import FAMILIES, GATED, llama, random_model
+from tests.models.allocations import heads, mixed
+
+IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=IDS).logits
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return FAMILIES[request.param]()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_masked_and_shrunk_agree(model, attention):
+    model.set_attn_implementation(attention)
+    dense = logits(model)
+    allocation = mixed(model)
+    masked = logits(mask_(deepcopy(model), allocation))
+    shrunk = shrink_(model, allocation)
+    torch.testing.assert_close(logits(shrunk), masked, rtol=1e-4, atol=1e-5)
+    assert (masked - dense).abs().max() > 0.1
+    left = {(site.block, site.kind): site for site in sites(shrunk)}
+    assert (1, Kind.ATTENTION) not in left
+    assert (2, Kind.FFN) not in left
+    assert left[0, Kind.ATTENTION].groups == allocation_groups(allocation)
+    assert left[0, Kind.FFN].units % 2 == 1
+
+
+def allocation_groups(allocation):
+    return next(shape(s, k)[0] for s, k in allocation.items() if s.kind is Kind.ATTENTION)
+
+
+def test_biases_of_llama_survive():
+    model = llama(attention_bias=True, mlp_bias=True)
+    allocation = mixed(model)
+    masked = logits(mask_(deepcopy(model), allocation))
+    torch.testing.assert_close(logits(shrink_(model, allocation)), masked, rtol=1e-4, atol=1e-5)
+
+
+def test_shrinking_twice_is_shrinking_once_more(model):
+    allocation = {s: k for s, k in mixed(model).items() if k.any()}
+    once = shrink_(twin(model), allocation)
+    site = next(s for s in sites(once) if s.kind is Kind.FFN)
+    drop = torch.ones(site.units, dtype=torch.bool)
+    drop[0] = False
+    dense_site = Site(site.block, Kind.FFN, model_width(model), 1)
+    both = allocation[dense_site].clone()
+    both[both.nonzero()[0]] = False
+    at_once = shrink_(twin(model), allocation | {dense_site: both})
+    assert torch.equal(logits(shrink_(once, {site: drop})), logits(at_once))
+
+
+def model_width(model):
+    return next(s.units for s in sites(model) if s.kind is Kind.FFN)
+
+
+def test_keeping_all_is_bit_identical(model):
+    dense = logits(model)
+    modules = list(model.modules())
+    shrink_(model, {s: torch.ones(s.units, dtype=torch.bool) for s in sites(model)})
+    assert torch.equal(logits(model), dense)
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+
+
+def test_a_twin_shares_parameters_and_shrinking_it_leaves_them(model):
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    dense = logits(model)
+    other = twin(model)
+    shared = {id(p) for p in other.parameters()}
+    assert shared == {id(p) for p in model.parameters()}
+    shrink_(other, mixed(model))
+    assert torch.equal(logits(model), dense)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    own = [p for p in other.parameters() if id(p) not in shared]
+    old = {p.data_ptr() for p in model.parameters()}
+    assert own
+    assert not old & {p.data_ptr() for p in own}
+
+
+def test_uneven_query_heads_are_refused():
+    model = llama()
+    site = sites(model)[0]
+    uneven = heads(site, [0, 1], [[0, 1], [0]])
+    with pytest.raises(ValueError, match=r"block.0.attention: kept KV groups keep \[2, 1\]"):
+        shrink_(model, {site: uneven})
+
+
+def test_the_first_attention_stays(model):
+    site = sites(model)[0]
+    with pytest.raises(ValueError, match="caches read the sequence length there"):
+        shrink_(model, {site: torch.zeros(site.units, dtype=torch.bool)})
+
+
+def test_the_first_attention_of_every_layer_type_stays():
+    windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+    model = random_model(Qwen2Config(**GATED, **windows))
+    assert model.config.layer_types[1] == "sliding_attention"
+    site = next(s for s in sites(model) if s.block == 1)
+    with pytest.raises(ValueError, match=r"block.1.attention: the first"):
+        shrink_(model, {site: torch.zeros(site.units, dtype=torch.bool)})
+
+
+def test_sites_name_what_is_there(model):
+    found = sites(model)
+    assert [s.name for s in found[:3]] == ["block.0.attention", "block.0.ffn", "block.1.attention"]
+    for site in found:
+        module = output_projection(model, site)
+        assert weight(module).shape == (64, site.columns)
+        set_weight_(module, torch.full((64, site.columns), 0.5))
+        assert bool((module.weight == 0.5).all())
+
+
+def test_final_is_the_rest_of_the_model(model):
+    seen = []
+    handle = blocks(model)[-1].register_forward_hook(lambda _, __, out: seen.append(out))
+    expected = logits(model)
+    handle.remove()
+    hidden = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    with torch.no_grad():
+        assert torch.equal(final(model, hidden), expected)
+
+
+def test_unsupported_models_are_named():
+    tiny = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    bert = BertLMHeadModel(BertConfig(vocab_size=8, num_hidden_layers=1, is_decoder=True, **tiny))
+    with pytest.raises(ValueError, match=r"model: architecture 'bert' is not supported.*llama"):
+        architecture(bert)
+    config = OPTConfig(
+        vocab_size=8,
+        hidden_size=8,
+        num_attention_heads=2,
+        ffn_dim=8,
+        num_hidden_layers=1,
+        do_layer_norm_before=False,
+    )
+    with pytest.raises(ValueError, match="do_layer_norm_before=False"):
+        sites(OPTForCausalLM(config))

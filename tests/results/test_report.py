@@ -1,0 +1,67 @@
+"""What a user reads: the table at the end and the model card."""
+
+import json
+
+import pytest
+import yaml
+from rich.console import Console
+
+from pruning.results.card import card
+from pruning.results.report import quantity, show
+
+NUMBERS = ["134.5 M", "101.2 M (75.3%)", "812.5 ms", "651.6 ms", "830.2 ms", "660.4 ms"]
+NUMBERS += ["1.250x", "1.310x", "1.247x", "22.02", "31.42", "0.500 ± 0.080", "3.21 GiB", "313 s"]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_table_and_how_to_load(result, tmp_path, remote):
+    (tmp_path / "model").mkdir()
+    config = {"auto_map": {"AutoModelForCausalLM": "modeling.Pruned"}} if remote else {}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    console = Console(width=120, record=True)
+    show(result, tmp_path, console)
+    text = console.export_text()
+    for number in NUMBERS:
+        assert number in text, number
+    assert ", trust_remote_code=True" in text if remote else "trust_remote_code" not in text
+    lines = text.rstrip().splitlines()[-3:]
+    compile("\n".join(lines), "loading", "exec")
+    assert str(tmp_path / "model") in lines[1]
+
+
+def test_odd_numbers_are_said_plainly():
+    assert quantity({}, "a/b/acc") == ""
+    assert quantity({"a/b/acc": None}, "a/b/acc") == "not finite"
+    assert (
+        quantity({"a/text/token_perplexity_8": 123456.0}, "a/text/token_perplexity_8") == "1.23e+05"
+    )
+
+
+def test_the_card_says_what_how_and_what_came_of_it(result):
+    text = card(result, "python launch.py speedup=1.25")
+    _, front, body = text.split("---\n", 2)
+    matter = yaml.safe_load(front)
+    assert matter["base_model"] == "HuggingFaceTB/SmolLM2-135M"
+    assert matter["library_name"] == "transformers"
+    assert "ziplm" in matter["tags"]
+    assert "```\npython launch.py speedup=1.25\n```" in body
+    for fact in ["| speedup measured |  | 1.247x |", "4 x 128 tokens", "101,234,567"]:
+        assert fact in body
+    assert "| quick/arc_easy/acc | 0.500 ± 0.080 | 0.500 ± 0.080 |" in body
+    assert "| 1 | 0 | 0 | 1024 |" in body
+    assert result.environment["cpu"] in body
+    assert "from_pretrained" in body
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "m", "path": "a/model.gguf", "wheel": "w==1"},
+        {"name": "m", "path": "/home/me/model"},
+        {"name": "m", "path": "./model"},
+        {"name": "m", "path": "model.gguf"},
+    ],
+)
+def test_only_a_hub_id_is_a_base_model(result, model):
+    result.config["model"] = model
+    assert "base_model" not in card(result, "")

@@ -1,0 +1,121 @@
+"""W&B: the summary of an offline run as W&B's own reader sees it, and nothing that can fail."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+from omegaconf import OmegaConf
+
+from pruning.results.tracker import Mode, Service, Tracker, has_key, run_id, summary
+
+CONF = Path(__file__).parents[2] / "conf" / "tracker"
+SUMMARY = {
+    "speedup/target": 1.25,
+    "speedup/predicted": 1.31,
+    "speedup/measured": 1.247,
+    "latency/dense_ms": 812.5,
+    "latency/pruned_ms": 651.6,
+    "params/total": 101_234_567,
+    "params/ratio": 0.7526,
+    "eval/quick/text/token_perplexity_512": 31.4159,
+    "eval/quick/arc_easy/acc": 0.5,
+    "dense/eval/quick/text/token_perplexity_512": 22.0186,
+    "dense/eval/quick/arc_easy/acc": 0.5,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+@pytest.fixture
+def tracker() -> Tracker:
+    return Tracker(Service.wandb, project="test", entity=None, mode=Mode.auto, timeout=20.0)
+
+
+def test_an_offline_run_holds_everything(result, tracker, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    tracker.report(result, tmp_path)
+    assert "no W&B API key" in caplog.text
+    assert not [record for record in caplog.records if record.levelno > logging.INFO]
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    (log,) = run.glob("*.wandb")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    text = subprocess.check_output([*inspect, "--summary", log], text=True)
+    found = json.loads(text)
+    assert found["state"] == "finished"
+    assert found["name"] == found["run_id"] == result.name
+    assert found["config"] == result.config
+    assert SUMMARY.items() <= found["summary"].items()
+    records = subprocess.check_output([*inspect, log], text=True)
+    assert '"frontier"' in records  # the group
+    (table,) = run.glob("files/media/table/per_layer/kept*.json")
+    assert json.loads(table.read_text()) == {
+        "columns": ["block", "query_heads", "kv_heads", "ffn"],
+        "data": [[0, 9, 3, 1536], [1, 0, 0, 1024], [2, 6, 2, 0]],
+    }
+
+
+def test_the_summary_has_the_keys_of_the_contract(result):
+    found = summary(result)
+    assert SUMMARY.items() <= found.items()
+    assert "memory/peak_device_gib" not in found  # there was no device
+
+
+@pytest.mark.parametrize(
+    "error", [wandb.errors.CommError("no network"), RuntimeError("odd\nthing")]
+)
+def test_a_failing_wandb_is_a_warning(result, tracker, tmp_path, monkeypatch, caplog, error):
+    def fail(*args, **more):
+        raise error
+
+    monkeypatch.setattr(wandb, "init", fail)
+    tracker.report(result, tmp_path)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert str(error).splitlines()[0] in record.getMessage()
+
+
+def test_none_imports_no_wandb(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from pruning.results.tracker import *; "
+        "Tracker(Service.none, 'p', None, Mode.auto, 1.0).report(None, Path('.')); "
+        "assert 'wandb' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_key_is_looked_for_where_wandb_does(monkeypatch, tmp_path, tracker):
+    assert not has_key()
+    assert tracker._choose_mode() == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert has_key()
+    assert tracker._choose_mode() == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not has_key()
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert has_key()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert tracker._choose_mode() == "disabled"
+
+
+def test_ids_are_what_wandb_accepts():
+    assert run_id("smollm2-135m-1.25x-65d9b084") == "smollm2-135m-1.25x-65d9b084"
+    assert run_id("a/b:c#d") == "a-b-c-d"
+    assert run_id("x" * 100 + "-65d9b084").endswith("x-65d9b084")
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_tracker_is_whole(path):
+    config = OmegaConf.load(path)
+    assert config.pop("defaults") == ["/schema/tracker@_here_"]
+    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracker), config))
+    assert isinstance(found, Tracker)
+    assert found.name == path.stem
