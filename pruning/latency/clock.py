@@ -66,15 +66,15 @@ def interleaved(
     """Time every call once per round, in a new random order each round, after a warm-up round.
 
     A slow spell of a shared machine then meets all of them alike. With `enough`, rounds beyond
-    `repetitions` follow until it is satisfied, up to three times as many.
+    `repetitions` follow until it is satisfied, up to as many again.
     """
     order: Sequence[Name] = list(calls)
     shuffle = random.Random(seed).shuffle
     for name in order:
         calls[name]()
     found: dict[Name, Timing] = {name: Timing([]) for name in order}
-    rounds = 3 * repetitions if enough else repetitions
-    for index in track(range(rounds), description, total=repetitions):
+    rounds = 2 * repetitions if enough else repetitions
+    for index in track(range(rounds), description, total=rounds):
         if enough and index >= repetitions and enough(found):
             break
         shuffle(order)

@@ -132,14 +132,14 @@ def _monotone(ms: dict) -> dict:
 def compare(
     dense: PreTrainedModel, pruned: PreTrainedModel, hardware: Hardware
 ) -> tuple[Timing, Timing]:
-    """Time both models end to end in turns until the ratio is known to a third of the tolerance."""
+    """Time both models end to end in turns until the ratio is known to half the tolerance."""
 
     def enough(found: dict[str, Timing]) -> bool:
         ratios = np.array(found["dense"].values) / np.array(found["pruned"].values)
         middle = np.percentile(ratios, [25, 50, 75])
         # standard error of a median from its quartiles, 1.253 sigma / sqrt(n), sigma = IQR / 1.349
         doubt = 0.93 * (middle[2] - middle[0]) / np.sqrt(len(ratios))
-        return bool(doubt < hardware.tolerance / 3 * middle[1])
+        return bool(doubt < hardware.tolerance / 2 * middle[1])
 
     calls = {"dense": _prefill(dense, hardware), "pruned": _prefill(pruned, hardware)}
     found = interleaved(calls, dense.device, hardware.repetitions, "measure: end to end", enough)

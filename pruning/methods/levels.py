@@ -83,7 +83,7 @@ class Levels(Mapping[Site, SiteLevels]):
         """Solve the weights of a level for dense W, from the moments of all calibration tokens."""
         keep = self.columns(site, level).to(W.device)
         H = self._moments[site].all.to(W.device)
-        return least_squares(W, H, keep, self._of[site].ridge).to(W.dtype)
+        return least_squares(W.double(), H.double(), keep, self._of[site].ridge).to(W.dtype)
 
     def dense_weight(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]

@@ -33,22 +33,21 @@ class Removal:
 
 
 def damped(H: Moment, ridge: float) -> Moment:
-    """Return H + ridge diag(H) in float64, an input that is never active (H_ii = 0) getting 1.
+    """Return H + ridge diag(H), an input that is never active (H_ii = 0) getting 1.
 
     Scaling the ridge by each input's own energy makes the solution independent of the inputs'
     units, and spans what the field does: at 0 it is plain OBS; as it grows the off-diagonal loses
     its weight until scores are Wanda's |w|^2 E[x^2] and the kept columns are left as they are.
     """
-    H = H.double()
     diagonal = H.diagonal()
     diagonal = torch.where(diagonal > 0, diagonal * (1 + ridge), 1.0)
     return H.diagonal_scatter(diagonal)
 
 
-def cholesky(H: Moment) -> Moment:
+def cholesky(H: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Factor H = L L^T; where it is not positive definite, add to its diagonal and say so.
 
-    The addition starts at 1e-10 of the mean diagonal and grows tenfold until the factorisation
+    The addition starts at 1e-10 (1e-6 in float32) of the mean diagonal and grows tenfold until the factorisation
     succeeds; ValueError when a moment contains NaN or infinity.
     """
     if not torch.isfinite(H).all():
@@ -61,7 +60,8 @@ def cholesky(H: Moment) -> Moment:
         L, info = torch.linalg.cholesky_ex(H)
         if not info.any():
             return L
-        step = max(added * 9, 1e-10 * float(H.diagonal().mean()))
+        first = 1e-10 if H.dtype == torch.float64 else 1e-6
+        step = max(added * 9, first * float(H.diagonal(dim1=-2, dim2=-1).mean()))
         H = H + step * torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
         added += step
         log.warning("Cholesky failed on a rank-deficient moment: %.1e added to its diagonal", added)
@@ -70,32 +70,34 @@ def cholesky(H: Moment) -> Moment:
 def least_squares(
     W: Matrix, H: Moment, keep: Bool[Tensor, " columns"], ridge: float = 0.0
 ) -> Float[Tensor, "rows kept"]:
-    """Return the kept columns that minimise tr(dW H dW^T) + ridge |dW_K|^2_diag(H), in float64.
+    """Return the kept columns that minimise tr(dW H dW^T) + ridge |dW_K|^2_diag(H).
 
         W_K + W_R H_RK (H_KK + ridge diag(H_KK))^-1
 
     With ridge 0 it is the least-squares optimum W H[:,K] inv(H_KK), where greedy OBS ends; with
-    an infinite ridge the kept columns do not change.
+    an infinite ridge the kept columns do not change. W and H are of one precision, the result's.
     """
-    W, H = W.double(), H.double()
     if ridge == float("inf") or keep.all() or not keep.any():
         return W[:, keep]
     L = cholesky(damped(H[keep][:, keep], ridge))
     return W[:, keep] + torch.cholesky_solve(H[keep][:, ~keep] @ W[:, ~keep].T, L).T
 
 
-def error(
-    W: Matrix, H: Moment, keep: Bool[Tensor, " columns"], W_K: Float[Tensor, "rows kept"]
-) -> float:
-    """Return the relative output error tr(dW H dW^T) / tr(W H W^T) of the kept columns W_K.
+def energy(W: Matrix, H: Moment) -> float:
+    """Return tr(W H W^T), the mean energy of the outputs W x."""
+    return float(torch.sum((W @ H) * W))
 
-    Judged with moments H that W_K was not solved with, this is the held-out error.
+
+def change(
+    W: Matrix, keep: Bool[Tensor, " columns"], W_K: Float[Tensor, "rows kept"]
+) -> Float[Tensor, "rows columns"]:
+    """Return dW: from W to the kept columns W_K, with zeros where columns were removed.
+
+    `energy(dW, H)` with moments H that W_K was not solved with is the held-out error.
     """
-    W = W.to(H.dtype)
     dW = -W
-    dW[:, keep] += W_K.to(H.dtype)
-    total = float(torch.sum((W @ H) * W))
-    return float(torch.sum((dW @ H) * dW)) / total if total > 0 else 0.0
+    dW[:, keep] += W_K
+    return dW
 
 
 def diagonal(
@@ -155,7 +157,7 @@ def greedy(
     live = H.diagonal() > 0
     W = torch.where(live, W.double(), 0.0)
     G = W.T @ W
-    Hinv = torch.cholesky_inverse(cholesky(damped(H, 0.0)))
+    Hinv = torch.cholesky_inverse(cholesky(damped(H.double(), 0.0)))
     partition = torch.zeros(units, dtype=torch.long) if partition is None else partition.cpu()
     left = torch.bincount(partition)
     most = left.clone()

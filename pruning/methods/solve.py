@@ -9,7 +9,15 @@ from torch import Tensor
 from pruning.calibration.moments import Moment
 from pruning.latency.table import Shape
 from pruning.methods.levels import SiteLevels
-from pruning.methods.obs import Removal, damped, diagonal, error, greedy, least_squares
+from pruning.methods.obs import (
+    Removal,
+    change,
+    damped,
+    diagonal,
+    energy,
+    greedy,
+    least_squares,
+)
 from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.sites import Kind, Site
 
@@ -21,16 +29,44 @@ Keep = Bool[Tensor, " units"]
 def site_levels(
     method: ZipLM, site: Site, W: Tensor, moment: Moment, shapes: Sequence[Shape]
 ) -> SiteLevels:
-    """Return the levels of a site, with the score and ridge of the least held-out error."""
+    """Return the levels of a site, with the score and the ridge of the least held-out error."""
+    W = W.to(moment.fit.dtype)
     scores = [Score.obs, Score.wanda] if method.score is Score.auto else [method.score]
-    found = []
-    for score in scores:
-        keeps = _keeps(site, W, moment.fit, shapes, score, method.damp)
-        ridge, loss = _ridge(W, moment, _references(site, keeps), method.ridges)
-        found.append((loss, ridge, score, keeps))
-    _, ridge, score, keeps = min(found, key=lambda candidate: candidate[0])
-    losses = [_held_out(W, moment, keep.repeat_interleave(site.width), ridge) for keep in keeps]
-    return SiteLevels(list(shapes), torch.stack(keeps), losses, ridge, score.value)
+    judge = _Judge(site, W, moment)
+    middle = len(method.ridges) // 2
+    candidates = [_keeps(site, W, moment.fit, shapes, score, method.damp) for score in scores]
+    references = [_references(site, keeps) for keeps in candidates]
+    losses = [judge(reference, method.ridges[middle]) for reference in references]
+    best = losses.index(min(losses))
+    ridge = _downhill(
+        lambda index: judge(references[best], method.ridges[index]),
+        middle,
+        losses[best],
+        len(method.ridges),
+    )
+    keeps = candidates[best]
+    found = [judge([keep], method.ridges[ridge]) for keep in keeps]
+    return SiteLevels(
+        list(shapes), torch.stack(keeps), found, method.ridges[ridge], scores[best].value
+    )
+
+
+class _Judge:
+    """Measures levels by the relative output error on the held-out tokens."""
+
+    def __init__(self, site: Site, W: Float[Tensor, "rows columns"], moment: Moment):
+        self.width, self.W, self.moment = site.width, W, moment
+        self.whole = energy(W, moment.held)
+
+    def __call__(self, keeps: Sequence[Keep], ridge: float) -> float:
+        """Return the sum over levels of the errors of weights solved from the other tokens."""
+        total = 0.0
+        for keep in keeps:
+            columns = keep.repeat_interleave(self.width).to(self.W.device)
+            if not columns.all() and self.whole > 0:
+                W_K = least_squares(self.W, self.moment.fit, columns, ridge)
+                total += energy(change(self.W, columns, W_K), self.moment.held) / self.whole
+        return total
 
 
 def _keeps(
@@ -46,7 +82,7 @@ def _keeps(
     def remove(W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None) -> Removal:
         if score is Score.wanda:
             return diagonal(W, H, width, steps, partition)
-        return greedy(W, damped(H, damp), width, steps, partition)
+        return greedy(W, damped(H.double(), damp), width, steps, partition)
 
     if site.kind is Kind.FFN:
         narrowest = min(w for w in shapes if isinstance(w, int) and w > 0)
@@ -84,43 +120,24 @@ def _lattice(
     return found
 
 
-def _references(site: Site, keeps: list[Keep]) -> list[Bool[Tensor, " columns"]]:
-    """Return the levels nearest the reference shares, as columns."""
+def _references(site: Site, keeps: list[Keep]) -> list[Keep]:
+    """Return the levels nearest the reference shares."""
     shares = torch.tensor([float(keep.sum()) / site.units for keep in keeps])
     partial = torch.where((shares > 0) & (shares < 1), shares, torch.inf)
     if not torch.isfinite(partial).any():
         return []
-    nearest = {int((partial - share).abs().argmin()) for share in REFERENCES}
-    return [keeps[index].repeat_interleave(site.width) for index in sorted(nearest)]
+    return [
+        keeps[i] for i in sorted({int((partial - share).abs().argmin()) for share in REFERENCES})
+    ]
 
 
-def _ridge(
-    W: Tensor, moment: Moment, references: list[Bool[Tensor, " columns"]], ridges: list[float]
-) -> tuple[float, float]:
-    """Return the ridge with the least held-out error, summed over the references, and that error.
-
-    Held-out error is close to convex in log ridge, so the candidates are walked downhill.
-    """
-
-    def loss(index: int) -> float:
-        return sum(_held_out(W, moment, keep, ridges[index]) for keep in references)
-
-    index = len(ridges) // 2
-    best = loss(index)
+def _downhill(loss: Callable[[int], float], start: int, at_start: float, count: int) -> int:
+    """Walk from `start` to where the loss stops falling; it is close to convex in log ridge."""
+    index, best = start, at_start
     for step in (1, -1):
-        while 0 <= index + step < len(ridges) and (found := loss(index + step)) < best:
+        while 0 <= index + step < count and (found := loss(index + step)) < best:
             index, best = index + step, found
-    return ridges[index], best
-
-
-def _held_out(
-    W: Float[Tensor, "rows columns"], moment: Moment, keep: Bool[Tensor, " columns"], ridge: float
-) -> float:
-    """Return the error on the held-out tokens of weights solved from the others."""
-    keep = keep.to(W.device)
-    if keep.all():
-        return 0.0
-    return error(W, moment.held, keep, least_squares(W, moment.fit, keep, ridge))
+    return index
 
 
 def _without(units: int, removed: Int[Tensor, " removed"]) -> Keep:

@@ -1,6 +1,7 @@
 """Measure candidates in place: the calibration loss of a model with some levels installed."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,21 @@ from pruning.methods.levels import Levels
 from pruning.models.sites import Site, blocks, final, output_projection, set_weight_, weight
 from pruning.results.progress import track
 from pruning.search.search import Objective
+
+
+@dataclass
+class _Dense:
+    """What the dense model says of a batch."""
+
+    p: Float[Tensor, "tokens vocabulary"]
+    entropy: float  # summed over tokens, nats
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "tokens vocabulary"]) -> "_Dense":
+        """Turn logits into probabilities."""
+        log_p = logits.log_softmax(-1)
+        p = log_p.exp()
+        return cls(p, -float(torch.dot(p.flatten(), log_p.flatten())))
 
 
 class Trial:
@@ -30,7 +46,7 @@ class Trial:
         self.installed = [0] * len(self.sites)
         self.original: dict[Site, tuple[Tensor, Tensor | None]] = {}
         with torch.no_grad():
-            self.dense = [self._log_probabilities(state, 0, state.hidden) for state in self.states]
+            self.dense = [_Dense.of(self._logits(s, 0, s.hidden)) for s in self.states]
 
     def __enter__(self) -> "Trial":
         return self
@@ -85,27 +101,33 @@ class Trial:
             bias.copy_(b if self.levels[site].keeps[level].any() else torch.zeros_like(b))
         self.installed[index] = level
 
-    def _log_probabilities(
+    def _logits(
         self, state: State, start: int, hidden: Tensor
     ) -> Float[Tensor, "tokens vocabulary"]:
-        """Run the blocks from `start` on, and the head; return log probabilities at real tokens."""
+        """Run the blocks from `start` on, and the head; return the logits of real tokens."""
         for index, block in enumerate(blocks(self.model)):
             if index >= start:
                 hidden = behind(block, hidden, state.calls[index])
         real = state.batch.mask.bool().to(hidden.device)
-        return final(self.model, hidden[real]).float().log_softmax(-1)
+        return final(self.model, hidden[real]).float()
 
     def _loss(self, start: int, hidden: Sequence[Tensor]) -> float:
-        """Return the objective in nats per token, with `hidden` entering block `start`."""
+        """Return the objective in nats per token, with `hidden` entering block `start`.
+
+        With p the dense model's probabilities and z the logits, the KL divergence is
+        sum p log p - sum p z + logsumexp z.
+        """
         total, tokens = 0.0, 0
         for state, dense, h in zip(self.states, self.dense, hidden, strict=True):
-            found = self._log_probabilities(state, start, h)
+            z = self._logits(state, start, h)
             if self.objective is Objective.kl:
-                loss, count = F.kl_div(found, dense, reduction="sum", log_target=True), len(found)
+                cross = torch.logsumexp(z, -1).sum() - torch.dot(dense.p.flatten(), z.flatten())
+                loss, count = float(cross) - dense.entropy, len(z)
             else:
-                chosen, targets = (t.to(found.device) for t in _next_tokens(state.batch))
-                loss, count = F.nll_loss(found[chosen], targets, reduction="sum"), len(targets)
-            total, tokens = total + float(loss), tokens + count
+                chosen, targets = (t.to(z.device) for t in _next_tokens(state.batch))
+                loss = float(F.cross_entropy(z[chosen], targets, reduction="sum"))
+                count = len(targets)
+            total, tokens = total + loss, tokens + count
         return total / tokens
 
 
