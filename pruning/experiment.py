@@ -2,7 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -48,7 +51,7 @@ def run_name(config: DictConfig) -> str:
 
     What does not change the result (tracker, study, cache) is left out of the hash.
     """
-    semantic = [key for key in config if key not in ("hydra", "tracker", "study", "cache")]
+    semantic = [str(key) for key in config if key not in ("hydra", "tracker", "study", "cache")]
     content = OmegaConf.to_container(
         OmegaConf.masked_copy(config, semantic), resolve=True, throw_on_missing=True
     )
@@ -76,3 +79,13 @@ def register() -> None:
         return run_name(_root_)
 
     OmegaConf.register_new_resolver("run_name", resolve, replace=True)
+
+
+def compose(overrides: list[str]) -> Experiment:
+    """Compose conf/ with command-line overrides, without running anything: the Python way in."""
+    register()
+    conf = Path(__file__).parent.parent / "conf"
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        experiment = OmegaConf.to_object(hydra_compose("config", overrides))
+    assert isinstance(experiment, Experiment)
+    return experiment

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def run(experiment: Experiment, out: Path, command: str = "") -> Result:
-    """Prune a model to a speedup; leave the checkpoint, allocation.json and result.json in `out`."""
+    """Prune a model to a speedup; leave checkpoint, allocation.json and result.json in `out`."""
     cache, clock = Cache(experiment.cache), Stopwatch()
     device = experiment.hardware.open()
     torch.manual_seed(experiment.seed)

@@ -29,7 +29,7 @@ class Text:
     stop: float = 1.0  # end of the documents to use, likewise
 
     def documents(self, cache: Cache, field: str) -> list[str]:
-        """Read the distinct documents of [start, stop), in order; errors name config path `field`."""
+        """Read the distinct documents of [start, stop), in order; errors name `field`."""
         if not 0 <= self.start < self.stop <= 1:
             raise ValueError(
                 f"{field}.start={self.start} and {field}.stop={self.stop} must satisfy "

@@ -1,6 +1,7 @@
 """What a pruning method is: the config group `method`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,6 +25,6 @@ class Method(ABC):
 
     @abstractmethod
     def site_levels(
-        self, site: "Site", W: "Tensor", moment: "Moment", shapes: "list[Shape]"
+        self, site: "Site", W: "Tensor", moment: "Moment", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
         """Return the levels of one site at the given shapes."""

@@ -47,8 +47,8 @@ def damped(H: Moment, ridge: float) -> Moment:
 def cholesky(H: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Factor H = L L^T; where it is not positive definite, add to its diagonal and say so.
 
-    The addition starts at 1e-10 (1e-6 in float32) of the mean diagonal and grows tenfold until the factorisation
-    succeeds; ValueError when a moment contains NaN or infinity.
+    The addition starts at 1e-10 (1e-6 in float32) of the mean diagonal and grows tenfold until the
+    factorisation succeeds; ValueError when a moment contains NaN or infinity.
     """
     if not torch.isfinite(H).all():
         raise ValueError(

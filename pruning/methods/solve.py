@@ -30,33 +30,24 @@ def site_levels(
     method: ZipLM, site: Site, W: Tensor, moment: Moment, shapes: Sequence[Shape]
 ) -> SiteLevels:
     """Return the levels of a site, with the score and the ridge of the least held-out error."""
-    W = W.to(moment.fit.dtype)
     scores = [Score.obs, Score.wanda] if method.score is Score.auto else [method.score]
-    judge = _Judge(site, W, moment)
-    middle = len(method.ridges) // 2
+    judge = HeldOut(site, W, moment)
     candidates = [_keeps(site, W, moment.fit, shapes, score, method.damp) for score in scores]
-    references = [_references(site, keeps) for keeps in candidates]
-    losses = [judge(reference, method.ridges[middle]) for reference in references]
+    middle = method.ridges[len(method.ridges) // 2]
+    losses = [judge(_references(site, keeps), middle) for keeps in candidates]
     best = losses.index(min(losses))
-    ridge = _downhill(
-        lambda index: judge(references[best], method.ridges[index]),
-        middle,
-        losses[best],
-        len(method.ridges),
-    )
     keeps = candidates[best]
-    found = [judge([keep], method.ridges[ridge]) for keep in keeps]
-    return SiteLevels(
-        list(shapes), torch.stack(keeps), found, method.ridges[ridge], scores[best].value
-    )
+    ridge = choose_ridge(judge, _references(site, keeps), method.ridges)
+    found = [judge([keep], ridge) for keep in keeps]
+    return SiteLevels(list(shapes), torch.stack(keeps), found, ridge, scores[best].value)
 
 
-class _Judge:
-    """Measures levels by the relative output error on the held-out tokens."""
+class HeldOut:
+    """Judges what a site keeps by the relative output error on the held-out tokens."""
 
     def __init__(self, site: Site, W: Float[Tensor, "rows columns"], moment: Moment):
-        self.width, self.W, self.moment = site.width, W, moment
-        self.whole = energy(W, moment.held)
+        self.width, self.W, self.moment = site.width, W.to(moment.fit.dtype), moment
+        self.whole = energy(self.W, moment.held)
 
     def __call__(self, keeps: Sequence[Keep], ridge: float) -> float:
         """Return the sum over levels of the errors of weights solved from the other tokens."""
@@ -67,6 +58,22 @@ class _Judge:
                 W_K = least_squares(self.W, self.moment.fit, columns, ridge)
                 total += energy(change(self.W, columns, W_K), self.moment.held) / self.whole
         return total
+
+
+def choose_ridge(judge: HeldOut, keeps: Sequence[Keep], ridges: Sequence[float]) -> float:
+    """Return the candidate of the least held-out error, summed over the levels `keeps`.
+
+    The error is close to convex in log ridge: walk from the middle to where it stops falling.
+    """
+    index = len(ridges) // 2
+    best = judge(keeps, ridges[index])
+    for step in (1, -1):
+        while 0 <= index + step < len(ridges):
+            error = judge(keeps, ridges[index + step])
+            if error >= best:
+                break
+            index, best = index + step, error
+    return ridges[index]
 
 
 def _keeps(
@@ -129,15 +136,6 @@ def _references(site: Site, keeps: list[Keep]) -> list[Keep]:
     return [
         keeps[i] for i in sorted({int((partial - share).abs().argmin()) for share in REFERENCES})
     ]
-
-
-def _downhill(loss: Callable[[int], float], start: int, at_start: float, count: int) -> int:
-    """Walk from `start` to where the loss stops falling; it is close to convex in log ridge."""
-    index, best = start, at_start
-    for step in (1, -1):
-        while 0 <= index + step < count and (found := loss(index + step)) < best:
-            index, best = index + step, found
-    return index
 
 
 def _without(units: int, removed: Int[Tensor, " removed"]) -> Keep:

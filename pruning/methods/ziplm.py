@@ -1,5 +1,6 @@
 """ZipLM: inference-aware structured pruning (arXiv:2302.04089)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
@@ -49,7 +50,7 @@ class ZipLM(Method):
             raise ValueError(f"method.ridges={self.ridges} must be ascending and not negative")
 
     def site_levels(
-        self, site: "Site", W: "Tensor", moment: "Moment", shapes: "list[Shape]"
+        self, site: "Site", W: "Tensor", moment: "Moment", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
         """Order the units, choose the ridge, and judge every level, all by held-out error."""
         from pruning.methods.solve import site_levels

@@ -65,7 +65,8 @@ class Model:
                 "a GGUF file, or a hub id that this machine reaches and may read"
             ) from error
         architecture(model)  # refuses a family that is not in the table before any work is done
-        return model.to(device).eval(), tokenizer
+        torch.nn.Module.to(model, device)  # the typed one
+        return model.eval(), tokenizer
 
     def _directory(self, cache: Cache) -> str:
         """Return what from_pretrained can read: a directory or a hub id."""
@@ -86,7 +87,8 @@ class Model:
             return str(path)
         if self.path.startswith((".", "/", "~")):
             raise ValueError(
-                f"model.path={self.path!r} does not exist: give a directory, a GGUF file or a hub id"
+                f"model.path={self.path!r} does not exist: give a directory, a GGUF file or "
+                "a hub id"
             )
         return self.path
 

@@ -64,7 +64,7 @@ def spdy(search: Spdy, problem: Problem, budget: float) -> Chooser:
 
 
 def calibrated(search: Calibrated, problem: Problem, budget: float) -> Chooser:
-    """Solve on measured sensitivities, then try mutants whose coefficients vary by about a third."""
+    """Solve on measured sensitivities, then try mutants of the coefficients (factors e^(N/2))."""
     measured = problem.sensitivities(search.anchors)
     loss = [scaled(prior, at) for prior, at in zip(problem.loss, measured, strict=True)]
     random = np.random.default_rng(0)

@@ -1,0 +1,35 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check slow gpu clean
+
+help:  ## Show this help
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (about 10 minutes on 2 cores)
+	$(BIN)/python launch.py $(ARGS)
+
+test: $(STAMP)  ## Install, then run the tests, real weights included (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest $(ARGS)
+
+slow: $(STAMP)  ## Run the slow tests: whole jobs on real weights
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+gpu: $(STAMP)  ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+check: $(STAMP)  ## Lint, format check, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:  ## Remove the virtual environment (outputs/ and the cache stay)
+	rm -rf $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
