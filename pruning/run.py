@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import torch
+import transformers
 
 from pruning.calibration.moments import Moments
 from pruning.experiment import Experiment
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     """Prune a model to a speedup; leave checkpoint, allocation.json and result.json in `out`."""
+    transformers.logging.set_verbosity_error()  # its advice on per-layer configs is for authors
     cache, clock = Cache(experiment.cache), Stopwatch()
     device = experiment.hardware.open()
     torch.manual_seed(experiment.seed)

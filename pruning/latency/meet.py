@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 from transformers import PreTrainedModel
@@ -53,9 +54,10 @@ def meet(
     """Prune to `speedup` as measured end to end, within `hardware.tolerance` where it can be had.
 
     What the table predicts and what is measured differ by a factor that barely depends on the
-    allocation; each round divides the aim by the factor seen last.
+    allocation; each round divides the target by the median of the factors seen so far.
     """
-    aim, best, rounds = speedup, None, []
+    aim, best = speedup, None
+    rounds: list[dict[str, float]] = []
     for _ in range(hardware.rounds):
         choice = choose(table.budget(aim))
         if choice is None:
@@ -72,7 +74,8 @@ def meet(
             best = Met(pruned, allocation, speedup, predicted, measured, *timings, rounds)
         if abs(measured / speedup - 1) <= hardware.tolerance or speedup == 1:
             break
-        aim = max(1.0, aim * speedup / measured)
+        factor = median(seen["measured"] / seen["predicted"] for seen in rounds)
+        aim = max(1.0, speedup / factor)
     if best is None:
         raise ValueError(
             f"speedup={speedup:g} cannot be met with this search: "
