@@ -44,6 +44,7 @@ class Trial:
         self.sites = list(levels)
         self.states = [enter(model, batch) for batch in batches]
         self.installed = [0] * len(self.sites)
+        self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, Tensor | None]] = {}
         with torch.no_grad():
             self.dense = [_Dense.of(self._logits(s, 0, s.hidden)) for s in self.states]
@@ -117,6 +118,7 @@ class Trial:
         With p the dense model's probabilities and z the logits, the KL divergence is
         sum p log p - sum p z + logsumexp z.
         """
+        self.evaluations += 1
         total, tokens = 0.0, 0
         for state, dense, h in zip(self.states, self.dense, hidden, strict=True):
             z = self._logits(state, start, h)
