@@ -47,11 +47,12 @@ def message(error: BaseException) -> str:
 
 def shell() -> int:
     """Run `main`; say what a user did wrong in one line instead of a traceback."""
-    full = os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its own and exits
     try:
         main()
     except (ValueError, HydraException, OmegaConfBaseException) as error:
-        if full != "1" or "PRUNING_TRACEBACK" in os.environ:
+        if wants_traceback:
             raise
         print("error:", message(error), file=sys.stderr)
         return 1

@@ -17,7 +17,6 @@ SMALL = [  # the default job with less of everything: some three minutes on two 
     "tracker=none",
     "calibration.tokens=5120",
     "calibration.sequence=256",
-    "method.score=obs",
     "hardware.alignment=128",
     "search.tokens=128",
     "search.steps=4",

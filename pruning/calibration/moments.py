@@ -108,6 +108,7 @@ def collect(
             site: Moment(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
             for site, (fit, held) in sums.items()
         }
+        del sums, fit, held  # before the next block's are there
 
 
 class Moments:

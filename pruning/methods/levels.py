@@ -59,7 +59,7 @@ class Levels(Mapping[Site, SiteLevels]):
 
         shapes = [table.levels(site) for site in of]
         settings = asdict(method)
-        key = {"version": 1, "moments": moments.identity, "method": settings, "shapes": shapes}
+        key = {"version": 2, "moments": moments.identity, "method": settings, "shapes": shapes}
         entry = cache.stage("levels", key, build)
         return cls.read(entry, of, moments)
 

@@ -29,17 +29,24 @@ Keep = Bool[Tensor, " units"]
 def site_levels(
     method: ZipLM, site: Site, W: Tensor, moment: Moment, shapes: Sequence[Shape]
 ) -> SiteLevels:
-    """Return the levels of a site, with the score and the ridge of the least held-out error."""
-    scores = [Score.obs, Score.wanda] if method.score is Score.auto else [method.score]
+    """Return the levels of a site, with the score and the ridge of the least held-out error.
+
+    Losses are those of levels ordered and solved without the held-out tokens; once they are known,
+    the order (as later the weights) is taken from all tokens.
+    """
+    score = method.attention_score if site.kind is Kind.ATTENTION else method.ffn_score
+    scores = [Score.obs, Score.wanda] if score is Score.auto else [score]
     judge = HeldOut(site, W, moment)
     candidates = [_keeps(site, W, moment.fit, shapes, score, method.damp) for score in scores]
-    middle = method.ridges[len(method.ridges) // 2]
-    losses = [judge(_references(site, keeps), middle) for keeps in candidates]
-    best = losses.index(min(losses))
-    keeps = candidates[best]
-    ridge = choose_ridge(judge, _references(site, keeps), method.ridges)
-    found = [judge([keep], ridge) for keep in keeps]
-    return SiteLevels(list(shapes), torch.stack(keeps), found, ridge, scores[best].value)
+    best = 0
+    if len(scores) > 1:
+        middle = method.ridges[len(method.ridges) // 2]
+        losses = [judge(_references(site, keeps), middle) for keeps in candidates]
+        best = losses.index(min(losses))
+    ridge = choose_ridge(judge, _references(site, candidates[best]), method.ridges)
+    losses = [judge([keep], ridge) for keep in candidates[best]]
+    keeps = _keeps(site, W, moment.all, shapes, scores[best], method.damp)
+    return SiteLevels(list(shapes), torch.stack(keeps), losses, ridge, scores[best].value)
 
 
 class HeldOut:
@@ -94,7 +101,11 @@ def _keeps(
     if site.kind is Kind.FFN:
         narrowest = min(w for w in shapes if isinstance(w, int) and w > 0)
         order = remove(W, H, site.width, site.units - narrowest, None).order
-        return [_without(site.units, order[: site.units - _width(shape)]) for shape in shapes]
+        gone = torch.arange(site.units)  # at width 0 also what the pass has not ordered
+        return [
+            _without(site.units, order[: site.units - _width(shape)] if shape else gone)
+            for shape in shapes
+        ]
     lattice = _lattice(site, W, H, damp, remove)
     return [lattice[_pair(shape)] for shape in shapes]
 

@@ -31,13 +31,14 @@ class ZipLM(Method):
     """Structured OBS levels on dense activations.
 
     Differs from the paper where few calibration tokens make it overfit: the ridge of the weight
-    update and (score=auto) the ordering are chosen per site by the error on held-out tokens, and
+    update and (with score auto) the order are chosen per site by the error on held-out tokens, and
     the losses of all levels are held-out errors.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2302.04089"
 
-    score: Score = MISSING
+    attention_score: Score = MISSING
+    ffn_score: Score = MISSING
     damp: float = MISSING  # ridge of the greedy score, a share of each input's energy
     ridges: list[float] = MISSING  # candidates for the ridge of the update, ascending; .inf allowed
 

@@ -86,10 +86,15 @@ def scaled(prior: Row, measured: dict[int, float]) -> Row:
     """Scale prior losses so that they meet the losses measured at a few levels.
 
     The ratio measured / prior is interpolated in the logarithm of the prior between the measured
-    levels and constant beyond them.
+    levels and constant beyond them. Levels that leave the output as it is stay free.
     """
-    pairs = sorted((prior[level], loss / prior[level]) for level, loss in measured.items())
+    at_least = 1e-12
+    pairs = sorted(
+        (prior[s], loss / prior[s]) for s, loss in measured.items() if prior[s] > at_least
+    )
+    if not pairs:
+        return prior
     errors, ratios = (np.array(column) for column in zip(*pairs, strict=True))
     ratios = np.maximum(ratios, 1e-6 * ratios.max() + 1e-12)
-    at = np.log(np.maximum(prior, 1e-12))
+    at = np.log(np.maximum(prior, at_least))
     return prior * np.exp(np.interp(at, np.log(errors), np.log(ratios)))

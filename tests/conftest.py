@@ -1,0 +1,14 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_for_all():
+    """Run on one thread: on matrices this small, more only wait for one another."""
+    torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item):
+    """Skip what is marked gpu where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")

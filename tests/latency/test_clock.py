@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from pruning.latency import clock
+from pruning.latency.clock import Timing, interleaved
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Make calls that take known times on a clock of our own, and note their order."""
+    now, order = [0], []
+    monkeypatch.setattr(clock.time, "perf_counter_ns", lambda: now[0])
+
+    def taking(name: str, ms: float):
+        def call():
+            order.append(name)
+            now[0] += int(ms * (10 if order.count(name) == 1 else 1) * 1e6)  # a cold start
+
+        return call
+
+    return {"a": taking("a", 3.0), "b": taking("b", 5.0), "c": taking("c", 1.0)}, order
+
+
+def test_every_call_once_a_round_in_new_orders(calls):
+    of, order = calls
+    found = interleaved(of, CPU, 20, "test")
+    assert list(found) == ["a", "b", "c"]
+    assert [set(timing.values) for timing in found.values()] == [{3.0}, {5.0}, {1.0}]  # no warm-up
+    assert all(len(timing.values) == 20 for timing in found.values())
+    rounds = [tuple(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert len(rounds) == 21
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(set(rounds)) > 3
+
+
+@pytest.mark.parametrize(("wanted", "rounds"), [(1, 6), (8, 8), (100, 12)])
+def test_more_rounds_until_enough_and_at_most_twice_as_many(calls, wanted, rounds):
+    found = interleaved(calls[0], CPU, 6, "test", lambda f: len(f["a"].values) >= wanted)
+    assert all(len(timing.values) == rounds for timing in found.values())
+
+
+def test_percentiles():
+    timing = Timing([5.0, 1.0, 2.0, 4.0, 3.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0])
+    assert (timing.p50, timing.p90) == (6.0, 10.0)
+    assert timing.spread == pytest.approx(10 / 6)
+    assert timing.summary() == {"p50_ms": 6.0, "p90_ms": 10.0, "n": 11}

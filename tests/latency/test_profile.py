@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from pruning.latency.hardware import Hardware
+from pruning.latency.meet import meet
+from pruning.latency.profile import compare, heads, profile, widths
+from pruning.models.shrink import shrink_, twin
+from pruning.models.sites import Kind, sites
+from pruning.results.cache import Cache
+from pruning.search.problem import pose
+from tests.families import FAMILIES, GATED, llama
+from tests.models.allocations import mixed
+from tests.tiny import linear_table, padded_batches, solve_levels
+
+WIDE = GATED["intermediate_size"]
+
+
+def hardware(**values) -> Hardware:
+    settings = {
+        "device": "cpu",
+        "batch": 2,
+        "sequence": 16,
+        "threads": 1,
+        "repetitions": 3,
+        "alignment": 16,
+        "tolerance": 0.5,
+        "rounds": 3,
+    }
+    return Hardware(name="here", **(settings | values))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_profile_has_every_level(family):
+    model = FAMILIES[family]()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    table = profile(model, hardware())
+    attention, ffn = sites(model)[:2]
+    assert list(table.ffn) == widths(ffn.units, 16)
+    assert list(table.attention) == heads(attention.groups, attention.heads_per_group)
+    assert (table.ffn[0], table.attention[0, 0]) == (0, 0)
+    assert all(ms >= 0 for ms in [*table.ffn.values(), *table.attention.values(), table.rest])
+    assert list(table.ffn.values()) == sorted(table.ffn.values(), reverse=True)
+    dense = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)}
+    assert table.predict(dense) == pytest.approx(table.dense, rel=1e-9)
+    assert table.blocks == 3
+    assert table.spread >= 1
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_a_profile_is_measured_once_per_shape(tmp_path):
+    cache = Cache(tmp_path)
+    first = hardware().profile(llama(), cache)
+    assert hardware().profile(llama(), cache) == first
+    assert len([p for p in (tmp_path / "profile").iterdir() if p.is_dir()]) == 1
+    hardware(sequence=8).profile(llama(), cache)
+    assert len([p for p in (tmp_path / "profile").iterdir() if p.is_dir()]) == 2
+
+
+def test_a_model_without_half_of_itself_is_faster():
+    """Two of six sub-blocks are gone and some are cut: the clock must notice."""
+    dense = llama()
+    pruned = shrink_(twin(dense), mixed(dense))
+    times = compare(dense, pruned, hardware(repetitions=15, sequence=64, tolerance=0.05))
+    assert times[0].p50 > 1.05 * times[1].p50
+    assert 15 <= len(times[0].values) == len(times[1].values) <= 30
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(ValueError, match=r"^hardware\.device='cuda:99' cannot be used here"):
+        hardware(device="cuda:99").open()
+    with pytest.raises(ValueError, match=r"^hardware\.device='abacus' cannot be used here"):
+        hardware(device="abacus").open()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch", 0), ("alignment", 0), ("threads", 0), ("tolerance", 0.0), ("rounds", 0)],
+)
+def test_values_out_of_range(field, value):
+    with pytest.raises(ValueError, match=rf"^hardware\.{field}={value} must"):
+        hardware(**{field: value})
+
+
+@pytest.mark.gpu
+def test_profile_and_meet_on_cuda(tmp_path):
+    here = hardware(device="cuda", batch=8, sequence=128, repetitions=20, threads=None)
+    device = here.open()
+    model = llama().to(device)
+    table = here.profile(model, Cache(tmp_path))
+    assert list(table.ffn) == widths(WIDE, 16)
+    assert table.dense > 0
+    assert table.ms(Kind.ATTENTION, (4, 2)) > 0
+    most = table.most(sites(model))
+    assert most > 1
+    speedup = 1 + (most - 1) / 2
+    levels = solve_levels(model, padded_batches(), tmp_path / "moments", linear_table(model, 16))
+    problem = pose(levels, table, None, Cache(tmp_path))
+    met = meet(model, levels, table, lambda b: problem.solve(problem.loss, b), here, speedup)
+    assert 1 <= len(met.rounds) <= 3
+    assert met.measured > 1
+    assert next(met.pruned.parameters()).is_cuda
+    assert not all(keep.all() for keep in met.allocation.values())

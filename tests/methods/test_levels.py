@@ -1,0 +1,183 @@
+import pytest
+import torch
+
+from pruning.calibration.moments import Moment, Moments
+from pruning.latency.profile import heads, widths
+from pruning.methods.levels import Levels
+from pruning.methods.solve import HeldOut, choose_ridge
+from pruning.methods.ziplm import Score
+from pruning.models.sites import Kind, Site, shape
+from tests.methods.data import inputs, lstsq, moment, weights
+from tests.tiny import INF, ziplm
+
+FFN = Site(0, Kind.FFN, 40, 1)
+ATTENTION = Site(1, Kind.ATTENTION, units=12, width=4, groups=4)  # three query heads per group
+RIDGES = [0.001, 0.01, 0.1, 1, 10, INF]
+
+
+
+
+def method(score: Score = Score.obs):
+    return ziplm(score, RIDGES)
+
+
+def problem(site: Site, fit: int = 400, held: int = 200, seed: int = 0, share: float = 0.0):
+    """Draw fit and held-out inputs of one distribution, their moments, and a weight.
+
+    With a held-out share of 0, all tokens are those to fit with: levels keep what was judged.
+    """
+    X = inputs(fit + held, site.columns, seed)
+    both = X[:fit], X[fit:]
+    found = Moment(moment(both[0]), moment(both[1]), share)
+    return weights(9, site.columns, seed + 1), both, found
+
+
+def shapes_of(site: Site):
+    return widths(40, 4) if site.kind is Kind.FFN else heads(4, 3)
+
+
+@pytest.mark.parametrize("score", list(Score))
+@pytest.mark.parametrize("site", [FFN, ATTENTION], ids=["ffn", "attention"])
+def test_losses_are_the_errors_on_the_held_out_inputs(site, score):
+    W, (fit, held), moments = problem(site)
+    found = method(score).site_levels(site, W, moments, shapes_of(site))
+    assert found.shapes == shapes_of(site)
+    whole = (held @ W.T).square().sum()
+    for keep, loss in zip(found.keeps, found.loss, strict=True):
+        columns = keep.repeat_interleave(site.width)
+        V = W[:, columns] if found.ridge == INF else lstsq(W, fit, columns, found.ridge)
+        error = (held[:, columns] @ V.T - held @ W.T).square().sum() / whole
+        # 1e-12: the dense level's error is zero, which lstsq reaches up to rounding
+        assert loss == pytest.approx(float(error), rel=1e-8, abs=1e-12)
+    assert found.loss[0] == 0
+    assert found.loss[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("score", list(Score))
+@pytest.mark.parametrize("site", [FFN, ATTENTION], ids=["ffn", "attention"])
+def test_held_out_tokens_judge_before_they_help_to_order(site, score):
+    """Losses know nothing of the held-out tokens; what is kept in the end is ordered by all."""
+    W, (fit, held), moments = problem(site, fit=60, held=40, share=0.4)
+    found = method(score).site_levels(site, W, moments, shapes_of(site))
+    judged = method(score).site_levels(
+        site, W, Moment(moments.fit, moments.held, 0.0), shapes_of(site)
+    )
+    assert found.loss == judged.loss
+    assert (found.ridge, found.score) == (judged.ridge, judged.score)
+    everything = moment(torch.cat([fit, held]))
+    ordered = method(Score(found.score)).site_levels(
+        site, W, Moment(everything, moments.held, 0.0), shapes_of(site)
+    )
+    assert torch.equal(found.keeps, ordered.keeps)
+    assert not torch.equal(found.keeps, judged.keeps)
+
+
+@pytest.mark.parametrize("site", [FFN, ATTENTION], ids=["ffn", "attention"])
+def test_every_level_keeps_what_its_shape_says(site):
+    W, _, moments = problem(site)
+    found = method().site_levels(site, W, moments, shapes_of(site))
+    assert [shape(site, keep) for keep in found.keeps] == shapes_of(site)
+
+
+def test_kept_groups_keep_as_many_heads_each_and_levels_are_nested():
+    W, _, moments = problem(ATTENTION)
+    found = method().site_levels(ATTENTION, W, moments, heads(4, 3))
+    keeps = {s: keep.view(4, 3) for s, keep in zip(found.shapes, found.keeps, strict=True)}
+    for (groups, per_group), keep in keeps.items():
+        counts = keep.sum(1)
+        assert set(counts[counts > 0].tolist()) == ({per_group} if groups else set())
+        assert int((counts > 0).sum()) == groups
+        if groups:
+            assert torch.equal(counts > 0, keeps[groups, 3].any(1))  # heads leave, groups stay
+        if per_group > 1:
+            assert not (keeps[groups, per_group - 1] & ~keep).any()
+    for groups in (1, 2, 3):
+        assert not (keeps[groups, 3] & ~keeps[groups + 1, 3]).any()
+
+
+def test_ffn_levels_are_nested():
+    W, _, moments = problem(FFN)
+    keeps = method().site_levels(FFN, W, moments, widths(40, 4)).keeps
+    for wider, narrower in zip(keeps[:-1], keeps[1:], strict=True):
+        assert not (narrower & ~wider).any()
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("fit", [6, 20, 60, 400])
+def test_the_chosen_ridge_is_the_best_candidate(fit, seed):
+    """Against every candidate by lstsq; with few tokens the update must not do harm."""
+    W, (X, held), moments = problem(FFN, fit=fit, seed=10 * seed)
+    generator = torch.Generator().manual_seed(seed)
+    keeps = [torch.randperm(40, generator=generator) < n for n in (32, 20)]
+
+    def error(ridge: float) -> float:
+        total = 0.0
+        for keep in keeps:
+            V = W[:, keep] if ridge == INF else lstsq(W, X, keep, ridge)
+            total += float((held[:, keep] @ V.T - held @ W.T).square().sum())
+        return total / float((held @ W.T).square().sum())
+
+    errors = {ridge: error(ridge) for ridge in RIDGES}
+    chosen = choose_ridge(HeldOut(FFN, W, moments), keeps, RIDGES)
+    assert errors[chosen] <= errors[INF] * (1 + 1e-8)  # never worse than no update
+    assert errors[chosen] <= min(errors.values()) * 1.02
+
+
+def test_few_tokens_ask_for_a_large_ridge():
+    """White inputs predict nothing of one another: an update from six tokens is all noise."""
+    generator = torch.Generator().manual_seed(3)
+    fit, held = torch.randn(406, 40, generator=generator, dtype=torch.float64).split([6, 400])
+    moments = Moment(moment(fit), moment(held), 0.5)
+    found = method(Score.wanda).site_levels(FFN, weights(9, 40), moments, widths(40, 4))
+    assert found.ridge >= 10
+    W, _, moments = problem(FFN, fit=20_000)
+    assert method(Score.wanda).site_levels(FFN, W, moments, widths(40, 4)).ridge <= 0.01
+
+
+def test_auto_takes_the_score_of_the_smaller_held_out_error():
+    chosen = set()
+    for fit in (12, 24, 60, 200, 2000):
+        W, _, moments = problem(FFN, fit=fit, seed=fit)
+        shapes = [40, 32, 20, 0]
+        found = {score: method(score).site_levels(FFN, W, moments, shapes) for score in Score}
+        auto = found[Score.auto]
+        assert auto.score in ("obs", "wanda")
+        assert torch.equal(auto.keeps, found[Score(auto.score)].keeps)
+        at = RIDGES[len(RIDGES) // 2]  # scores are compared at the middle ridge
+        judge = HeldOut(FFN, W, moments)
+        losses = {s: judge(list(found[s].keeps[1:3]), at) for s in (Score.obs, Score.wanda)}
+        assert losses[Score(auto.score)] == min(losses.values())
+        chosen.add(auto.score)
+    assert chosen == {"obs", "wanda"}  # the data tell, not a preference
+
+
+def test_weights_of_a_level_are_solved_from_all_tokens(tmp_path):
+    W, (fit, held), moments = problem(FFN, fit=300, held=100, share=0.25)
+    stored = Moments(tmp_path)
+    stored.write(0, {FFN: moments})
+    levels = Levels({FFN: method().site_levels(FFN, W, moments, widths(40, 4))}, stored)
+    level = 7
+    keep = levels[FFN].keeps[level]
+    assert 0 < keep.sum() < 40
+    expected = lstsq(W, torch.cat([fit, held]), keep, levels[FFN].ridge)
+    torch.testing.assert_close(levels.kept_weight(FFN, level, W), expected, rtol=1e-8, atol=1e-8)
+    full = levels.dense_weight(FFN, level, W)
+    torch.testing.assert_close(full[:, keep], expected, rtol=1e-8, atol=1e-8)
+    assert full[:, ~keep].abs().max() == 0
+    assert torch.equal(levels.dense_weight(FFN, 0, W), W)
+    gone = len(levels[FFN].shapes) - 1
+    assert levels.dense_weight(FFN, gone, W).abs().max() == 0
+
+
+def test_levels_survive_the_disk(tmp_path):
+    of, stored = {}, Moments(tmp_path)
+    for site in (FFN, ATTENTION):
+        W, _, moments = problem(site)
+        of[site] = method().site_levels(site, W, moments, shapes_of(site))
+    Levels(of, stored).write(tmp_path)
+    again = Levels.read(tmp_path, [FFN, ATTENTION], stored)
+    for site, levels in of.items():
+        assert torch.equal(again[site].keeps, levels.keeps)
+        assert again[site].shapes == levels.shapes
+        assert again[site].loss == levels.loss
+        assert (again[site].ridge, again[site].score) == (levels.ridge, levels.score)

@@ -1,0 +1,189 @@
+import logging
+
+import pytest
+import torch
+
+from pruning.methods.obs import change, cholesky, damped, diagonal, energy, greedy, least_squares
+from tests.methods.data import inputs, lstsq, moment, naive_greedy, residual, weights
+
+ROWS, COLUMNS = 7, 24
+KEEP = torch.rand(COLUMNS, generator=torch.Generator().manual_seed(4)) < 0.6
+
+
+@pytest.fixture
+def data():
+    X = inputs(300, COLUMNS)
+    return weights(ROWS, COLUMNS), X, moment(X)
+
+
+# float64; the normal equations square a condition number of some 1e2: 1e-8 leaves three digits
+def test_least_squares_is_the_optimum_on_the_data(data):
+    W, X, H = data
+    W_K = least_squares(W, H, KEEP)
+    torch.testing.assert_close(W_K, lstsq(W, X, KEEP), rtol=1e-8, atol=1e-8)
+    normal = W @ H[:, KEEP] @ torch.linalg.inv(H[KEEP][:, KEEP])
+    torch.testing.assert_close(W_K, normal, rtol=1e-8, atol=1e-8)
+    assert energy(change(W, KEEP, W_K), H) == pytest.approx(residual(W, X, KEEP), rel=1e-8)
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, 3.0])
+def test_ridge_is_an_augmented_least_squares_problem(data, ridge):
+    W, X, H = data
+    W_K = least_squares(W, H, KEEP, ridge)
+    torch.testing.assert_close(W_K, lstsq(W, X, KEEP, ridge), rtol=1e-8, atol=1e-8)
+    assert (W_K - least_squares(W, H, KEEP)).abs().max() > 1e-4
+
+
+def test_an_infinite_ridge_is_the_limit_of_large_ones(data):
+    W, _, H = data
+    assert torch.equal(least_squares(W, H, KEEP, float("inf")), W[:, KEEP])
+    # the change falls as 1 / ridge
+    torch.testing.assert_close(least_squares(W, H, KEEP, 1e8), W[:, KEEP], rtol=0, atol=1e-6)
+
+
+def test_keeping_all_or_nothing(data):
+    W, _, H = data
+    assert torch.equal(least_squares(W, H, torch.ones(COLUMNS, dtype=torch.bool)), W)
+    none = torch.zeros(COLUMNS, dtype=torch.bool)
+    assert least_squares(W, H, none).shape == (ROWS, 0)
+    assert energy(change(W, none, W[:, none]), H) == pytest.approx(energy(W, H), rel=1e-12)
+
+
+def test_energy_is_the_mean_output_energy(data):
+    W, X, H = data
+    assert energy(W, H) == pytest.approx(float((X @ W.T).square().sum(1).mean()), rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_scores_sum_to_the_loss_of_the_least_squares_optimum(data, width, steps):
+    """Greedy OBS ends at the optimum of the kept columns: its losses are those of lstsq."""
+    W, X, H = data
+    removal = greedy(W, H, width, steps)
+    keep = torch.ones(COLUMNS // width, dtype=torch.bool)
+    keep[removal.order] = False
+    keep = keep.repeat_interleave(width)
+    dW = change(W, keep, lstsq(W, X, keep))
+    assert float(removal.score.sum()) == pytest.approx(float((dW @ H @ dW.T).trace()), rel=1e-8)
+
+
+def test_scores_of_a_whole_pass_sum_to_the_output_energy(data):
+    W, _, H = data
+    total = float(greedy(W, H).score.sum())
+    assert total == pytest.approx(float((W @ H @ W.T).trace()), rel=1e-10)
+
+
+@pytest.mark.parametrize("block", [1, 5, 24, 128])
+@pytest.mark.parametrize(("width", "groups"), [(1, 1), (4, 1), (1, 4), (3, 2)])
+def test_order_is_that_of_the_naive_greedy(data, width, groups, block):
+    W, _, H = data
+    units = COLUMNS // width
+    partition = torch.arange(groups).repeat_interleave(units // groups)
+    order, scores = naive_greedy(W, H, width, partition.tolist())
+    found = greedy(W, H, width, partition=partition if groups > 1 else None, block=block)
+    assert found.order.tolist() == order
+    # differences of two losses in the naive one: relative to the largest
+    torch.testing.assert_close(
+        found.score, torch.tensor(scores, dtype=torch.float64), rtol=1e-8, atol=1e-8 * max(scores)
+    )
+
+
+def test_order_of_many_columns_in_float32_is_that_in_one_block():
+    X = inputs(2000, 150, seed=8)
+    W, H = weights(40, 150), moment(X)
+    orders = [greedy(W.float(), H.float(), block=block).order.tolist() for block in (1, 32, 150)]
+    assert orders[0] == orders[1] == orders[2]
+    assert orders[0] != diagonal(W, H).order.tolist()
+
+
+def test_dead_inputs_leave_first_and_free(data):
+    W, X, _ = data
+    dead = [3, 11, 12]
+    X[:, dead] = 0
+    removal = greedy(W, moment(X))
+    assert sorted(removal.order[:3].tolist()) == dead
+    assert removal.score[:3].abs().max() == 0
+    assert removal.score[3] > 0
+    live = torch.ones(COLUMNS, dtype=torch.bool)
+    live[dead] = False
+    kept, _ = naive_greedy(W[:, live], moment(X[:, live]), 1)
+    assert removal.order[3:].tolist() == live.nonzero().flatten()[kept].tolist()
+    keep = KEEP.clone()
+    keep[dead[0]] = True  # a dead input that stays does not disturb the others
+    others = keep & live
+    W_K = least_squares(W, moment(X), keep)
+    expected = lstsq(W, X, others)
+    torch.testing.assert_close(W_K[:, others[keep]], expected, rtol=1e-8, atol=1e-8)
+
+
+def test_rank_deficient_moments_are_damped_and_said_so(data, caplog):
+    """With 10 tokens, 14 of 24 columns can go at no cost; nothing becomes infinite."""
+    W, X, _ = data
+    H = moment(X[:10])
+    with caplog.at_level(logging.WARNING, "pruning.methods.obs"):
+        removal = greedy(W, H)
+    assert "rank-deficient" in caplog.text
+    assert torch.isfinite(removal.score).all()
+    assert sorted(removal.order.tolist()) == list(range(COLUMNS))
+    # the damping starts at 1e-10 of the mean diagonal and may grow tenfold a few times
+    assert removal.score[:14].sum() < 1e-5 * energy(W, H)
+    caplog.clear()
+    keep = torch.ones(COLUMNS, dtype=torch.bool)
+    keep[removal.order[:5]] = False
+    with caplog.at_level(logging.WARNING, "pruning.methods.obs"):
+        W_K = least_squares(W, H, keep)
+    assert "rank-deficient" in caplog.text
+    assert torch.isfinite(W_K).all()
+    assert energy(change(W, keep, W_K), H) < 1e-5 * energy(W, H)
+
+
+def test_a_well_conditioned_moment_is_not_damped(data, caplog):
+    H = data[2]
+    L = cholesky(H)
+    torch.testing.assert_close(L @ L.T, H, rtol=1e-12, atol=1e-12)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_moments_that_are_not_finite_are_refused(data, bad):
+    W, _, H = data
+    H[2, 5] = H[5, 2] = bad
+    with pytest.raises(ValueError, match="not finite.*model.dtype=float32"):
+        greedy(W, H)
+    with pytest.raises(ValueError, match="not finite"):
+        least_squares(W, H, torch.arange(COLUMNS) < 12)
+
+
+def test_damped_is_relative_to_each_input(data):
+    H = data[2]
+    H[4] = H[:, 4] = 0
+    expected = H + 0.3 * torch.diag(H.diagonal())
+    expected[4, 4] = 1
+    torch.testing.assert_close(damped(H, 0.3), expected, rtol=1e-12, atol=0)
+
+
+def test_diagonal_orders_as_wanda(data):
+    """Wanda compares |W_ij| |X_j|_2; of one row that orders columns, of many their squares add."""
+    W, X, H = data
+    published = W.abs() * X.norm(dim=0)
+    of_one_row = diagonal(W[:1], H)
+    assert of_one_row.order.tolist() == published[0].argsort().tolist()
+    for width in (1, 4):
+        score = published.square().sum(0).view(-1, width).sum(1)
+        found = diagonal(W, H, width)
+        assert found.order.tolist() == score.argsort().tolist()
+        torch.testing.assert_close(
+            found.score, score[found.order] / len(X), rtol=1e-10, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("remove", [greedy, diagonal])
+def test_a_partition_is_emptied_evenly(data, remove):
+    W, _, H = data
+    partition = torch.tensor([0, 1, 2, 0, 1, 2, 2, 1, 0, 0, 1, 2])  # interleaved groups
+    order = remove(W, H, 2, partition=partition).order
+    for start in range(0, 12, 3):
+        assert sorted(partition[order[start : start + 3]].tolist()) == [0, 1, 2]
+    assert sorted(order.tolist()) == list(range(12))
+    some = remove(W, H, 2, 7, partition=partition).order
+    assert some.tolist() == order[:7].tolist()

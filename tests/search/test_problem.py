@@ -1,0 +1,151 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from pruning.models.sites import Kind, Site
+from pruning.results.cache import Cache
+from pruning.search.problem import Problem, scaled
+from pruning.search.search import Calibrated, Objective, Spdy, Uniform
+
+BLOCKS = 7
+WIDTHS = np.array([10, 9, 7, 4, 2, 0])
+
+
+def problem(tmp_path, evaluate=None) -> Problem:
+    """Make blocks whose FFN takes 1 ms per 10 channels and whose attention takes 2 ms per head."""
+    sites, loss, ms, kept = [], [], [], []
+    for block in range(BLOCKS):
+        sites += [Site(block, Kind.ATTENTION, 2, 4, 2), Site(block, Kind.FFN, 10, 1)]
+        loss += [np.array([0, 0.4, 1.0]), 1 - WIDTHS / 10]
+        ms += [np.array([4.0, 2.0, 0.0]), WIDTHS / 10]
+        kept += [np.array([1, 0.5, 0.0]), WIDTHS / 10]
+    found = Problem(sites, loss, ms, kept, 3.0, None, Cache(tmp_path), {"test": str(evaluate)})
+    found.trial = evaluate
+    return found
+
+
+class Measured:
+    """Stands in for a trial: a loss in which sites matter by other factors than the priors say."""
+
+    def __init__(self, of: Problem, factors: np.ndarray):
+        self.of, self.factors, self.calls = of, factors, 0
+
+    def evaluate(self, choice) -> float:
+        self.calls += 1
+        losses = [row[s] for row, s in zip(self.of.loss, choice, strict=True)]
+        return float(self.factors @ np.array(losses))
+
+    def sensitivities(self, levels) -> list[dict[int, float]]:
+        return [
+            {s: float(factor * row[s]) for s in of}
+            for factor, row, of in zip(self.factors, self.of.loss, levels, strict=True)
+        ]
+
+
+def test_uniform_is_the_widest_schedule_that_fits(tmp_path):
+    posed = problem(tmp_path)
+    dense = posed.total([0] * 2 * BLOCKS)
+    assert dense == pytest.approx(3 + 5 * BLOCKS)
+    choose = Uniform(name="uniform").prepare(posed, dense)
+    for budget in np.linspace(dense - BLOCKS, dense, 40):
+        choice = choose(float(budget))
+        assert choice is not None
+        assert posed.total(choice) <= budget
+        assert not any(choice[::2])  # attention is untouched
+        level, lower = min(choice[1::2]), max(choice[1::2])
+        assert lower - level <= 1
+        if any(choice):  # one block more at the higher level would be too slow
+            at = choice[1::2].index(lower)
+            wider = list(choice)
+            wider[2 * at + 1] -= 1
+            assert posed.total(wider) > budget
+        cut = [i for i, s in enumerate(choice[1::2]) if s == lower]
+        gaps = {b - a for a, b in pairwise(cut)}
+        assert not gaps or max(gaps) - min(gaps) <= 1  # spread evenly over the depth
+    assert choose(dense - BLOCKS - 0.01) is None
+
+
+def test_scaled_meets_what_was_measured():
+    prior = np.array([0.0, 0.02, 0.1, 0.35, 0.6, 1.0])
+    measured = {1: 0.5, 3: 0.9, 5: 4.0}
+    found = scaled(prior, measured)
+    for level, loss in measured.items():
+        assert found[level] == pytest.approx(loss, rel=1e-12)
+    assert found[0] == 0
+    # between two measured levels the ratio lies between theirs: 0.9 / 0.35 and 0.5 / 0.02
+    assert 0.9 / 0.35 < found[2] / prior[2] < 0.5 / 0.02
+    assert np.isfinite(found).all()
+
+
+def test_scaled_beyond_what_was_measured_keeps_the_ratio():
+    prior = np.array([0.0, 0.02, 0.1, 0.35, 0.6, 1.0])
+    found = scaled(prior, {3: 0.7})
+    np.testing.assert_allclose(found, 2 * prior, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("prior", [np.zeros(4), np.array([0.0, 0.0, 0.5, 1.0])])
+def test_scaled_survives_a_site_that_costs_nothing(prior):
+    """A site that is always zero (a block added by depth up-scaling) has priors of zero."""
+    found = scaled(prior, {1: 0.0, 3: 0.0})
+    assert np.isfinite(found).all()
+    assert (found >= 0).all()
+    assert (np.diff(found) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        Spdy(
+            name="spdy",
+            objective=Objective.kl,
+            tokens=1,
+            steps=150,
+            mutation=0.1,
+            inits=50,
+        ),
+        Calibrated(
+            name="calibrated",
+            objective=Objective.kl,
+            tokens=1,
+            steps=10,
+            mutation=0.1,
+            anchors=[0.5, 0.0],
+        ),
+    ],
+    ids=lambda search: search.name,
+)
+def test_a_search_finds_what_the_priors_do_not_know(tmp_path, search):
+    """Sites differ in what they really cost; the DP on the true costs is the optimum."""
+    posed = problem(tmp_path)
+    factors = np.exp(np.random.default_rng(1).standard_normal(2 * BLOCKS))
+    posed.trial = measured = Measured(posed, factors)
+    budget = posed.total([0] * 2 * BLOCKS) / 2
+    choice = search.prepare(posed, budget)(budget)
+    assert choice is not None
+    assert posed.total(choice) <= budget
+    true = [row * factor for row, factor in zip(posed.loss, factors, strict=True)]
+    optimum = measured.evaluate(posed.solve(true, budget))
+    blind = measured.evaluate(posed.solve(posed.loss, budget))
+    found = measured.evaluate(choice)
+    assert optimum <= found + 1e-12
+    # half of the way from the priors to the optimum; the sensitivities here say all there is
+    assert found <= (optimum if search.name == "calibrated" else (optimum + blind) / 2) + 1e-9
+    assert optimum < 0.9 * blind
+
+
+def test_sensitivities_are_measured_once(tmp_path):
+    posed = problem(tmp_path)
+    posed.trial = Measured(posed, np.ones(2 * BLOCKS))
+    first = posed.sensitivities([0.5, 0.0])
+    posed.trial = None  # would fail if it were asked
+    assert posed.sensitivities([0.5, 0.0]) == first
+    assert first[0] == {1: 0.4, 2: 1.0}
+    assert set(first[1]) == {3, 5}  # widths 4 and 0 are nearest the anchors 0.5 and 0
+
+
+def test_the_dense_choice_needs_no_search(tmp_path):
+    posed = problem(tmp_path)
+    dense = [0] * 2 * BLOCKS
+    assert posed.solve(posed.loss, posed.total(dense)) == dense

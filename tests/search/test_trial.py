@@ -1,0 +1,171 @@
+"""Trials against whole copies of the model, changed by hand and run by transformers."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pruning.models.sites import Kind, sites
+from pruning.search.search import Objective
+from pruning.search.trial import Trial, evaluation_text
+from tests.families import FAMILIES
+from tests.tiny import INF, linear_table, padded_batches, solve_levels
+
+BATCHES = padded_batches()
+OUTPUTS = {  # family: its blocks, and the output projections in a block
+    "gpt2": ("transformer.h", "attn.c_proj", "mlp.c_proj"),
+    "opt": ("model.decoder.layers", "self_attn.out_proj", "fc2"),
+    "llama": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),
+}
+
+
+@pytest.fixture(params=OUTPUTS, scope="module")
+def case(request, tmp_path_factory):
+    """Give a family, a model of it, and levels whose weights are the dense ones, masked."""
+    model = FAMILIES[request.param]()
+    directory = tmp_path_factory.mktemp(request.param)
+    levels = solve_levels(model, BATCHES, directory, linear_table(model, 8), ridges=(INF,))
+    return request.param, model, levels
+
+
+@torch.no_grad()
+def masked(family, model, levels, choice):
+    """Return a copy of the model with zeros where the choice keeps nothing."""
+    copy = deepcopy(model)
+    layers, *paths = OUTPUTS[family]
+    for (site, of), level in zip(levels.items(), choice, strict=True):
+        path = dict(zip(Kind, paths, strict=True))[site.kind]
+        module = copy.get_submodule(layers)[site.block].get_submodule(path)
+        keep = of.keeps[level].repeat_interleave(site.width)
+        inputs = 0 if family == "gpt2" else 1  # Conv1D stores [inputs, outputs]
+        module.weight.mul_(keep.unsqueeze(1 - inputs))
+        if not keep.any() and module.bias is not None:
+            module.bias.zero_()
+    return copy
+
+
+@torch.no_grad()
+def reference(objective, dense, model, batches) -> float:
+    """Return the KL divergence or the next-token loss, in nats per token."""
+    total, count = 0.0, 0
+    for batch in batches:
+        z, z0 = (
+            m(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits.double()
+            for m in (model, dense)
+        )
+        real = batch.mask.bool()
+        if objective is Objective.kl:
+            p, q = z0[real].log_softmax(-1), z[real].log_softmax(-1)
+            total += float(F.kl_div(q, p, reduction="sum", log_target=True))
+            count += int(real.sum())
+        else:
+            labels = batch.ids.masked_fill(~real, -100)[:, 1:]
+            loss = F.cross_entropy(z[:, :-1].transpose(1, 2), labels, reduction="sum")
+            total += float(loss)
+            count += int((labels != -100).sum())
+    return total / count
+
+
+def choices(levels):
+    """Return the dense choice, some mixed ones, and the last level everywhere."""
+    lengths = [len(of.shapes) for of in levels.values()]
+    generator = torch.Generator().manual_seed(0)
+    mixed = [
+        [int(torch.randint(n, (1,), generator=generator)) for n in lengths] for _ in range(4)
+    ]
+    return [[0] * len(lengths), *mixed, [n - 1 for n in lengths]]
+
+
+@pytest.mark.parametrize("objective", list(Objective))
+def test_evaluate_is_the_loss_of_the_whole_model(case, objective):
+    family, model, levels = case
+    seen = []
+    with Trial(model, levels, BATCHES, objective) as trial:
+        for choice in choices(levels):
+            found = trial.evaluate(choice)
+            copy = masked(family, _dense(case), levels, choice)
+            expected = reference(objective, _dense(case), copy, BATCHES)
+            # float32 logits: 1e-4 nats is some 1e-5 of the entropy of 128 tokens
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+            seen.append(expected)
+        again = trial.evaluate(choices(levels)[1])
+        assert again == pytest.approx(seen[1], rel=1e-4, abs=1e-4)  # whatever came between
+    assert max(seen) - min(seen) > 0.1
+
+
+def _dense(case):
+    """Build the dense model again: the one under trial has other weights installed."""
+    return FAMILIES[case[0]]()
+
+
+@pytest.mark.parametrize("objective", list(Objective))
+def test_sensitivities_are_those_of_single_changes(case, objective):
+    family, model, levels = case
+    anchors = [sorted({1, len(of.shapes) - 1}) for of in levels.values()]
+    with Trial(model, levels, BATCHES, objective) as trial:
+        found = trial.sensitivities(anchors)
+    dense = _dense(case)
+    base = reference(objective, dense, dense, BATCHES)
+    large = 0.0
+    for index, of in enumerate(anchors):
+        assert sorted(found[index]) == of
+        for level in of:
+            choice = [level if i == index else 0 for i in range(len(anchors))]
+            loss = reference(objective, dense, masked(family, dense, levels, choice), BATCHES)
+            assert found[index][level] == pytest.approx(max(0.0, loss - base), rel=1e-4, abs=2e-4)
+            large = max(large, loss - base)
+    assert large > 0.05
+
+
+def test_weights_are_back_bit_by_bit(case):
+    _, model, levels = case
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def changed() -> bool:
+        return any(not torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+    last = choices(levels)[-1]
+    with Trial(model, levels, BATCHES[:1], Objective.kl) as trial:
+        trial.evaluate(last)
+        assert changed()
+    assert not changed()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Trial(model, levels, BATCHES[:1], Objective.kl) as trial,
+    ):
+        trial.evaluate(last)
+        assert changed()
+        raise KeyboardInterrupt
+    assert not changed()
+
+
+def test_solved_weights_are_what_is_evaluated(tmp_path):
+    """With an update of the weights, a trial sees the model that is built in the end."""
+    from pruning.latency.meet import build
+
+    model = FAMILIES["llama"]()
+    levels = solve_levels(model, BATCHES, tmp_path, linear_table(model, 8), ridges=(0.1,))
+    choice = choices(levels)[1]
+    assert any(choice)
+    with Trial(model, levels, BATCHES, Objective.kl) as trial:
+        found = trial.evaluate(choice)
+    pruned = build(model, levels, choice)
+    expected = reference(Objective.kl, model, pruned, BATCHES)
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
+    assert len(sites(model)) == len(levels)
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 13, 30, 10_000])
+def test_evaluation_text_is_held_out_and_enough(tokens):
+    held = [b for b in BATCHES if b.held_out]
+    found = evaluation_text(BATCHES, tokens)
+    count = sum(batch.tokens for batch in found)
+    assert count >= min(tokens, sum(b.tokens for b in held))
+    assert count - found[-1].tokens < tokens
+    rows = [row for b in held for row in b.split(1)]
+    for batch, row in zip(found, rows, strict=False):
+        assert batch.held_out
+        assert torch.equal(batch.ids, row.ids[:, :tokens])
+        assert torch.equal(batch.mask, row.mask[:, :tokens])

@@ -1,0 +1,147 @@
+"""Every YAML composes, names itself, and the identity of a job depends on what matters."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from pruning.experiment import Experiment, compose, register, run_name
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+OPTIONS = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/*.yaml"))
+NEEDED = {"calibration/text": ["calibration.text.path=some.txt"]}
+
+
+def config(*overrides: str):
+    """Compose without turning it into objects."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose("config", list(overrides))
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=str)
+def test_every_option_composes_into_an_experiment(option):
+    group, name = option.parts
+    experiment = compose([f"{group}={name}", *NEEDED.get(str(option), [])])
+    assert isinstance(experiment, Experiment)
+    chosen = getattr(experiment, group)
+    assert not isinstance(chosen, dict)
+    assert chosen.name == name
+
+
+def test_every_group_is_there():
+    groups = {option.parts[0] for option in OPTIONS}
+    assert groups == {p.name for p in CONF.iterdir() if p.is_dir()}
+    components = {"model", "method", "hardware", "calibration", "search", "suite", "tracker"}
+    assert components <= groups
+
+
+def test_yamls_are_few_short_and_have_no_target():
+    files = list(CONF.rglob("*.yaml"))
+    assert len(files) < 40
+    for file in files:
+        text = file.read_text()
+        assert "_target_" not in text, file
+        assert len(text.splitlines()) < 25 or file.name == "config.yaml", file
+
+
+@pytest.mark.parametrize("value", ["0.5", "0", "-2", "nan", "inf"])
+def test_a_speedup_below_one_or_without_end_is_refused(value):
+    with pytest.raises(Exception, match=r"^speedup=.*at least 1"):
+        compose([f"speedup={value}"])
+
+
+def test_a_missing_value_is_refused():
+    with pytest.raises(MissingMandatoryValue, match=r"calibration\.text\.path"):
+        run_name(config("calibration=text"))
+
+
+DEFAULT = run_name(config())
+
+
+def test_the_name_is_readable():
+    assert re.fullmatch(r"smollm2-135m-instruct-ziplm-local-1.25x-[0-9a-f]{8}", DEFAULT)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "speedup=1.5",
+        "seed=1",
+        "method.damp=0.02",
+        "model.sha256=null",
+        "model=gpt2",
+        "calibration.tokens=65536",
+        "calibration.text.stop=0.8",
+        "search=spdy",
+        "search.steps=21",
+        "hardware.tolerance=0.03",
+        "suite=none",
+        "suite.tasks.piqa.path=elsewhere",
+    ],
+)
+def test_what_changes_the_result_changes_the_name(override):
+    assert run_name(config(override)) != DEFAULT
+
+
+@pytest.mark.parametrize(
+    "override", ["tracker=none", "tracker.project=mine", "study=other", "cache=/elsewhere"]
+)
+def test_what_does_not_change_the_result_does_not_change_the_name(override):
+    changed = config(override)
+    assert run_name(changed) == DEFAULT
+    assert OmegaConf.to_container(changed) != OmegaConf.to_container(config())
+
+
+def test_an_equal_value_written_otherwise_has_the_same_name():
+    names = {run_name(config(f"speedup={value}")) for value in ("2", "2.0", "2e0")}
+    assert len(names) == 1
+
+
+def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("seed", ["1", "77"])
+def test_the_name_is_the_same_in_every_process(seed):
+    code = "from tests.test_conf import DEFAULT; print(DEFAULT)"
+    assert shell("-c", code, PYTHONHASHSEED=seed).stdout.strip() == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("command", "limit"), [(["--help"], 3.0), (["--cfg", "job"], 1.5)], ids=["help", "cfg"]
+)
+def test_help_is_quick_and_imports_no_torch(command, limit):
+    """CPU seconds, twice what a quiet machine takes; torch alone would add three.
+
+    Of the help, 1.2 seconds are Hydra's own, which lists the options of every group.
+    """
+    seconds = []
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = shell("-X", "importtime", "launch.py", *command)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < limit
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"hydra", "pruning.experiment"} <= imported
+    heavy = {"torch", "transformers", "datasets", "lm_eval", "wandb", "scipy", "pandas"}
+    assert not imported & heavy
+    assert "speedup" in done.stdout

@@ -1,0 +1,345 @@
+"""The whole job through launch.py: results, reuse, damage, kill -9 at every stage, bad input."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers.dynamic_module_utils
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from tests.families import random_model
+from tests.jobs import ROOT, Jobs
+from tests.tiny import word_tokenizer
+
+WORDS = 125
+STAGES = ("profile", "moments", "levels", "sensitivities", "evaluate")
+
+
+class Place:
+    """A directory with a tiny model, text, cache and outputs, and jobs that stay within it."""
+
+    def __init__(self, root: Path):
+        self.root, self.cache = root, root / "cache"
+        config = LlamaConfig(
+            vocab_size=WORDS + 3,
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            bos_token_id=1,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        random_model(config).save_pretrained(root / "dense")
+        word_tokenizer(WORDS).save_pretrained(root / "dense")
+        draw = torch.Generator().manual_seed(2)
+        words = torch.randint(WORDS, (4000,), generator=draw).tolist()
+        (root / "text.txt").write_text(" ".join(f"w{w}" for w in words))
+        self.environment = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("HYDRA_FULL_ERROR", "PYTHONPATH")
+        } | {
+            "PRUNING_CACHE": str(self.cache),
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(root / "hf"),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+        }
+
+    def arguments(self, *overrides: str, outputs: str = "outputs") -> list[str]:
+        """Return the command line of a job that takes about two seconds."""
+        return [
+            "model=gpt2",
+            "model.name=tiny",
+            f"model.path={self.root / 'dense'}",
+            "calibration=text",
+            f"calibration.text.path={self.root / 'text.txt'}",
+            "calibration.tokens=1536",
+            "calibration.sequence=32",
+            "hardware.device=cpu",
+            "hardware.sequence=64",
+            "hardware.repetitions=5",
+            "hardware.alignment=16",
+            "hardware.tolerance=0.5",
+            "search.tokens=64",
+            "search.steps=3",
+            "suite=wikitext",
+            f"suite.perplexity.text.path={self.root / 'text.txt'}",
+            "suite.perplexity.window=32",
+            "suite.perplexity.windows=4",
+            "tracker=none",
+            f"hydra.run.dir={self.root / outputs}/${{run_name:}}",
+            f"hydra.sweep.dir={self.root / outputs}",
+            *overrides,
+        ]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run launch.py as a user does."""
+        return subprocess.run(
+            [sys.executable, "launch.py", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def results(self, outputs: str = "outputs") -> list[dict]:
+        """Read every result.json, by ascending target."""
+        found = [json.loads(p.read_text()) for p in (self.root / outputs).glob("*/result.json")]
+        return sorted(found, key=lambda result: result["speedup"]["target"])
+
+    def entries(self) -> dict[str, int]:
+        """Return when each cache entry was finished."""
+        found = {p.parent: p.stat().st_mtime_ns for p in self.cache.glob("*/*/manifest.json")}
+        return {str(path.relative_to(self.cache)): time for path, time in found.items()}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("launch"))
+
+
+@pytest.fixture(scope="module")
+def job(place):
+    """Run the first job; return its directory."""
+    done = place.run(*place.arguments("speedup=1.3"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (out,) = (place.root / "outputs").iterdir()
+    return out
+
+
+@pytest.fixture(scope="module")
+def jobs(place):
+    server = Jobs(place.environment)
+    yield server
+    server.close()
+
+
+def test_the_result_keeps_its_contract(place, job):
+    (result,) = place.results()
+    assert result["schema"] == 1
+    assert result["name"] == job.name
+    assert re.fullmatch(r"tiny-ziplm-local-1.3x-[0-9a-f]{8}", job.name)
+    assert result["study"] == "default"
+    assert result["config"]["calibration"]["tokens"] == 1536
+    speedup = result["speedup"]
+    assert speedup["target"] == 1.3
+    assert {"predicted", "measured"} <= set(speedup["rounds"][-1])
+    assert speedup["measured"] in [r["measured"] for r in speedup["rounds"]]
+    latency = result["latency"]
+    assert (latency["phase"], latency["batch"], latency["sequence"]) == ("prefill", 1, 64)
+    for side in ("dense", "pruned"):
+        assert 0 < latency[side]["p50_ms"] <= latency[side]["p90_ms"]
+        assert latency[side]["n"] >= 5
+        perplexity = result["evaluation"][side]["wikitext/text/token_perplexity_32"]
+        assert perplexity > 1
+    ratio = latency["dense"]["p50_ms"] / latency["pruned"]["p50_ms"]
+    assert speedup["measured"] == pytest.approx(ratio)
+    stages = {"load", "profile", "calibrate", "levels", "search", "measure", "evaluate", "save"}
+    assert stages | {"total"} <= set(result["seconds"])
+    assert result["seconds"]["total"] >= sum(result["seconds"][s] for s in stages) - 0.1
+    assert result["memory"]["peak_host_gib"] > 0.05
+    assert "peak_device_gib" in result["memory"]
+    assert [block["block"] for block in result["allocation"]] == [0, 1, 2]
+    assert set(result["allocation"][0]) == {"block", "query_heads", "kv_heads", "ffn"}
+    assert result["environment"]["packages"]["torch"] == torch.__version__.split("+")[0] or (
+        result["environment"]["packages"]["torch"] == torch.__version__
+    )
+
+
+def test_a_job_leaves_what_it_promises(job):
+    assert {"result.json", "config.yaml", "allocation.json", "model", "job.log"} <= {
+        path.name for path in job.iterdir()
+    }
+    assert not (job / "error.txt").exists()
+    assert not [path for path in job.rglob(".*") if path.name.startswith(".result")]
+    allocation = json.loads((job / "allocation.json").read_text())
+    kept = {name: len(site["keep"]) for name, site in allocation.items()}
+    blocks = json.loads((job / "result.json").read_text())["allocation"]
+    for block in blocks:
+        assert kept[f"block.{block['block']}.ffn"] == block["ffn"]
+        assert kept[f"block.{block['block']}.attention"] == block["query_heads"]
+
+
+@torch.no_grad()
+def test_the_checkpoint_loads(place, job, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(job / "model", trust_remote_code=True)
+    result = place.results()[0]
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
+    assert result["params"]["pruned"] < result["params"]["dense"]
+    assert result["params"]["ratio"] == pytest.approx(
+        result["params"]["pruned"] / result["params"]["dense"]
+    )
+    # the perplexity that the result reports, by hand, on the checkpoint: 4 windows of 32 tokens
+    tokenizer = AutoTokenizer.from_pretrained(job / "model")
+    text = (place.root / "text.txt").read_text()
+    ids = torch.tensor(tokenizer(text).input_ids[: 4 * 32]).view(4, 32)
+    loss = model(input_ids=ids, labels=ids).loss
+    reported = result["evaluation"]["pruned"]["wikitext/text/token_perplexity_32"]
+    assert float(loss.exp()) == pytest.approx(reported, rel=1e-4)
+
+
+def test_the_same_command_again_is_skipped(place, job):
+    written = (job / "result.json").stat().st_mtime_ns
+    start = time.perf_counter()
+    done = place.run(*place.arguments("speedup=1.3"))
+    assert time.perf_counter() - start < 5
+    assert done.returncode == 0
+    assert done.stdout.strip() == f"done before: {job / 'result.json'}"
+    assert (job / "result.json").stat().st_mtime_ns == written
+
+
+def test_another_speedup_calibrates_and_profiles_nothing(place, job, jobs):
+    before = place.entries()
+    assert {name.split("/")[0] for name in before} == set(STAGES)
+    done = jobs(*place.arguments("speedup=1.5", "study=other"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert place.entries() == before
+    seconds = place.results()[1]["seconds"]
+    # reading the text and the files; with a margin for a busy machine
+    assert seconds["profile"] < 0.5
+    assert seconds["calibrate"] < 1
+    assert seconds["levels"] < 0.5
+
+
+def entry_file(place, stage: str, pattern: str) -> Path:
+    return next((place.cache / stage).glob(f"*/{pattern}"))
+
+
+def test_damaged_cache_files_are_noticed_and_rebuilt(place, job, jobs):
+    """One file cut short, one with a flipped bit, one gone, one manifest cut short."""
+    before = place.entries()
+    moments = entry_file(place, "moments", "block-001.safetensors")
+    with moments.open("r+b") as file:
+        file.truncate(moments.stat().st_size // 2)
+    levels = entry_file(place, "levels", "keeps.safetensors")
+    content = bytearray(levels.read_bytes())
+    content[-1] ^= 1
+    levels.write_bytes(content)
+    entry_file(place, "sensitivities", "sensitivities.json").unlink()
+    manifest = entry_file(place, "evaluate", "manifest.json")
+    manifest.write_text(manifest.read_text()[:30])
+    good = dict(moments=moments.parent, levels=levels.parent)
+
+    done = jobs(*place.arguments("speedup=1.2"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (out,) = (p for p in (place.root / "outputs").iterdir() if "-1.2x-" in p.name)
+    log = (out / "job.log").read_text()
+    damaged = re.findall(r"cache entry \S+/(\w+)/\w+ is damaged \((.*?)\): rebuilding", log)
+    assert [stage for stage, _ in damaged] == ["moments", "levels", "sensitivities", "evaluate"]
+    reasons = [reason for _, reason in damaged]
+    assert re.fullmatch(r"block-001.safetensors has \d+ bytes, not \d+", reasons[0])
+    assert reasons[1] == "keeps.safetensors was altered"
+    assert reasons[2] == "sensitivities.json is missing"
+    assert reasons[3].startswith("manifest")
+    after = place.entries()
+    assert set(after) == set(before)  # the same content under the same names
+    rebuilt = {name.split("/")[0] for name in after if after[name] != before[name]}
+    assert rebuilt == {"moments", "levels", "sensitivities", "evaluate"}
+    assert good["moments"].is_dir()
+    assert (good["levels"] / "keeps.safetensors").read_bytes() != bytes(content)
+
+
+KILLS = {  # where: what is being called, which call, and the stages finished before
+    "profile": ("pruning.latency.profile:interleaved", 2, 0),
+    "moments": ("pruning.calibration.moments:Moments.write", 2, 1),
+    "levels": ("pruning.methods.ziplm:ZipLM.site_levels", 3, 2),
+    "sensitivities": ("pruning.search.trial:Trial._loss", 4, 3),
+    "local search": ("pruning.search.trial:Trial.evaluate", 3, 4),
+    "measure": ("pruning.latency.profile:compare", 1, 4),
+    "evaluate": ("pruning.evaluation.suite:Suite.evaluate", 1, 4),
+    "evaluate pruned": ("pruning.evaluation.suite:Suite.evaluate", 2, 5),
+    "allocation": ("pruning.results.result:write_allocation", 1, 5),
+    "result": ("os:replace", 2, 5),  # allocation.json, then result.json, which is all there
+}
+
+
+def test_kill_9_at_every_stage_and_the_same_command_completes(tmp_path_factory, jobs):
+    place = Place(tmp_path_factory.mktemp("kill"))
+    arguments = place.arguments(f"cache={place.cache}", "speedup=1.3")
+    finished: dict[str, int] = {}
+    for where, (function, call, stages) in KILLS.items():
+        done = jobs(*arguments, kill_at=function, call=call)
+        assert done.returncode == -9, (where, done.stderr[-3000:])
+        assert not place.results(), where
+        now = place.entries()
+        assert {name.split("/")[0] for name in now} == set(STAGES[:stages]), where
+        assert finished.items() <= now.items(), f"{where}: a finished stage was built again"
+        finished = now
+    assert list(place.cache.glob("*/.*-*")) == []  # what killed builds left is cleared
+    done = jobs(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert place.entries() == finished
+    (result,) = place.results()
+    assert result["speedup"]["measured"] > 1
+    (out,) = (place.root / "outputs").iterdir()
+    assert "damaged" not in (out / "job.log").read_text()
+    AutoModelForCausalLM.from_pretrained(place.root / "dense")  # inputs are as they were
+    again = jobs(*arguments)
+    assert again.stdout.startswith("done before:")
+
+
+NO_FILE = "/nowhere/text.txt"
+BAD = {  # the overrides, and what the line must say: config path, value, remedy
+    "unknown option": (["method.dmp=1"], ["method", "dmp"]),
+    "unknown choice": (["method=foo"], ["method", "foo", "ziplm"]),
+    "wrong type": (["speedup=fast"], ["speedup", "fast"]),
+    "wrong choice of an enum": (["search.objective=best"], ["search.objective", "best", "KL"]),
+    "missing value": (["calibration.text.path=???"], ["calibration.text.path", "Missing"]),
+    "speedup below 1": (["speedup=0.5"], ["speedup=0.5", "at least 1"]),
+    "impossible speedup": (["speedup=1000"], ["speedup=1000", "'local'", "ask for less"]),
+    "missing text": ([f"calibration.text.path={NO_FILE}"], ["calibration.text.path", NO_FILE]),
+    "missing column": (["calibration.text.path={root}/rows.jsonl"], ["calibration.text.column"]),
+    "too little text": (["calibration.tokens=90000"], ["calibration.tokens=90000", "fewer"]),
+    "missing model": (["model.path=/nowhere/m"], ["model.path", "/nowhere/m", "give"]),
+    "unreachable hub": (["model.path=some/where"], ["model.path", "some/where", "give"]),
+    "missing gguf": (["model.path=/nowhere/m.gguf"], ["model.path", "/nowhere/m.gguf", "give"]),
+    "wrong sha256": (
+        ["model.path={root}/some.gguf", "model.sha256=0123abc"],
+        ["model.sha256='0123abc'", "some.gguf", "correct it"],
+    ),
+    "no such device": (["hardware.device=cuda:77"], ["hardware.device", "cuda:77", "choose"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_line(place, jobs, what):
+    (place.root / "some.gguf").write_bytes(b"GGUF of another kind")
+    (place.root / "rows.jsonl").write_text('{"body": "w1 w2"}\n')
+    overrides, said = BAD[what]
+    overrides = [override.format(root=place.root) for override in overrides]
+    done = jobs(*place.arguments(*overrides, outputs="bad"))
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, done.stderr
+    assert done.stderr.rstrip().endswith(lines[0])
+    assert "Traceback" not in done.stderr + done.stdout
+    for part in said:
+        assert part in lines[0]
+    assert not place.results("bad")
+    assert not list((place.root / "bad").glob("*/model"))
+
+
+def test_of_two_jobs_the_possible_one_finishes(place, job, jobs):
+    arguments = place.arguments(outputs="sweep")
+    done = jobs("-m", *arguments, "speedup=1000,1.4")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "speedup=1000 cannot be met" in line
+    assert [result["speedup"]["target"] for result in place.results("sweep")] == [1.4]
+    (failed,) = (p for p in (place.root / "sweep").iterdir() if "-1000x-" in p.name)
+    assert "speedup=1000 cannot be met" in (failed / "error.txt").read_text()
+    single = jobs(*place.arguments("speedup=1.4", outputs="sweep"))  # the identity is the same
+    assert single.stdout.startswith("done before:")

@@ -1,0 +1,80 @@
+"""What the tests of calibration, search and latency share: text, batches, tables, levels."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from pruning.calibration.calibration import Weight
+from pruning.calibration.moments import Moments, collect
+from pruning.calibration.stream import Batch
+from pruning.latency.profile import heads, widths
+from pruning.latency.table import LatencyTable
+from pruning.methods.levels import Levels
+from pruning.methods.ziplm import Score, ZipLM
+from pruning.models.sites import output_projection, sites, weight
+
+INF = float("inf")
+
+
+def word_tokenizer(size: int = 125) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of the words w0, w1, ...; with the three special ones, size + 3 tokens."""
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<s>", "<unk>"])}
+    vocabulary |= {f"w{i}": i + 3 for i in range(size)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>")
+
+
+def padded_batches(count: int = 6, rows: int = 3, sequence: int = 12) -> list[Batch]:
+    """Draw batches of which every row is padded on the right by another length; a third held out.
+
+    No row is left with fewer than four tokens.
+    """
+    generator = torch.Generator().manual_seed(5)
+    found = []
+    for index in range(count):
+        ids = torch.randint(3, 128, (rows, sequence), generator=generator)
+        lengths = torch.randint(4, sequence + 1, (rows, 1), generator=generator)
+        mask = (torch.arange(sequence) < lengths).long()
+        found.append(Batch(ids * mask, mask, held_out=index % 3 == 2))
+    return found
+
+
+def linear_table(model: PreTrainedModel, alignment: int = 1, rest: float = 2.0) -> LatencyTable:
+    """Make a table in which time is proportional to what is kept: 1 ms attention, 2 ms FFN."""
+    attention, ffn = sites(model)[:2]
+    per_group = attention.heads_per_group
+    of_attention = {
+        (g, h): 0.5 * g / attention.groups + 0.5 * g * h / attention.units
+        for g, h in heads(attention.groups, per_group)
+    }
+    of_ffn = {w: 2.0 * w / ffn.units for w in widths(ffn.units, alignment)}
+    count = len(sites(model)) // 2
+    return LatencyTable(of_attention, of_ffn, rest, count, 1.0, rest + 3.0 * count)
+
+
+def ziplm(score: Score, ridges: list[float]) -> ZipLM:
+    """Make a method with one score for attention and FFN."""
+    return ZipLM("ziplm", attention_score=score, ffn_score=score, damp=0.01, ridges=ridges)
+
+
+def solve_levels(
+    model: PreTrainedModel,
+    batches: list[Batch],
+    directory: Path,
+    table: LatencyTable,
+    ridges: tuple[float, ...] = (0.01, 0.1, INF),
+) -> Levels:
+    """Solve the levels of a model without a cache."""
+    directory.mkdir(parents=True, exist_ok=True)
+    moments = Moments(directory)
+    for index, block in enumerate(collect(model, batches, Weight.none)):
+        moments.write(index, block)
+    method = ziplm(Score.obs, list(ridges))
+    of = {}
+    for site in sites(model):
+        W = weight(output_projection(model, site))
+        of[site] = method.site_levels(site, W, moments[site].to(W.device), table.levels(site))
+    return Levels(of, moments)
