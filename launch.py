@@ -9,7 +9,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
 from pruning.experiment import Experiment, register
 from pruning.results.result import finished
@@ -38,11 +38,17 @@ def main(config: DictConfig) -> None:
 
 
 def message(error: BaseException) -> str:
-    """Return what an error, or else what caused it, says, in one line."""
-    cause = error.__cause__ or error.__context__
-    if not str(error) and cause:
-        return message(cause)
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return what an error and its causes say, in one line; of config errors, where help is."""
+    said: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and isinstance(cause, (ValueError, HydraException, OmegaConfError)):
+        text = " ".join(str(cause).split())
+        if text and not any(text in other for other in said):
+            said.append(text)
+        cause = cause.__cause__ if not isinstance(cause, ValueError) else None
+    if isinstance(error, (HydraException, OmegaConfError)):
+        said.append("`python launch.py --help` lists groups, options and fields")
+    return "; ".join(said)
 
 
 def shell() -> int:
@@ -51,7 +57,7 @@ def shell() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its own and exits
     try:
         main()
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
+    except (ValueError, HydraException, OmegaConfError) as error:
         if wants_traceback:
             raise
         print("error:", message(error), file=sys.stderr)

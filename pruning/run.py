@@ -32,11 +32,12 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     with clock("load"):
         dense, tokenizer = experiment.model.load(cache, device)
         identity = fingerprint(dense)
+    with clock("calibrate"):
+        batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     with clock("profile"):
         table = experiment.hardware.profile(dense, cache)
         table.check(experiment.speedup, sites(dense), experiment.hardware.name)
     with clock("calibrate"):
-        batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
         moments = Moments.of(dense, identity, batches, experiment.calibration, cache)
     with clock("levels"):
         levels = Levels.of(dense, moments, experiment.method, table, cache)

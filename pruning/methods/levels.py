@@ -82,17 +82,22 @@ class Levels(Mapping[Site, SiteLevels]):
     ) -> Float[Tensor, "rows kept"]:
         """Solve the weights of a level for dense W, from the moments of all calibration tokens."""
         keep = self.columns(site, level).to(W.device)
-        H = self._moments[site].all.to(W.device)
-        return least_squares(W.double(), H.double(), keep, self._of[site].ridge).to(W.dtype)
+        return self._solve(site, keep, W, self._moments[site].all)
+
+    def _solve(self, site: Site, keep: Tensor, W: Tensor, H: Tensor) -> Tensor:
+        H = H.to(W.device).double()
+        return least_squares(W.double(), H, keep, self._of[site].ridge).to(W.dtype)
 
     def dense_weight(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
     ) -> Float[Tensor, "rows columns"]:
-        """Return the weights of a level with zeros in the removed columns."""
-        full = torch.zeros_like(W)
+        """Return the weights of a level with zeros in the removed columns, for a search to try.
+
+        Solved without the held-out tokens, which searches judge by.
+        """
         keep = self.columns(site, level).to(W.device)
-        if keep.any():
-            full[:, keep] = self.kept_weight(site, level, W)
+        full = torch.zeros_like(W)
+        full[:, keep] = self._solve(site, keep, W, self._moments[site].fit)
         return full
 
     def columns(self, site: Site, level: int) -> Bool[Tensor, " columns"]:

@@ -34,6 +34,7 @@ def site_levels(
     Losses are those of levels ordered and solved without the held-out tokens; once they are known,
     the order (as later the weights) is taken from all tokens.
     """
+    W = W.to(moment.fit.dtype)
     score = method.attention_score if site.kind is Kind.ATTENTION else method.ffn_score
     scores = [Score.obs, Score.wanda] if score is Score.auto else [score]
     judge = HeldOut(site, W, moment)

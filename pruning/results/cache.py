@@ -42,16 +42,19 @@ class Cache:
     """A directory of finished stages, `root/<stage>/<digest of key>/`, each with a manifest.
 
     An entry appears by one rename, when everything in it is written, so a killed process leaves
-    none half done. Sizes and sha256 sums are compared at each use; an entry that does not match
-    is removed and built again.
+    none half done. Sizes and sha256 sums are compared at the first use in a process; an entry that
+    does not match is removed and built again.
     """
 
     def __init__(self, root: str | Path):
         self.root = Path(root).expanduser()
+        self._checked: set[Path] = set()  # entries that this process has checked or built
 
     def stage(self, name: str, key: Any, build: Callable[[Path], None]) -> Path:
         """Return the directory of stage `name` for `key`, calling `build(directory)` if needed."""
         entry = self.root / name / digest(key)
+        if entry in self._checked:
+            return entry
         with locked(entry.with_suffix(".lock")):
             if entry.exists():
                 if fault := self._fault(entry):
@@ -59,6 +62,7 @@ class Cache:
                     shutil.rmtree(entry)
                 else:
                     log.info("%s: found in cache, %s", name, entry)
+                    self._checked.add(entry)
                     return entry
             for leftover in entry.parent.glob(f".{entry.name}-*"):
                 shutil.rmtree(leftover)
@@ -69,6 +73,7 @@ class Cache:
                 os.replace(scratch, entry)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+        self._checked.add(entry)
         return entry
 
     @staticmethod

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -13,8 +15,6 @@ from tests.tiny import INF, ziplm
 FFN = Site(0, Kind.FFN, 40, 1)
 ATTENTION = Site(1, Kind.ATTENTION, units=12, width=4, groups=4)  # three query heads per group
 RIDGES = [0.001, 0.01, 0.1, 1, 10, INF]
-
-
 
 
 def method(score: Score = Score.obs):
@@ -98,7 +98,7 @@ def test_kept_groups_keep_as_many_heads_each_and_levels_are_nested():
 def test_ffn_levels_are_nested():
     W, _, moments = problem(FFN)
     keeps = method().site_levels(FFN, W, moments, widths(40, 4)).keeps
-    for wider, narrower in zip(keeps[:-1], keeps[1:], strict=True):
+    for wider, narrower in pairwise(keeps):
         assert not (narrower & ~wider).any()
 
 

@@ -148,7 +148,7 @@ def test_a_well_conditioned_moment_is_not_damped(data, caplog):
 def test_moments_that_are_not_finite_are_refused(data, bad):
     W, _, H = data
     H[2, 5] = H[5, 2] = bad
-    with pytest.raises(ValueError, match="not finite.*model.dtype=float32"):
+    with pytest.raises(ValueError, match=r"not finite.*model.dtype=float32"):
         greedy(W, H)
     with pytest.raises(ValueError, match="not finite"):
         least_squares(W, H, torch.arange(COLUMNS) < 12)
@@ -172,9 +172,7 @@ def test_diagonal_orders_as_wanda(data):
         score = published.square().sum(0).view(-1, width).sum(1)
         found = diagonal(W, H, width)
         assert found.order.tolist() == score.argsort().tolist()
-        torch.testing.assert_close(
-            found.score, score[found.order] / len(X), rtol=1e-10, atol=1e-12
-        )
+        torch.testing.assert_close(found.score, score[found.order] / len(X), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("remove", [greedy, diagonal])

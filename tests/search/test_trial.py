@@ -71,9 +71,7 @@ def choices(levels):
     """Return the dense choice, some mixed ones, and the last level everywhere."""
     lengths = [len(of.shapes) for of in levels.values()]
     generator = torch.Generator().manual_seed(0)
-    mixed = [
-        [int(torch.randint(n, (1,), generator=generator)) for n in lengths] for _ in range(4)
-    ]
+    mixed = [[int(torch.randint(n, (1,), generator=generator)) for n in lengths] for _ in range(4)]
     return [[0] * len(lengths), *mixed, [n - 1 for n in lengths]]
 
 
@@ -130,7 +128,7 @@ def test_weights_are_back_bit_by_bit(case):
         trial.evaluate(last)
         assert changed()
     assert not changed()
-    with (
+    with (  # noqa: PT012 - the exception is the test's own
         pytest.raises(KeyboardInterrupt),
         Trial(model, levels, BATCHES[:1], Objective.kl) as trial,
     ):
