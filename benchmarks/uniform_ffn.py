@@ -52,9 +52,11 @@ def main() -> None:
         W = weight(module).clone()
         shapes = [site.units, round((1 - REMOVED) * site.units)]
         levels = experiment.method.site_levels(site, W, moments[site], shapes)
-        set_weight_(module, Levels({site: levels}, moments).dense_weight(site, 1, W))
+        pruned = torch.zeros_like(W)
+        pruned[:, levels.keeps[1]] = Levels({site: levels}, moments).kept_weight(site, 1, W)
+        set_weight_(module, pruned)
         chosen[site.block] = [levels.score, levels.ridge, round(levels.loss[1], 4)]
-    pruned = token_perplexity(model, tokens, WINDOW, WINDOWS, 1)
+    after = token_perplexity(model, tokens, WINDOW, WINDOWS, 1)
     print(
         json.dumps(
             {
@@ -62,7 +64,7 @@ def main() -> None:
                 "removed": REMOVED,
                 "calibration_tokens": sum(batch.tokens for batch in batches),
                 "dense": round(dense, 3),
-                "pruned": round(pruned, 3),
+                "pruned": round(after, 3),
                 "chosen": chosen,
             }
         )

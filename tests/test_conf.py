@@ -18,7 +18,10 @@ from pruning.experiment import Experiment, compose, register, run_name
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 OPTIONS = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/*.yaml"))
-NEEDED = {"calibration/text": ["calibration.text.path=some.txt"]}
+NEEDED = {
+    "calibration/text": ["calibration.text.path=some.txt"],
+    "model/local": ["model.path=some/directory"],
+}
 
 
 def config(*overrides: str):

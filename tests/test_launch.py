@@ -257,7 +257,7 @@ KILLS = {  # where: what is being called, which call, and the stages finished be
     "moments": ("pruning.calibration.moments:Moments.write", 2, 1),
     "levels": ("pruning.methods.ziplm:ZipLM.site_levels", 3, 2),
     "sensitivities": ("pruning.search.trial:Trial._loss", 4, 3),
-    "local search": ("pruning.search.trial:Trial.evaluate", 1, 4),
+    "local search": ("pruning.search.problem:Problem.evaluate", 1, 4),
     "measure": ("pruning.latency.profile:compare", 1, 4),
     "evaluate": ("pruning.evaluation.suite:Suite.evaluate", 1, 4),
     "evaluate pruned": ("pruning.evaluation.suite:Suite.evaluate", 2, 5),

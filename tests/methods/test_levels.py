@@ -161,7 +161,8 @@ def test_weights_of_a_level_are_solved_from_all_tokens(tmp_path):
     assert 0 < keep.sum() < 40
     expected = lstsq(W, torch.cat([fit, held]), keep, levels[FFN].ridge)
     torch.testing.assert_close(levels.kept_weight(FFN, level, W), expected, rtol=1e-8, atol=1e-8)
-    full = levels.dense_weight(FFN, level, W)
+    full = levels.dense_weight(FFN, level, W)  # for searches, which judge on the held-out tokens
+    expected = lstsq(W, fit, keep, levels[FFN].ridge)
     torch.testing.assert_close(full[:, keep], expected, rtol=1e-8, atol=1e-8)
     assert full[:, ~keep].abs().max() == 0
     assert torch.equal(levels.dense_weight(FFN, 0, W), W)
