@@ -11,8 +11,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
-from pruning.experiment import Experiment, register
+from pruning.experiment import register, to_experiment
 from pruning.results.result import finished
+
+WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
+failures: list[str] = []  # what users did wrong, a line per job
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
@@ -23,18 +26,20 @@ def main(config: DictConfig) -> None:
     if finished(out):
         print(f"done before: {out / 'result.json'}")
         return
-    experiment = OmegaConf.to_object(config)
-    assert isinstance(experiment, Experiment)
-    (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     command = " ".join(["python launch.py", *hydra_config.overrides.task])
     try:
+        experiment = to_experiment(config)
+        (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
         from pruning.run import run
 
         run(experiment, out, command)
-    except BaseException:
+    except BaseException as error:
         (out / "error.txt").write_text(traceback.format_exc())
-        raise
-    (out / "error.txt").unlink(missing_ok=True)
+        if WANTS_TRACEBACK or not isinstance(error, ValueError):
+            raise
+        failures.append(message(error))  # the other jobs of a multirun go on
+    else:
+        (out / "error.txt").unlink(missing_ok=True)
 
 
 def message(error: BaseException) -> str:
@@ -53,16 +58,16 @@ def message(error: BaseException) -> str:
 
 def shell() -> int:
     """Run `main`; say what a user did wrong in one line instead of a traceback."""
-    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its own and exits
     try:
         main()
-    except (ValueError, HydraException, OmegaConfError) as error:
-        if wants_traceback:
+    except (HydraException, OmegaConfError) as error:
+        if WANTS_TRACEBACK:
             raise
-        print("error:", message(error), file=sys.stderr)
-        return 1
-    return 0
+        failures.append(message(error))
+    for failure in failures:
+        print("error:", failure, file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The typed configuration: a composed config is an `Experiment`, nothing else."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -61,6 +62,33 @@ def run_name(config: DictConfig) -> str:
     return "-".join([*parts, speedup, digest({"schema": SCHEMA, **content})[:8]])
 
 
+def to_experiment(config: DictConfig) -> Experiment:
+    """Turn a composed config into the experiment that it describes.
+
+    ValueError names a field that `+field=value` added and that no dataclass has.
+    """
+    for path, node in _nodes(config):
+        known = {field.name for field in fields(OmegaConf.get_type(node))}  # type: ignore[arg-type]
+        for key in sorted(str(key) for key in node if key not in known):
+            raise ValueError(
+                f"{path}{key}={node[key]!r} is not an option: choose one of "
+                f"{', '.join(sorted(known))}"
+            )
+    experiment = OmegaConf.to_object(config)
+    assert isinstance(experiment, Experiment)
+    return experiment
+
+
+def _nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Walk the parts of a config that are dataclasses, each with the path before its keys."""
+    kind = OmegaConf.get_type(node)
+    if isinstance(kind, type) and is_dataclass(kind):
+        yield path, node
+    for key in node:
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            yield from _nodes(node[key], f"{path}{key}.")
+
+
 def register() -> None:
     """Give Hydra the types of every config group, and the `run_name` resolver."""
     store = ConfigStore.instance()
@@ -86,6 +114,4 @@ def compose(overrides: list[str]) -> Experiment:
     register()
     conf = Path(__file__).parent.parent / "conf"
     with initialize_config_dir(str(conf), version_base="1.3"):
-        experiment = OmegaConf.to_object(hydra_compose("config", overrides))
-    assert isinstance(experiment, Experiment)
-    return experiment
+        return to_experiment(hydra_compose("config", overrides))

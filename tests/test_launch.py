@@ -294,6 +294,7 @@ def test_kill_9_at_every_stage_and_the_same_command_completes(tmp_path_factory, 
 NO_FILE = "/nowhere/text.txt"
 BAD = {  # the overrides, and what the line must say: config path, value, remedy
     "unknown option": (["method.dmp=1"], ["method", "dmp"]),
+    "added option": (["+method.dmp=1"], ["method.dmp", "ffn_score"]),
     "unknown choice": (["method=foo"], ["method", "foo", "ziplm"]),
     "wrong type": (["speedup=fast"], ["speedup", "fast"]),
     "wrong choice of an enum": (["search.objective=best"], ["search.objective", "best", "kl"]),
