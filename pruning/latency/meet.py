@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.latency.clock import Timing
+from pruning.latency.clock import speedup as ratio
 from pruning.latency.hardware import Hardware
 from pruning.latency.table import LatencyTable
 from pruning.methods.levels import Levels
@@ -66,10 +67,12 @@ def meet(
         pruned = build(dense, levels, choice)
         allocation = levels.allocation(choice)
         timings = hardware.compare(dense, pruned)
-        measured = timings[0].p50 / timings[1].p50
+        measured, doubt = ratio(*timings)
         predicted = table.dense / table.predict(allocation)
-        rounds.append({"aim": aim, "predicted": predicted, "measured": measured})
-        log.info("aim %.3fx: predicted %.3fx, measured %.3fx", aim, predicted, measured)
+        rounds.append({"aim": aim, "predicted": predicted, "measured": measured, "stderr": doubt})
+        log.info(
+            "aim %.3fx: predicted %.3fx, measured %.3fx ± %.3f", aim, predicted, measured, doubt
+        )
         if best is None or abs(measured - speedup) < abs(best.measured - speedup):
             best = Met(pruned, allocation, speedup, predicted, measured, *timings, rounds)
         if abs(measured / speedup - 1) <= hardware.tolerance or speedup == 1:

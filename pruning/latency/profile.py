@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.calibration.stream import Batch, behind, enter
-from pruning.latency.clock import Timing, interleaved
+from pruning.latency.clock import Timing, interleaved, speedup
 from pruning.latency.hardware import Hardware
 from pruning.latency.table import LatencyTable, Shape
 from pruning.models.modeling_pruned import resize_block_
@@ -135,11 +135,8 @@ def compare(
     """Time both models end to end in turns until the ratio is known to half the tolerance."""
 
     def enough(found: dict[str, Timing]) -> bool:
-        ratios = np.array(found["dense"].values) / np.array(found["pruned"].values)
-        middle = np.percentile(ratios, [25, 50, 75])
-        # standard error of a median from its quartiles, 1.253 sigma / sqrt(n), sigma = IQR / 1.349
-        doubt = 0.93 * (middle[2] - middle[0]) / np.sqrt(len(ratios))
-        return bool(doubt < hardware.tolerance / 2 * middle[1])
+        middle, doubt = speedup(found["dense"], found["pruned"])
+        return doubt < hardware.tolerance / 2 * middle
 
     calls = {"dense": _prefill(dense, hardware), "pruned": _prefill(pruned, hardware)}
     found = interleaved(calls, dense.device, hardware.repetitions, "measure: end to end", enough)

@@ -36,7 +36,7 @@ class Speedup:
 
     target: float  # what was asked for
     predicted: float  # by the latency table, in the last round
-    measured: float  # dense p50 over pruned p50, interleaved
+    measured: float  # median of dense over pruned time, pair by interleaved pair
     rounds: list[dict[str, Any]]  # of the closed loop; each with at least predicted and measured
 
 
