@@ -35,10 +35,6 @@ class Timing:
         """Return p90 / p50, 1 on a silent machine."""
         return self.p90 / self.p50
 
-    def summary(self) -> dict[str, float]:
-        """Return what result.json keeps."""
-        return {"p50_ms": self.p50, "p90_ms": self.p90, "n": len(self.values)}
-
 
 def speedup(before: Timing, after: Timing) -> tuple[float, float]:
     """Return the median of the ratios of interleaved pairs, and the standard error of it.

@@ -42,11 +42,15 @@ class Speedup:
 
 @dataclass
 class Latency:
-    """Percentiles of `n` timed forward passes."""
+    """Percentiles of `n` timed forward passes, and all of them.
+
+    The i-th passes of the dense and the pruned model were timed side by side.
+    """
 
     p50_ms: float
     p90_ms: float
     n: int
+    all_ms: list[float]
 
 
 @dataclass
@@ -124,7 +128,7 @@ def compose(
     """Gather what a job found out; `evaluation` has the keys dense and pruned."""
     hardware = experiment.hardware
     before, after = (
-        Latency(timing.p50, timing.p90, len(timing.values))
+        Latency(timing.p50, timing.p90, len(timing.values), timing.values)
         for timing in (met.dense_timing, met.pruned_timing)
     )
     whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, met.pruned))

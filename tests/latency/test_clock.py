@@ -45,4 +45,3 @@ def test_percentiles():
     timing = Timing([5.0, 1.0, 2.0, 4.0, 3.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0])
     assert (timing.p50, timing.p90) == (6.0, 10.0)
     assert timing.spread == pytest.approx(10 / 6)
-    assert timing.summary() == {"p50_ms": 6.0, "p90_ms": 10.0, "n": 11}
