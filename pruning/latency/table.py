@@ -28,10 +28,10 @@ class LatencyTable:
         return (self.attention if kind is Kind.ATTENTION else self.ffn)[level]
 
     def levels(self, site: Site) -> list[Shape]:
-        """Return the levels of a site, dense first; block 0 keeps some attention (caches)."""
+        """Return the levels of a site, dense first; "gone" only where the site is removable."""
         if site.kind is Kind.FFN:
             return list(self.ffn)
-        return [level for level in self.attention if site.block > 0 or level != (0, 0)]
+        return [level for level in self.attention if site.removable or level != (0, 0)]
 
     def predict(self, allocation: Allocation) -> float:
         """Return the end-to-end milliseconds of an allocation."""

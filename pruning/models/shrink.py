@@ -89,13 +89,11 @@ def shrink_(model: M, allocation: Allocation) -> M:
 
 def _check(model: PreTrainedModel, allocation: Allocation) -> None:
     there = set(sites(model))
-    types = getattr(model.config, "layer_types", None) or ["full"] * len(blocks(model))
     for site, keep in allocation.items():
         assert site in there, f"{site} is no site of this model"
         assert keep.shape == (site.units,), f"{site.name}: {tuple(keep.shape)} for {site.units}"
         shape(site, keep)
-        first = site.block == types.index(types[site.block])
-        if site.kind is Kind.ATTENTION and first and not keep.any():
+        if not site.removable and not keep.any():
             raise ValueError(
                 f"{site.name}: the first attention of a decoder cannot be removed whole, since "
                 "caches read the sequence length there; keep at least one KV group"

@@ -31,6 +31,7 @@ class Site:
     units: int  # query heads, or FFN channels
     width: int  # columns of the output projection per unit: head_dim, or 1
     groups: int = 1  # KV groups over which the query heads are spread evenly
+    removable: bool = True  # False for the first attention of each layer type: caches look there
 
     @property
     def columns(self) -> int:
@@ -91,12 +92,14 @@ def final(
 def sites(model: PreTrainedModel) -> list[Site]:
     """List attention, then FFN of each block, read off the modules; none where it is gone."""
     a = architecture(model)
+    types = getattr(model.config, "layer_types", None) or ["full"] * len(blocks(model))
     found = []
     for index, block in enumerate(blocks(model)):
         groups, heads, width = block_shape(block, a)
         if groups:
             head_dim = getattr(block, a.attention).head_dim
-            found.append(Site(index, Kind.ATTENTION, groups * heads, head_dim, groups))
+            removable = index != types.index(types[index])
+            found.append(Site(index, Kind.ATTENTION, groups * heads, head_dim, groups, removable))
         if width:
             found.append(Site(index, Kind.FFN, width, 1))
     return found

@@ -18,7 +18,9 @@ TABLE = LatencyTable(
     dense=20.0,
 )
 SITES = [
-    site for b in range(2) for site in (Site(b, Kind.ATTENTION, 4, 4, 2), Site(b, Kind.FFN, 8, 1))
+    site
+    for b in range(2)
+    for site in (Site(b, Kind.ATTENTION, 4, 4, 2, removable=b > 0), Site(b, Kind.FFN, 8, 1))
 ]
 
 

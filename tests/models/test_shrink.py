@@ -119,7 +119,9 @@ def test_the_first_attention_of_every_layer_type_stays():
     windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
     model = random_model(Qwen2Config(**GATED, **windows))
     assert model.config.layer_types[1] == "sliding_attention"
-    site = next(s for s in sites(model) if s.block == 1)
+    attention = [s for s in sites(model) if s.kind is Kind.ATTENTION]
+    assert [s.removable for s in attention] == [False, False, True]
+    site = attention[1]
     with pytest.raises(ValueError, match=r"block.1.attention: the first"):
         shrink_(model, {site: torch.zeros(site.units, dtype=torch.bool)})
 
