@@ -46,7 +46,7 @@ def main() -> None:
     moments = Moments.of(model, fingerprint(model), batches, experiment.calibration, cache)
     levels = Levels.of(model, moments, experiment.method, table, cache)
     held_out = [batch for batch in batches if batch.held_out]
-    fresh = evaluation_text(held_out[1:], JUDGE_TOKENS)  # searches read the first held-out batch
+    fresh = evaluation_text(held_out[1:], JUDGE_TOKENS, 512)  # searches read the first batch
     rows = []
     for target in arguments.targets:
         for name, changes in SEARCHES.items():

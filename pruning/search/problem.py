@@ -61,7 +61,7 @@ class Problem:
 def pose(levels: Levels, table: LatencyTable, trial: Trial | None, cache: Cache) -> Problem:
     """Put losses, milliseconds and measurements together for a search."""
     sites = list(levels)
-    identity: dict = {"version": 1, "levels": levels.identity}
+    identity: dict = {"version": 2, "levels": levels.identity}
     if trial is not None:
         identity["batches"] = [state.batch.digest() for state in trial.states]
         identity["objective"] = trial.objective

@@ -66,8 +66,17 @@ class Guided(Search):
 
     objective: Objective = MISSING
     tokens: int = MISSING  # of the held-out calibration text, for every evaluation
+    sequence: int = MISSING  # tokens per sequence of them
     steps: int = MISSING  # local search: candidates tried
     mutation: float = MISSING  # local search: share of the coefficients changed in a candidate
+
+    def __post_init__(self) -> None:
+        for field, least in (("tokens", 1), ("sequence", 1), ("steps", 0)):
+            value = getattr(self, field)
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"search.{field}={value} must be at least {least}")
+        if isinstance(self.mutation, float) and not 0 <= self.mutation <= 1:
+            raise ValueError(f"search.mutation={self.mutation} must lie between 0 and 1")
 
     def trial(
         self, model: "PreTrainedModel", levels: "Levels", batches: "list[Batch]"
@@ -75,7 +84,7 @@ class Guided(Search):
         """Measure candidates on some of the held-out calibration text."""
         from pruning.search.trial import Trial, evaluation_text
 
-        return Trial(model, levels, evaluation_text(batches, self.tokens), self.objective)
+        return Trial(model, levels, evaluation_text(batches, self.tokens, self.sequence), self.objective)
 
 
 @dataclass

@@ -21,14 +21,21 @@ class _Dense:
     """What the dense model says of a batch."""
 
     p: Float[Tensor, "tokens vocabulary"]
-    entropy: float  # summed over tokens, nats
+    log_p: Float[Tensor, "tokens vocabulary"]
 
     @classmethod
     def of(cls, logits: Float[Tensor, "tokens vocabulary"]) -> "_Dense":
         """Turn logits into probabilities."""
         log_p = logits.log_softmax(-1)
-        p = log_p.exp()
-        return cls(p, -float(torch.dot(p.flatten(), log_p.flatten())))
+        return cls(log_p.exp(), log_p)
+
+    def divergence(self, logits: Float[Tensor, "tokens vocabulary"]) -> float:
+        """Return sum_t KL(p_t || softmax(logits_t)) in nats.
+
+        As sum p (log p - log q): small terms where the two agree, so that rounding is small too.
+        """
+        difference = self.log_p - logits.log_softmax(-1)
+        return float(torch.bmm(self.p[:, None], difference[:, :, None]).double().sum())
 
 
 class Trial:
@@ -113,18 +120,13 @@ class Trial:
         return final(self.model, hidden[real]).float()
 
     def _loss(self, start: int, hidden: Sequence[Tensor]) -> float:
-        """Return the objective in nats per token, with `hidden` entering block `start`.
-
-        With p the dense model's probabilities and z the logits, the KL divergence is
-        sum p log p - sum p z + logsumexp z.
-        """
+        """Return the objective in nats per token, with `hidden` entering block `start`."""
         self.evaluations += 1
         total, tokens = 0.0, 0
         for state, dense, h in zip(self.states, self.dense, hidden, strict=True):
             z = self._logits(state, start, h)
             if self.objective is Objective.kl:
-                cross = torch.logsumexp(z, -1).sum() - torch.dot(dense.p.flatten(), z.flatten())
-                loss, count = float(cross) - dense.entropy, len(z)
+                loss, count = dense.divergence(z), len(z)
             else:
                 chosen, targets = (t.to(z.device) for t in _next_tokens(state.batch))
                 loss = float(F.cross_entropy(z[chosen], targets, reduction="sum"))
@@ -141,14 +143,24 @@ def _next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     return followed[real], batch.ids.roll(-1, 1)[followed]
 
 
-def evaluation_text(batches: list[Batch], tokens: int) -> list[Batch]:
-    """Take `tokens` (or a little more) of the held-out batches, in rows of at most that length."""
+def evaluation_text(batches: list[Batch], tokens: int, sequence: int) -> list[Batch]:
+    """Take `tokens` (or a little more) of the held-out rows, `sequence` of each at a time.
+
+    As many rows as possible take part: one passage alone says too little of a model. Rows of one
+    batch are kept together.
+    """
+    held_out = [batch for batch in batches if batch.held_out]
+    width = max((batch.ids.shape[1] for batch in held_out), default=0)
     found: list[Batch] = []
-    for batch in batches:
-        if not batch.held_out:
-            continue
-        for row in batch.split(1):
-            found.append(Batch(row.ids[:, :tokens], row.mask[:, :tokens], held_out=True))
-            if sum(b.tokens for b in found) >= tokens:
+    for start in range(0, width, sequence):
+        columns = slice(start, start + sequence)
+        for batch in held_out:
+            taken = sum(b.tokens for b in found)
+            if taken >= tokens:
                 return found
+            mask = batch.mask[:, columns]
+            real = mask.sum(1)
+            rows = (real > 0) & (taken + real.cumsum(0) - real < tokens)
+            if rows.any():
+                found.append(Batch(batch.ids[rows, columns], mask[rows], held_out=True))
     return found
