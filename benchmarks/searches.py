@@ -15,6 +15,7 @@ import torch
 
 from pruning.calibration.moments import Moments
 from pruning.experiment import compose
+from pruning.methods.leveled import Leveled
 from pruning.methods.levels import Levels
 from pruning.models.source import fingerprint
 from pruning.results.cache import Cache
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--targets", type=float, nargs="+", default=[1.25, 1.5])
     arguments, overrides = parser.parse_known_args()
     experiment = compose(overrides)
+    assert isinstance(experiment.method, Leveled)
     cache = Cache(experiment.cache)
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     table = experiment.hardware.profile(model, cache)

@@ -14,6 +14,7 @@ import torch
 from pruning.calibration.moments import Moments
 from pruning.evaluation.perplexity import token_perplexity, tokenize
 from pruning.experiment import compose
+from pruning.methods.leveled import Leveled
 from pruning.methods.levels import Levels
 from pruning.models.sites import Kind, output_projection, set_weight_, sites, weight
 from pruning.models.source import fingerprint
@@ -39,6 +40,7 @@ def main() -> None:
             *overrides,
         ]
     )
+    assert isinstance(experiment.method, Leveled)
     cache = Cache(experiment.cache)
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     with open(evaluation) as file:

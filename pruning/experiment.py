@@ -14,12 +14,13 @@ from pruning.calibration.calibration import Calibration
 from pruning.evaluation.suite import Suite
 from pruning.latency.hardware import Hardware
 from pruning.methods.method import Method
+from pruning.methods.slimgpt import SlimGPT
 from pruning.methods.ziplm import ZipLM
 from pruning.models.source import Model
 from pruning.results.cache import digest
 from pruning.results.result import SCHEMA
 from pruning.results.tracker import Tracker
-from pruning.search.search import Calibrated, Search, Spdy, Uniform
+from pruning.search.search import Calibrated, Schedule, Search, Spdy, Uniform
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Experiment:
     search: Search = MISSING
     suite: Suite = MISSING
     tracker: Tracker = MISSING
-    speedup: float = MISSING  # of the dense model's latency, at least 1
+    speedup: float | None = MISSING  # of the dense model's latency, at least 1; null: method.ratio
     seed: int = MISSING
     study: str = MISSING  # jobs that belong together; the directory under outputs/
     cache: str = MISSING  # directory that stages are cached in
@@ -44,6 +45,17 @@ class Experiment:
         ):
             raise ValueError(
                 f"speedup={self.speedup} must be a number of at least 1; 1 is the dense model"
+            )
+        ratio = getattr(self.method, "ratio", None)
+        if self.speedup is None and ratio is None:
+            raise ValueError(
+                "speedup=null needs a ratio in its place: give a speedup, or method=slimgpt with "
+                "method.ratio"
+            )
+        if self.speedup is not None and ratio is not None:
+            raise ValueError(
+                f"method.ratio={ratio} and speedup={self.speedup:g} exclude each other: leave out "
+                "the ratio, or give speedup=null"
             )
 
 
@@ -58,8 +70,9 @@ def run_name(config: DictConfig) -> str:
     )
     assert isinstance(content, dict)
     parts = [content[group]["name"] for group in ("model", "method", "hardware")]  # type: ignore[index]
-    speedup = f"{content['speedup']:g}x"
-    return "-".join([*parts, speedup, digest({"schema": SCHEMA, **content})[:8]])
+    speedup = content["speedup"]
+    dial = str(content["method"].get("ratio")) if speedup is None else f"{speedup:g}x"
+    return "-".join([*parts, dial, digest({"schema": SCHEMA, **content})[:8]])
 
 
 def to_experiment(config: DictConfig) -> Experiment:
@@ -99,6 +112,8 @@ def register() -> None:
     store.store(group="schema", name="suite", node=Suite)
     store.store(group="schema", name="tracker", node=Tracker)
     store.store(group="schema/method", name="ziplm", node=ZipLM)
+    store.store(group="schema/method", name="slimgpt", node=SlimGPT)
+    store.store(group="schema/search", name="schedule", node=Schedule)
     store.store(group="schema/search", name="uniform", node=Uniform)
     store.store(group="schema/search", name="spdy", node=Spdy)
     store.store(group="schema/search", name="calibrated", node=Calibrated)

@@ -6,10 +6,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from pruning.calibration.moments import Moments
 from pruning.experiment import Experiment
 from pruning.latency.meet import meet
-from pruning.methods.levels import Levels
+from pruning.methods.method import Subject
 from pruning.models import checkpoint
 from pruning.models.sites import sites
 from pruning.models.source import fingerprint
@@ -18,7 +17,6 @@ from pruning.results.cache import Cache
 from pruning.results.card import card
 from pruning.results.result import Result
 from pruning.results.stopwatch import Stopwatch
-from pruning.search.problem import pose
 
 log = logging.getLogger(__name__)
 
@@ -36,21 +34,26 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
         batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     with clock("profile"):
         table = experiment.hardware.profile(dense, cache)
-        table.check(experiment.speedup, sites(dense), experiment.hardware.name)
-    with clock("calibrate"):
-        moments = Moments.of(dense, identity, batches, experiment.calibration, cache)
-    with clock("levels"):
-        levels = Levels.of(dense, moments, experiment.method, table, cache)
-    with clock("search"), experiment.search.trial(dense, levels, batches) as trial:
-        problem = pose(levels, table, trial, cache)
-        choose = experiment.search.prepare(problem, table.budget(experiment.speedup))
-    with clock("measure"):
-        met = meet(dense, levels, table, choose, experiment.hardware, experiment.speedup)
+        if experiment.speedup is not None:
+            table.check(experiment.speedup, sites(dense), experiment.hardware.name)
+    with clock("evaluate"):  # before the long stages, so that a bad suite is noticed now
+        evaluation = {"dense": experiment.suite.dense(dense, tokenizer, identity, cache)}
+    plan = experiment.method.plan(
+        Subject(
+            dense,
+            identity,
+            batches,
+            experiment.calibration,
+            table,
+            experiment.search,
+            experiment.speedup,
+            cache,
+            clock,
+        )
+    )
+    met = meet(dense, plan, table, experiment.hardware, experiment.speedup, clock)
     with clock("evaluate"):
-        evaluation = {
-            "dense": experiment.suite.dense(dense, tokenizer, identity, cache),
-            "pruned": experiment.suite.evaluate(met.pruned, tokenizer, cache),
-        }
+        evaluation["pruned"] = experiment.suite.evaluate(met.pruned, tokenizer, cache)
     found = result.compose(experiment, out.name, dense, met, evaluation, clock.total())
     with clock("save"):
         checkpoint.save(met.pruned, tokenizer, out / "model", card(found, command))

@@ -19,7 +19,7 @@ from tests.jobs import ROOT, Jobs
 from tests.tiny import word_tokenizer
 
 WORDS = 125
-STAGES = ("profile", "moments", "levels", "sensitivities", "evaluate")
+STAGES = ("profile", "evaluate", "moments", "levels", "sensitivities")
 
 
 class Place:
@@ -71,8 +71,7 @@ class Place:
             "hardware.repetitions=5",
             "hardware.alignment=128",
             "hardware.tolerance=0.5",
-            "search.tokens=64",
-            "search.steps=3",
+            *([] if "method=slimgpt" in overrides else ["search.tokens=64", "search.steps=3"]),
             "suite=wikitext",
             f"suite.perplexity.text.path={self.root / 'text.txt'}",
             "suite.perplexity.window=32",
@@ -146,7 +145,8 @@ def test_the_result_keeps_its_contract(place, job):
         assert perplexity > 1
     pairs = zip(latency["dense"]["all_ms"], latency["pruned"]["all_ms"], strict=True)
     assert speedup["measured"] == pytest.approx(median(a / b for a, b in pairs))
-    stages = {"load", "profile", "calibrate", "levels", "search", "measure", "evaluate", "save"}
+    stages = {"load", "profile", "calibrate", "levels", "search", "prune", "measure"}
+    stages |= {"evaluate", "save"}
     assert stages | {"total"} <= set(result["seconds"])
     assert result["seconds"]["total"] >= sum(result["seconds"][s] for s in stages) - 0.1
     assert result["memory"]["peak_host_gib"] > 0.05
@@ -239,12 +239,12 @@ def test_damaged_cache_files_are_noticed_and_rebuilt(place, job, jobs):
     (out,) = (p for p in (place.root / "outputs").iterdir() if "-1.2x-" in p.name)
     log = (out / "job.log").read_text()
     damaged = re.findall(r"cache entry \S+/(\w+)/\w+ is damaged \((.*?)\): rebuilding", log)
-    assert [stage for stage, _ in damaged] == ["moments", "levels", "sensitivities", "evaluate"]
+    assert [stage for stage, _ in damaged] == ["evaluate", "moments", "levels", "sensitivities"]
     reasons = [reason for _, reason in damaged]
-    assert re.fullmatch(r"block-001.safetensors has \d+ bytes, not \d+", reasons[0])
-    assert reasons[1] == "keeps.safetensors was altered"
-    assert reasons[2] == "sensitivities.json is missing"
-    assert reasons[3].startswith("manifest")
+    assert reasons[0].startswith("manifest")
+    assert re.fullmatch(r"block-001.safetensors has \d+ bytes, not \d+", reasons[1])
+    assert reasons[2] == "keeps.safetensors was altered"
+    assert reasons[3] == "sensitivities.json is missing"
     after = place.entries()
     assert set(after) == set(before)  # the same content under the same names
     rebuilt = {name.split("/")[0] for name in after if after[name] != before[name]}
@@ -255,13 +255,13 @@ def test_damaged_cache_files_are_noticed_and_rebuilt(place, job, jobs):
 
 KILLS = {  # where: what is being called, which call, and the stages finished before
     "profile": ("pruning.latency.profile:interleaved", 2, 0),
-    "moments": ("pruning.calibration.moments:Moments.write", 2, 1),
-    "levels": ("pruning.methods.ziplm:ZipLM.site_levels", 3, 2),
-    "sensitivities": ("pruning.search.trial:Trial._loss", 4, 3),
-    "local search": ("pruning.search.problem:Problem.evaluate", 1, 4),
-    "measure": ("pruning.latency.profile:compare", 1, 4),
-    "evaluate": ("pruning.evaluation.suite:Suite.evaluate", 1, 4),
-    "evaluate pruned": ("pruning.evaluation.suite:Suite.evaluate", 2, 5),
+    "evaluate dense": ("pruning.evaluation.suite:Suite.evaluate", 1, 1),
+    "moments": ("pruning.calibration.moments:Moments.write", 2, 2),
+    "levels": ("pruning.methods.ziplm:ZipLM.site_levels", 3, 3),
+    "sensitivities": ("pruning.search.trial:Trial._loss", 4, 4),
+    "local search": ("pruning.search.problem:Problem.evaluate", 1, 5),
+    "measure": ("pruning.latency.profile:compare", 1, 5),
+    "evaluate pruned": ("pruning.evaluation.suite:Suite.evaluate", 1, 5),
     "allocation": ("pruning.results.result:write_allocation", 1, 5),
     "result": ("os:replace", 2, 5),  # allocation.json, then result.json, which is all there
 }
@@ -292,6 +292,29 @@ def test_kill_9_at_every_stage_and_the_same_command_completes(tmp_path_factory, 
     assert again.stdout.startswith("done before:")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dial", [["speedup=1.3"], ["method.ratio=0.3", "speedup=null"]])
+def test_slimgpt_gives_a_checkpoint_like_any_other(place, job, jobs, dial):
+    before = place.entries()
+    outputs = dial[0].replace("=", "-")
+    done = jobs(*place.arguments("method=slimgpt", *dial, outputs=outputs))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results(outputs)
+    assert set(place.entries()) == set(before)  # table and dense evaluation are shared
+    assert result["config"]["search"]["name"] == "schedule"
+    (out,) = (place.root / outputs).iterdir()
+    model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
+    if "speedup=null" in dial:
+        assert result["speedup"]["target"] is None
+        assert "-0.3-" in out.name
+        assert "| speedup target |  | none |" in (out / "model" / "README.md").read_text()
+    else:
+        assert result["speedup"]["target"] == 1.3
+        assert len(result["speedup"]["rounds"]) >= 2
+    assert result["seconds"]["prune"] > 0
+
+
 NO_FILE = "/nowhere/text.txt"
 BAD = {  # the overrides, and what the line must say: config path, value, remedy
     "unknown option": (["method.dmp=1"], ["method", "dmp"]),
@@ -305,6 +328,32 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
     "missing text": ([f"calibration.text.path={NO_FILE}"], ["calibration.text.path", NO_FILE]),
     "missing column": (["calibration.text.path={root}/rows.jsonl"], ["calibration.text.column"]),
     "too little text": (["calibration.tokens=90000"], ["calibration.tokens=90000", "fewer"]),
+    "missing suite text": (
+        [f"suite.perplexity.text.path={NO_FILE}"],
+        ["suite.perplexity.text.path", NO_FILE],
+    ),
+    "missing documents of a task": (
+        [f"++suite.tasks={{arc_easy:{{path:{NO_FILE}}}}}"],
+        ["suite.tasks.arc_easy.path", NO_FILE, "give"],
+    ),
+    "ratio of more than all": (
+        ["method=slimgpt", "method.ratio=1.5", "speedup=null"],
+        ["method.ratio=1.5", "between 0 and 1"],
+    ),
+    "both ratio and speedup": (
+        ["method=slimgpt", "method.ratio=0.2"],
+        ["method.ratio=0.2", "speedup=1.25", "leave out"],
+    ),
+    "neither ratio nor speedup": (["speedup=null"], ["speedup=null", "method.ratio"]),
+    "a log schedule that falls": (
+        ["method=slimgpt", "search.first=0.5"],
+        ["search.first=0.5", "search.last=0.25", "log_decrease"],
+    ),
+    "a search without levels": (
+        ["method=slimgpt", "search=uniform"],
+        ["search=uniform", "method=slimgpt", "search=schedule"],
+    ),
+    "search without tokens": (["search.tokens=0"], ["search.tokens=0", "at least 1"]),
     "missing model": (["model.path=/nowhere/m"], ["model.path", "/nowhere/m", "give"]),
     "unreachable hub": (["model.path=some/where"], ["model.path", "some/where", "give"]),
     "missing gguf": (["model.path=/nowhere/m.gguf"], ["model.path", "/nowhere/m.gguf", "give"]),
@@ -321,7 +370,7 @@ def test_bad_input_is_one_line(place, jobs, what):
     (place.root / "some.gguf").write_bytes(b"GGUF of another kind")
     (place.root / "rows.jsonl").write_text('{"body": "w1 w2"}\n')
     overrides, said = BAD[what]
-    overrides = [override.format(root=place.root) for override in overrides]
+    overrides = [override.replace("{root}", str(place.root)) for override in overrides]
     done = jobs(*place.arguments(*overrides, outputs="bad"))
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Calibration, Weight
-from pruning.calibration.stream import Batch, enter
+from pruning.calibration.stream import Batch, State, behind, enter
 from pruning.models.sites import Site, blocks, output_projection, sites
 from pruning.results.cache import Cache
 from pruning.results.progress import track
@@ -90,25 +90,44 @@ def collect(
     of_block: dict[int, list[Site]] = {}
     for site in sites(model):
         of_block.setdefault(site.block, []).append(site)
-    for index, block in enumerate(track(blocks(model), "calibrate: blocks")):
-        sums = {
-            site: [Accumulator(site.columns, states[0].hidden.device) for _ in range(2)]
-            for site in of_block[index]
-        }
-        with _inputs(model, of_block[index]) as inputs:
-            for state in states:
-                hidden = state.advance(index, block)
-                w = state.batch.mask.to(hidden.device).float()
-                if weight is Weight.residual:
-                    w = w / hidden.float().square().mean(-1).clamp(min=1e-12)
-                for site, (fit, held) in sums.items():
-                    X = inputs[site].reshape(-1, site.columns)
-                    (held if state.batch.held_out else fit).add_(X, w.flatten())
-        yield {
-            site: Moment(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
-            for site, (fit, held) in sums.items()
-        }
-        del sums, fit, held  # before the next block's are there
+    for index in track(range(len(blocks(model))), "calibrate: blocks"):
+        yield block_moments(model, index, states, of_block[index], weight, advance=True)
+
+
+@torch.no_grad()
+def block_moments(
+    model: PreTrainedModel,
+    index: int,
+    states: list[State],
+    of: list[Site],
+    weight: Weight,
+    advance: bool,
+) -> dict[Site, Moment]:
+    """Run block `index` on every state; return the moments of its sites `of`.
+
+    With `advance` the states go on behind the block, else they stay in front of it.
+    """
+    block = blocks(model)[index]
+    sums = {
+        site: [Accumulator(site.columns, states[0].hidden.device) for _ in range(2)] for site in of
+    }
+    with _inputs(model, of) as inputs:
+        for state in states:
+            hidden = (
+                state.advance(index, block)
+                if advance
+                else behind(block, state.hidden, state.calls[index])
+            )
+            w = state.batch.mask.to(hidden.device).float()
+            if weight is Weight.residual:
+                w = w / hidden.float().square().mean(-1).clamp(min=1e-12)
+            for site, (fit, held) in sums.items():
+                X = inputs[site].reshape(-1, site.columns)
+                (held if state.batch.held_out else fit).add_(X, w.flatten())
+    return {
+        site: Moment(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
+        for site, (fit, held) in sums.items()
+    }
 
 
 class Moments:

@@ -7,6 +7,7 @@ from pathlib import Path
 from pruning.models.sites import Allocation, Kind, Site, shape
 
 Shape = tuple[int, int] | int  # (KV groups, query heads per group) of attention, or FFN width
+Shapes = dict[Site, Shape]  # what is left of every site
 
 
 @dataclass
@@ -35,7 +36,15 @@ class LatencyTable:
 
     def predict(self, allocation: Allocation) -> float:
         """Return the end-to-end milliseconds of an allocation."""
-        return self.rest + sum(self.ms(s.kind, shape(s, keep)) for s, keep in allocation.items())
+        return self.total({site: shape(site, keep) for site, keep in allocation.items()})
+
+    def total(self, shapes: Shapes) -> float:
+        """Return the end-to-end milliseconds of what is left of every site."""
+        return self.rest + sum(self.ms(site.kind, left) for site, left in shapes.items())
+
+    def knows(self, shapes: Shapes) -> bool:
+        """Tell whether every shape was timed."""
+        return all(left in self.attention or left in self.ffn for left in shapes.values())
 
     def budget(self, speedup: float) -> float:
         """Return the end-to-end milliseconds that a speedup allows."""

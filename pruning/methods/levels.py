@@ -12,12 +12,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Moments
-from pruning.latency.table import LatencyTable, Shape
-from pruning.methods.method import Method
+from pruning.latency.table import LatencyTable, Shape, Shapes
+from pruning.methods.leveled import Leveled
+from pruning.methods.method import Plan
 from pruning.methods.obs import least_squares
-from pruning.models.sites import Allocation, Site, output_projection, sites, weight
+from pruning.models.shrink import shrink_, twin
+from pruning.models.sites import (
+    Allocation,
+    Site,
+    output_projection,
+    set_weight_,
+    sites,
+    weight,
+)
 from pruning.results.cache import Cache
 from pruning.results.progress import track
+from pruning.search.search import Chooser
 
 
 @dataclass
@@ -42,7 +52,7 @@ class Levels(Mapping[Site, SiteLevels]):
         cls,
         model: PreTrainedModel,
         moments: Moments,
-        method: Method,
+        method: Leveled,
         table: LatencyTable,
         cache: Cache,
     ) -> "Levels":
@@ -130,3 +140,32 @@ class Levels(Mapping[Site, SiteLevels]):
             fields["shapes"] = [tuple(s) if isinstance(s, list) else s for s in fields["shapes"]]
             of[site] = SiteLevels(keeps=keeps[site.name], **fields)
         return cls(of, moments, directory.name)
+
+
+class LevelsPlan(Plan):
+    """Levels, and a search that has prepared to choose among them."""
+
+    def __init__(self, dense: PreTrainedModel, levels: Levels, choose: Chooser):
+        self.dense, self.levels, self._choose = dense, levels, choose
+
+    def choose(self, budget: float) -> Shapes | None:
+        """Return the shapes of the levels that the search chooses."""
+        choice = self._choose(budget)
+        if choice is None:
+            return None
+        pairs = zip(self.levels.items(), choice, strict=True)
+        return {site: of.shapes[level] for (site, of), level in pairs}
+
+    @torch.no_grad()
+    def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
+        """Shrink a twin of the dense model, and solve the weights of the levels."""
+        choice = [of.shapes.index(shapes[site]) for site, of in self.levels.items()]
+        allocation = self.levels.allocation(choice)
+        pruned = shrink_(twin(self.dense), allocation)
+        for (site, of), level in zip(self.levels.items(), choice, strict=True):
+            if level and of.keeps[level].any():
+                W = self.levels.kept_weight(
+                    site, level, weight(output_projection(self.dense, site))
+                )
+                set_weight_(output_projection(pruned, site), W)
+        return pruned, allocation

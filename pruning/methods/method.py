@@ -1,30 +1,67 @@
 """What a pruning method is: the config group `method`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from transformers import PreTrainedModel
 
-    from pruning.calibration.moments import Moment
-    from pruning.latency.table import Shape
-    from pruning.methods.levels import SiteLevels
-    from pruning.models.sites import Site
+    from pruning.calibration.calibration import Calibration
+    from pruning.calibration.stream import Batch
+    from pruning.latency.table import LatencyTable, Shapes
+    from pruning.models.sites import Allocation
+    from pruning.results.cache import Cache
+    from pruning.results.stopwatch import Stopwatch
+    from pruning.search.search import Search
+
+
+@dataclass
+class Subject:
+    """A dense model, and all that a method may use to decide what to remove from it."""
+
+    dense: "PreTrainedModel"
+    identity: str  # fingerprint of the dense model
+    batches: "list[Batch]"  # calibration text
+    calibration: "Calibration"
+    table: "LatencyTable"
+    search: "Search"
+    speedup: float | None
+    cache: "Cache"
+    clock: "Stopwatch"
+
+
+class Plan(ABC):
+    """What a method would do at any latency; made once per job."""
+
+    costly: ClassVar[bool] = False  # to build: then drafts are timed while shapes are sought
+    given: "Shapes | None" = None  # settled by the method itself, for jobs without a speedup
+
+    @abstractmethod
+    def choose(self, budget: float) -> "Shapes | None":
+        """Return what is left of every site within `budget` ms end to end, None if nothing fits."""
+
+    @abstractmethod
+    def build(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
+        """Return a shrunken model of these shapes, and what it kept.
+
+        Where nothing is removed, parameters are shared with the dense model.
+        """
+
+    def draft(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
+        """Return a model of these shapes to time; its weights may be any."""
+        return self.build(shapes)
 
 
 @dataclass
 class Method(ABC):
-    """A post-training method: it turns a site's weight and moments into levels."""
+    """A way to make a smaller model of a dense one."""
 
     paper: ClassVar[str]  # URL
     name: str = MISSING
 
     @abstractmethod
-    def site_levels(
-        self, site: "Site", W: "Tensor", moment: "Moment", shapes: "Sequence[Shape]"
-    ) -> "SiteLevels":
-        """Return the levels of one site at the given shapes."""
+    def plan(self, subject: Subject) -> Plan:
+        """Do the work that does not depend on the latency."""

@@ -12,6 +12,7 @@ smallest exact increase first (`greedy`, Algorithm 1 of ZipLM).
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,6 +130,7 @@ def greedy(
     steps: int | None = None,
     partition: Int[Tensor, " units"] | None = None,
     block: int = 128,
+    grouped_cholesky: bool = False,
 ) -> Removal:
     """Remove `steps` units (default: all) one by one, each time the one that costs least.
 
@@ -138,7 +140,10 @@ def greedy(
         W    -= W_S inv(Hinv_SS) Hinv_S,:        Hinv -= Hinv_:,S inv(Hinv_SS) Hinv_S,:
 
     `partition` names the group of each unit; units then leave evenly, one from every group before
-    a second from any (query heads of grouped-query attention).
+    a second from any (query heads of grouped-query attention). With `grouped_cholesky` units are
+    chosen by the score of SlimGPT (arXiv:2412.18110) instead, sum_j |W_j|^2 / L_jj^2 over the
+    columns j of S with L L^T = Hinv_SS, which leaves out how columns of a unit make up for each
+    other; `score` still holds the exact increases.
 
     Only W^T W enters a score, so the pass works on G = W^T W instead of W, and both downdates are
     of low rank: with L L^T = Hinv_SS, U = inv(L) Hinv_S,:, Q = inv(L) G_S,: - (inv(L) G_SS
@@ -158,45 +163,132 @@ def greedy(
     W = torch.where(live, W.double(), 0.0)
     G = W.T @ W
     Hinv = torch.cholesky_inverse(cholesky(damped(H.double(), 0.0)))
-    partition = torch.zeros(units, dtype=torch.long) if partition is None else partition.cpu()
-    left = torch.bincount(partition)
-    most = left.clone()
+    left = None if partition is None else torch.bincount(partition.cpu())
 
     alive = torch.arange(units, device=W.device)  # the unit at each place of the matrices
     order, score = [], []
-    while len(order) < steps:
-        U, Q = G.new_empty(2, max(block, width), len(alive) * width)
-        rows = 0
-        h, g = _blocks(Hinv, width), _blocks(G, width)
-        gone = torch.zeros(len(alive), dtype=torch.bool, device=W.device)
-        group = partition.to(W.device)[alive]
-        while rows + width <= len(U) and len(order) < steps:
-            due = (left == left[left > 0].max()).to(W.device)[group] & ~gone
-            scores = torch.where(due, _score(h, g, gone), torch.inf)
-            j = int(scores.argmin())
-            S = slice(j * width, (j + 1) * width)
-            u_S, q_S = U[:rows, S].T, Q[:rows, S].T
-            Hinv_S = Hinv[S] - u_S @ U[:rows]
-            G_S = G[S] - q_S @ U[:rows] - u_S @ Q[:rows]
-            L = cholesky(Hinv_S[:, S])
-            u, q = (torch.linalg.solve_triangular(L, row, upper=False) for row in (Hinv_S, G_S))
-            s = torch.linalg.solve_triangular(L, q[:, S].T, upper=False)
-            q = q - s @ u / 2
-            U[rows : rows + width], Q[rows : rows + width] = u, q
-            rows += width
-            h, g = h - _cross(u, u), g - _cross(q, u) - _cross(u, q)
-            gone[j] = True
-            left[partition[alive[j]]] -= 1
-            order.append(alive[j])
-            score.append(s.trace())
-        U, Q = U[:rows], Q[:rows]
-        stay = (~gone).repeat_interleave(width)
-        U, Q = U[:, stay], Q[:, stay]
+    taken = 0
+    while taken < steps:
+        count = min(steps - taken, max(block // width, 1))
+        if width == 1 and partition is None:
+            U, Q, gone, scores = _columns(Hinv, G, count)
+        else:
+            group = None if partition is None else partition.to(W.device)[alive]
+            U, Q, gone, scores = _units(Hinv, G, width, count, group, left, grouped_cholesky)
+        order.append(alive[gone])
+        score.append(scores)
+        taken += count
+        stay = torch.ones(len(alive), dtype=torch.bool, device=W.device)
+        stay[gone] = False
+        alive = alive[stay]
+        places = stay.repeat_interleave(width).nonzero().flatten()
+        U, Q = U[:, places], Q[:, places]
+        Hinv, G = (A[places[:, None], places] for A in (Hinv, G))
+        Hinv.addmm_(U.T, U, alpha=-1)
+        G.addmm_(torch.cat([Q, U]).T, torch.cat([U, Q]), alpha=-1)
+    return Removal(torch.cat(order), torch.cat(score))
+
+
+Picked = tuple[
+    Float[Tensor, "rows columns"],  # U
+    Float[Tensor, "rows columns"],  # Q
+    Int[Tensor, " picked"],  # places, in the order in which they leave
+    Float[Tensor, " picked"],  # scores
+]
+
+
+def _columns(Hinv: Moment, G: Moment, count: int) -> Picked:
+    """Pick `count` columns one by one, with the fewest and leanest operations per column."""
+    n = len(Hinv)
+    rows = Hinv.new_empty(count, 2, n)  # u and q of every column picked
+    h, g = Hinv.diagonal().clone(), G.diagonal().clone()
+    places, scores = [], []
+    for r in range(count):
+        j = int(torch.argmin(g / h))
+        past = rows[:r].view(r, 2 * n)
+        product = rows[:r, :, j].T @ past  # u_j U, u_j Q; q_j U, q_j Q
+        u = (Hinv[j] - product[0, :n]).div_(h[j].sqrt())
+        q = (G[j] - product[0, n:]).sub_(product[1, :n]).div_(u[j])
+        s = q[j] / u[j]
+        q.addcmul_(u, s, value=-0.5)
+        rows[r, 0], rows[r, 1] = u, q
+        h.addcmul_(u, u, value=-1)
+        g.addcmul_(u, q, value=-2)
+        h[j], g[j] = 1, torch.inf
+        places.append(j)
+        scores.append(s)
+    gone = torch.tensor(places, device=Hinv.device)
+    return rows[:, 0], rows[:, 1], gone, torch.stack(scores)
+
+
+def _units(
+    Hinv: Moment,
+    G: Moment,
+    width: int,
+    count: int,
+    group: Int[Tensor, " units"] | None,
+    left: Int[Tensor, " groups"] | None,
+    grouped_cholesky: bool,
+) -> Picked:
+    """Pick `count` units one by one; where there are groups, from those that most are `left` of.
+
+    `left` is counted down.
+    """
+    U, Q = Hinv.new_empty(2, count * width, len(Hinv))
+    h, g = _blocks(Hinv, width), _blocks(G, width)
+    gone = torch.zeros(len(h), dtype=torch.bool, device=Hinv.device)
+    places, scores = [], []
+    for step in range(count):
+        rows = step * width
+        due = ~gone
+        if group is not None and left is not None:
+            due &= (left == left.max()).to(group.device)[group]
+        cost = torch.where(due, _score(h, g, gone, grouped_cholesky), torch.inf)
+        j = int(cost.argmin())
+        S = slice(j * width, (j + 1) * width)
+        u_S, q_S = U[:rows, S].T, Q[:rows, S].T
+        Hinv_S = Hinv[S] - u_S @ U[:rows]
+        G_S = G[S] - q_S @ U[:rows] - u_S @ Q[:rows]
+        L = cholesky(Hinv_S[:, S])
+        u, q = (torch.linalg.solve_triangular(L, row, upper=False) for row in (Hinv_S, G_S))
+        s = torch.linalg.solve_triangular(L, q[:, S].T, upper=False)
+        q = q - s @ u / 2
+        U[rows : rows + width], Q[rows : rows + width] = u, q
+        h, g = h - _cross(u, u), g - _cross(q, u) - _cross(u, q)
+        gone[j] = True
+        if group is not None and left is not None:
+            left[int(group[j])] -= 1
+        places.append(j)
+        scores.append(s.trace())
+    return U, Q, torch.tensor(places, device=Hinv.device), torch.stack(scores)
+
+
+def batched(W: Matrix, H: Moment, sizes: Sequence[int]) -> Removal:
+    """Remove columns in groups of the given sizes: Batched Greedy Pruning of SlimGPT.
+
+    Algorithm 1 of arXiv:2412.18110: the columns of the least |W_j|^2 / Hinv_jj leave together, then
+    W and Hinv are updated as in `greedy`. With all sizes 1 it is `greedy` for columns. The scores
+    of a group are the increases in the order in which its columns are eliminated.
+    """
+    live = H.diagonal() > 0
+    W = torch.where(live, W.double(), 0.0)
+    Hinv = torch.cholesky_inverse(cholesky(damped(H.double(), 0.0)))
+    alive = torch.arange(W.shape[1], device=W.device)
+    order, score = [], []
+    for size in sizes:
+        cost = W.square().sum(0) / Hinv.diagonal()
+        S = cost.argsort(stable=True)[:size]
+        L = cholesky(Hinv[S][:, S])
+        E = torch.linalg.solve_triangular(L, W[:, S].T, upper=False)
+        U = torch.linalg.solve_triangular(L, Hinv[S], upper=False)
+        order.append(alive[S])
+        score.append(E.square().sum(1))
+        stay = torch.ones(len(alive), dtype=torch.bool, device=W.device)
+        stay[S] = False
+        alive, U = alive[stay], U[:, stay]
+        W = W[:, stay] - E.T @ U
         Hinv = Hinv[stay][:, stay] - U.T @ U
-        G = G[stay][:, stay] - Q.T @ U - U.T @ Q
-        alive = alive[~gone]
-    assert (most >= left).all()
-    return Removal(torch.stack(order), torch.stack(score))
+    return Removal(torch.cat(order), torch.cat(score))
 
 
 def _blocks(A: Moment, width: int) -> Float[Tensor, "units width width"]:
@@ -219,9 +311,13 @@ def _score(
     h: Float[Tensor, "units width width"],
     g: Float[Tensor, "units width width"],
     gone: Bool[Tensor, " units"],
+    grouped_cholesky: bool,
 ) -> Float[Tensor, " units"]:
-    """Return tr(inv(Hinv_SS) G_SS) of every unit."""
+    """Return tr(inv(Hinv_SS) G_SS) of every unit, or sum_j G_jj / L_jj^2 with L L^T = Hinv_SS."""
     if h.shape[1] == 1:
         return (g / h).flatten()
     h = torch.where(gone.view(-1, 1, 1), torch.eye(h.shape[1], dtype=h.dtype, device=h.device), h)
-    return torch.cholesky_solve(g, cholesky(h)).diagonal(dim1=1, dim2=2).sum(1)
+    L = cholesky(h)
+    if grouped_cholesky:
+        return (g.diagonal(dim1=1, dim2=2) / L.diagonal(dim1=1, dim2=2).square()).sum(1)
+    return torch.cholesky_solve(g, L).diagonal(dim1=1, dim2=2).sum(1)

@@ -24,6 +24,7 @@ from pruning.models.sites import Kind, Site
 REFERENCES = (0.8, 0.5)  # shares of the units kept at which scores and ridges are compared
 
 Keep = Bool[Tensor, " units"]
+Remove = Callable[[Tensor, Tensor, int, int, Tensor | None], Removal]
 
 
 def site_levels(
@@ -38,7 +39,10 @@ def site_levels(
     score = method.attention_score if site.kind is Kind.ATTENTION else method.ffn_score
     scores = [Score.obs, Score.wanda] if score is Score.auto else [score]
     judge = HeldOut(site, W, moment)
-    candidates = [_keeps(site, W, moment.fit, shapes, score, method.damp) for score in scores]
+    candidates = [
+        kept_units(site, W, moment.fit, shapes, _remove(score, method.damp), method.damp)
+        for score in scores
+    ]
     best = 0
     if len(scores) > 1:
         middle = method.ridges[len(method.ridges) // 2]
@@ -46,8 +50,9 @@ def site_levels(
         best = losses.index(min(losses))
     ridge = choose_ridge(judge, _references(site, candidates[best]), method.ridges)
     losses = [judge([keep], ridge) for keep in candidates[best]]
-    keeps = _keeps(site, W, moment.all, shapes, scores[best], method.damp)
-    return SiteLevels(list(shapes), torch.stack(keeps), losses, ridge, scores[best].value)
+    remove = _remove(scores[best], method.damp)
+    final = kept_units(site, W, moment.all, shapes, remove, method.damp)
+    return SiteLevels(list(shapes), torch.stack(final), losses, ridge, scores[best].value)
 
 
 class HeldOut:
@@ -84,21 +89,27 @@ def choose_ridge(judge: HeldOut, keeps: Sequence[Keep], ridges: Sequence[float])
     return ridges[index]
 
 
-def _keeps(
-    site: Site,
-    W: Float[Tensor, "rows columns"],
-    H: Float[Tensor, "columns columns"],
-    shapes: Sequence[Shape],
-    score: Score,
-    damp: float,
-) -> list[Keep]:
-    """Return what each shape keeps, in the order of one score."""
-
+def _remove(score: Score, damp: float) -> Remove:
     def remove(W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None) -> Removal:
         if score is Score.wanda:
             return diagonal(W, H, width, steps, partition)
         return greedy(W, damped(H.double(), damp), width, steps, partition)
 
+    return remove
+
+
+def kept_units(
+    site: Site,
+    W: Float[Tensor, "rows columns"],
+    H: Float[Tensor, "columns columns"],
+    shapes: Sequence[Shape],
+    remove: Remove,
+    damp: float,
+) -> list[Keep]:
+    """Return what each shape keeps, in the order in which `remove` takes units away.
+
+    `damp` is the ridge of the update between KV groups and query heads.
+    """
     if site.kind is Kind.FFN:
         narrowest = min(w for w in shapes if isinstance(w, int) and w > 0)
         order = remove(W, H, site.width, site.units - narrowest, None).order
@@ -112,7 +123,7 @@ def _keeps(
 
 
 def _lattice(
-    site: Site, W: Tensor, H: Tensor, damp: float, remove: Callable[..., Removal]
+    site: Site, W: Tensor, H: Tensor, damp: float, remove: Remove
 ) -> dict[tuple[int, int], Keep]:
     """Return the kept query heads of every (KV groups, heads per group).
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
-from pruning.methods.method import Method
+from pruning.methods.leveled import Leveled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ class Score(StrEnum):
 
 
 @dataclass
-class ZipLM(Method):
+class ZipLM(Leveled):
     """Structured OBS levels on dense activations.
 
     Differs from the paper where few calibration tokens make it overfit: the ridge of the weight

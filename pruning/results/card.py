@@ -4,7 +4,7 @@ import json
 import re
 
 from pruning.results.report import evaluation_rows, loading
-from pruning.results.result import Result
+from pruning.results.result import Result, times
 
 URL = "path/to/this/directory"
 
@@ -44,8 +44,8 @@ def measured(result: Result) -> str:
     speedup, latency, environment = result.speedup, result.latency, result.environment
     where = environment.get("gpu") or f"{environment['cpu']}, {environment['threads']} threads"
     rows = [
-        ("speedup target", "", f"{speedup.target:.3f}x"),
-        ("speedup predicted", "", f"{speedup.predicted:.3f}x"),
+        ("speedup target", "", times(speedup.target)),
+        ("speedup predicted", "", times(speedup.predicted)),
         ("speedup measured", "", f"{speedup.measured:.3f}x"),
         *(
             (

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pruning.results.result import Result
+from pruning.results.result import Result, times
 
 
 def table(result: Result) -> Table:
@@ -23,8 +23,8 @@ def table(result: Result) -> Table:
     for name in ("p50_ms", "p90_ms"):
         values = (f"{getattr(side, name):.1f} ms" for side in (latency.dense, latency.pruned))
         found.add_row(f"latency {name[:3]} ({setting})", *values)
-    found.add_row("speedup target", "", f"{speedup.target:.3f}x")
-    found.add_row("speedup predicted", "", f"{speedup.predicted:.3f}x")
+    found.add_row("speedup target", "", times(speedup.target))
+    found.add_row("speedup predicted", "", times(speedup.predicted))
     found.add_row("speedup measured", "", f"[bold]{speedup.measured:.3f}x[/bold]")
     for row in evaluation_rows(result):
         found.add_row(*row)

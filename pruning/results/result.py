@@ -34,10 +34,15 @@ T = TypeVar("T")
 class Speedup:
     """How much faster, end to end: dense time over pruned time."""
 
-    target: float  # what was asked for
-    predicted: float  # by the latency table, in the last round
+    target: float | None  # what was asked for; null: a ratio
+    predicted: float | None  # by the latency table, in that round; null: shapes it does not hold
     measured: float  # median of dense over pruned time, pair by interleaved pair
     rounds: list[dict[str, Any]]  # of the closed loop; each with at least predicted and measured
+
+
+def times(speedup: float | None) -> str:
+    """Write a speedup for people, `1.250x`."""
+    return "none" if speedup is None else f"{speedup:.3f}x"
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pruning.latency.table import LatencyTable
+from pruning.latency.table import LatencyTable, Shape
 from pruning.methods.levels import Levels
 from pruning.models.sites import Site
 from pruning.results.cache import Cache
@@ -17,9 +17,10 @@ from pruning.search.trial import Trial
 
 @dataclass
 class Problem:
-    """Per site, the prior loss, the milliseconds and the kept share of each level, dense first."""
+    """Per site, shape, prior loss, milliseconds and kept share of each level, dense first."""
 
     sites: list[Site]
+    shapes: list[list[Shape]]
     loss: list[Row]  # held-out relative output errors
     ms: list[Row]
     kept: list[Row]
@@ -67,6 +68,7 @@ def pose(levels: Levels, table: LatencyTable, trial: Trial | None, cache: Cache)
         identity["objective"] = trial.objective
     return Problem(
         sites,
+        [of.shapes for of in levels.values()],
         [np.array(of.loss) for of in levels.values()],
         [np.array([table.ms(s.kind, shape) for shape in levels[s].shapes]) for s in sites],
         [of.keeps.float().mean(1).numpy() for of in levels.values()],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.calibration.stream import Batch
+    from pruning.latency.table import Shapes
     from pruning.methods.levels import Levels
     from pruning.search.problem import Problem
     from pruning.search.trial import Trial
@@ -60,6 +61,60 @@ class Uniform(Search):
         return lambda budget: uniform(problem, budget)
 
 
+class Ramp(StrEnum):
+    """How the pruning ratio changes with depth."""
+
+    log = "log"
+    linear = "linear"
+    uniform = "uniform"
+    log_decrease = "log_decrease"
+    linear_decrease = "linear_decrease"
+
+
+@dataclass
+class Schedule(Search):
+    """A ratio per block, the same for attention and FFN, that depends on depth alone.
+
+    The Incremental Pruning Ratio of SlimGPT (arXiv:2412.18110): `first` and `last` give the form,
+    the budget scales it.
+    """
+
+    ramp: Ramp = MISSING
+    first: float = MISSING  # ratio of the first block, in proportion to the last; ramps up from it
+    last: float = MISSING
+
+    def __post_init__(self) -> None:
+        for field in ("first", "last"):
+            value = getattr(self, field)
+            if isinstance(value, float) and not 0 <= value < 1:
+                raise ValueError(f"search.{field}={value} must be at least 0 and below 1")
+        if isinstance(self.first, float) and isinstance(self.last, float):
+            if self.first > self.last:
+                raise ValueError(
+                    f"search.first={self.first} must not be above search.last={self.last}: for a "
+                    "ratio that falls with depth use search.ramp=log_decrease or linear_decrease"
+                )
+            if self.last == 0:
+                raise ValueError("search.last=0.0 removes nothing: give a ratio above 0")
+
+    def prepare(self, problem: "Problem", budget: float) -> Chooser:
+        """Scale the schedule to any budget."""
+        from pruning.search.schedule import chooser
+
+        options = dict(zip(problem.sites, problem.shapes, strict=True))
+
+        def choice(left: "Shapes") -> list[int]:
+            return [of.index(left[site]) for site, of in options.items()]
+
+        within = chooser(self, options, lambda left: problem.total(choice(left)))
+
+        def choose(budget: float) -> list[int] | None:
+            left = within(budget)
+            return None if left is None else choice(left)
+
+        return choose
+
+
 @dataclass
 class Guided(Search):
     """A search that measures whole candidates on a slice of the held-out calibration text."""
@@ -84,7 +139,9 @@ class Guided(Search):
         """Measure candidates on some of the held-out calibration text."""
         from pruning.search.trial import Trial, evaluation_text
 
-        return Trial(model, levels, evaluation_text(batches, self.tokens, self.sequence), self.objective)
+        return Trial(
+            model, levels, evaluation_text(batches, self.tokens, self.sequence), self.objective
+        )
 
 
 @dataclass

@@ -4,9 +4,11 @@ import torch
 from pruning.latency.hardware import Hardware
 from pruning.latency.meet import meet
 from pruning.latency.profile import compare, heads, profile, widths
+from pruning.methods.levels import LevelsPlan
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Kind, sites
 from pruning.results.cache import Cache
+from pruning.results.stopwatch import Stopwatch
 from pruning.search.problem import pose
 from tests.families import FAMILIES, GATED, llama
 from tests.models.allocations import mixed
@@ -95,7 +97,8 @@ def test_profile_and_meet_on_cuda(tmp_path):
     speedup = 1 + (most - 1) / 2
     levels = solve_levels(model, padded_batches(), tmp_path / "moments", linear_table(model, 16))
     problem = pose(levels, table, None, Cache(tmp_path))
-    met = meet(model, levels, table, lambda b: problem.solve(problem.loss, b), here, speedup)
+    plan = LevelsPlan(model, levels, lambda b: problem.solve(problem.loss, b))
+    met = meet(model, plan, table, here, speedup, Stopwatch())
     assert 1 <= len(met.rounds) <= 3
     assert met.measured > 1
     assert next(met.pruned.parameters()).is_cuda

@@ -3,7 +3,16 @@ import logging
 import pytest
 import torch
 
-from pruning.methods.obs import change, cholesky, damped, diagonal, energy, greedy, least_squares
+from pruning.methods.obs import (
+    batched,
+    change,
+    cholesky,
+    damped,
+    diagonal,
+    energy,
+    greedy,
+    least_squares,
+)
 from tests.methods.data import inputs, lstsq, moment, naive_greedy, residual, weights
 
 ROWS, COLUMNS = 7, 24
@@ -185,3 +194,53 @@ def test_a_partition_is_emptied_evenly(data, remove):
     assert sorted(order.tolist()) == list(range(12))
     some = remove(W, H, 2, 7, partition=partition).order
     assert some.tolist() == order[:7].tolist()
+
+
+def test_groups_of_one_are_greedy_columns(data):
+    W, _, H = data
+    one_by_one, expected = batched(W, H, [1] * COLUMNS), greedy(W, H, 1)
+    assert one_by_one.order.tolist() == expected.order.tolist()
+    torch.testing.assert_close(one_by_one.score, expected.score, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("sizes", [[5, 3, 1], [9], [4, 4]])
+def test_groups_end_at_the_least_squares_optimum(data, sizes):
+    W, X, H = data
+    removal = batched(W, H, sizes)
+    assert len(set(removal.order.tolist())) == sum(sizes)
+    keep = torch.ones(COLUMNS, dtype=torch.bool)
+    keep[removal.order] = False
+    assert float(removal.score.sum()) == pytest.approx(residual(W, X, keep), rel=1e-8)
+
+
+def test_a_group_is_chosen_by_the_diagonal_of_the_inverse(data):
+    """The first group against the definition; the second behind an update by least squares."""
+    W, X, H = data
+    removal = batched(W, H, [5, 3])
+    first = (W.square().sum(0) / torch.linalg.inv(H).diagonal()).argsort()[:5]
+    assert removal.order[:5].tolist() == first.tolist()
+    keep = torch.ones(COLUMNS, dtype=torch.bool)
+    keep[first] = False
+    left = torch.linalg.inv(H[keep][:, keep]).diagonal()
+    second = (lstsq(W, X, keep).square().sum(0) / left).argsort()[:3]
+    assert removal.order[5:].tolist() == keep.nonzero().flatten()[second].tolist()
+
+
+def test_the_grouped_cholesky_score_is_the_published_one(data):
+    """sum_j |W_j|^2 / d_j, with d_j the inverse's diagonal once earlier columns of S are gone."""
+    W, _, H = data
+    width, scores = 4, []
+    Hinv = torch.linalg.inv(H)
+    for unit in range(COLUMNS // width):
+        S = slice(unit * width, (unit + 1) * width)
+        block, score = Hinv[S, S].clone(), 0.0
+        for j in range(width):  # Gaussian elimination within the unit
+            score += float(W[:, S][:, j].square().sum() / block[j, j])
+            block -= torch.outer(block[:, j], block[j]) / block[j, j]
+        scores.append(score)
+    exact = greedy(W, H, width)
+    published = greedy(W, H, width, grouped_cholesky=True)
+    assert int(published.order[0]) == scores.index(min(scores))
+    assert published.order.tolist() != exact.order.tolist()  # on these data they differ
+    # whatever the order, removing everything costs the output energy
+    assert float(published.score.sum()) == pytest.approx(energy(W, H), rel=1e-8)

@@ -29,7 +29,7 @@ def result() -> Result:
         },
         speedup=Speedup(1.25, 1.31, 1.247, [{"aim": 1.25, "predicted": 1.31, "measured": 1.247}]),
         latency=Latencies(
-            Latency(812.5, 830.3, 3, [812.5, 811.1, 834.8]),
+            Latency(812.5, 830.2, 3, [812.5, 811.1, 834.6]),
             Latency(651.6, 660.4, 3, [651.6, 661.2, 650.4]),
             "prefill",
             4,

@@ -1,0 +1,44 @@
+"""Methods that solve every site at many levels, for a search to choose from."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pruning.methods.method import Method, Plan, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pruning.calibration.moments import Moment
+    from pruning.latency.table import Shape
+    from pruning.methods.levels import SiteLevels
+    from pruning.models.sites import Site
+
+
+@dataclass
+class Leveled(Method):
+    """A method whose levels depend on the dense model's activations only, not on the target."""
+
+    @abstractmethod
+    def site_levels(
+        self, site: "Site", W: "Tensor", moment: "Moment", shapes: "Sequence[Shape]"
+    ) -> "SiteLevels":
+        """Return the levels of one site at the given shapes."""
+
+    def plan(self, subject: Subject) -> Plan:
+        """Turn moments into levels; let the search prepare to choose among them."""
+        from pruning.calibration.moments import Moments
+        from pruning.methods.levels import Levels, LevelsPlan
+        from pruning.search.problem import pose
+
+        s = subject
+        assert s.speedup is not None, "Experiment asks for a ratio where there is no speedup"
+        with s.clock("calibrate"):
+            moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, s.cache)
+        with s.clock("levels"):
+            levels = Levels.of(s.dense, moments, self, s.table, s.cache)
+        with s.clock("search"), s.search.trial(s.dense, levels, s.batches) as trial:
+            problem = pose(levels, s.table, trial, s.cache)
+            choose = s.search.prepare(problem, s.table.budget(s.speedup))
+        return LevelsPlan(s.dense, levels, choose)

@@ -1,0 +1,85 @@
+"""Schedules against the published numbers, and against what they promise for any depth."""
+
+from itertools import pairwise
+
+import pytest
+
+from pruning.models.sites import Kind, Site
+from pruning.search.schedule import chooser, every_shape, ratios, shapes, share
+from pruning.search.search import Ramp, Schedule
+
+
+def schedule(ramp: Ramp = Ramp.log, first: float = 0.0625, last: float = 0.25) -> Schedule:
+    return Schedule("schedule", ramp=ramp, first=first, last=last)
+
+
+def test_the_published_command():
+    """r_0 = 0.0625, r_31 = 0.25: a mean of 0.2004, and 2, 3, 4, 4, 5 ... 8 of 32 heads."""
+    found = ratios(schedule(), 32, mean=0.2004)
+    assert found[0] == pytest.approx(0.0625, rel=1e-3)
+    assert found[-1] == pytest.approx(0.25, rel=1e-3)
+    assert [round(32 * r) for r in found[:5]] == [2, 3, 4, 4, 5]
+    assert round(32 * found[-1]) == 8
+
+
+@pytest.mark.parametrize("ramp", list(Ramp))
+@pytest.mark.parametrize("blocks", [1, 12, 16, 24, 28, 30, 32, 40, 48, 80])
+def test_a_mean_is_met_at_any_depth(blocks, ramp):
+    found = ratios(schedule(ramp), blocks, 0.3)
+    assert sum(found) / blocks == pytest.approx(0.3, rel=1e-12)
+    rises = [b >= a for a, b in pairwise(found)]
+    falls = [b <= a for a, b in pairwise(found)]
+    assert all(falls if "decrease" in ramp else rises)
+    if ramp is not Ramp.uniform and blocks > 1:
+        assert max(found) / min(found) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("field", [{"first": 0.3}, {"last": 1.0}, {"first": 0.0, "last": 0.0}])
+def test_values_out_of_range(field):
+    with pytest.raises(ValueError, match=r"^search\.(first|last)="):
+        schedule(**field)
+
+
+def test_a_share_counts_parameters():
+    """Nine heads of four in three KV groups on a hidden size of 10: q and o, k and v."""
+    site = Site(0, Kind.ATTENTION, 9, 4, 3)
+    for groups, heads in every_shape(site):
+        q_and_o, k_and_v = 2 * groups * heads * 4 * 10, 2 * groups * 4 * 10
+        whole = 2 * 9 * 4 * 10 + 2 * 3 * 4 * 10
+        assert share(site, (groups, heads)) == pytest.approx((q_and_o + k_and_v) / whole)
+    assert share(Site(0, Kind.FFN, 1536, 1), 384) == 0.25
+
+
+def test_shapes_are_the_nearest_and_never_gone():
+    sites = [
+        site
+        for b in range(8)
+        for site in (Site(b, Kind.ATTENTION, 6, 4, 3), Site(b, Kind.FFN, 100, 1))
+    ]
+    options = {site: [*every_shape(site), (0, 0) if site.groups > 1 else 0] for site in sites}
+    for mean in (0.1, 0.2, 0.5):
+        left = shapes(schedule(), options, mean)
+        at = ratios(schedule(), 8, mean)
+        for site, shape in left.items():
+            wanted = 1 - at[site.block]
+            if site.kind is Kind.FFN:
+                assert abs(shape - 100 * wanted) <= 0.5  # half a channel
+            gaps = [abs(share(site, other) - wanted) for other in every_shape(site)]
+            assert abs(share(site, shape) - wanted) == pytest.approx(min(gaps))
+    everything = shapes(schedule(Ramp.uniform), options, 1.0)
+    assert all(share(site, shape) > 0 for site, shape in everything.items())
+
+
+def test_a_budget_is_met_by_the_least_ratio():
+    sites = [Site(b, Kind.FFN, 100, 1) for b in range(8)]
+    options = {site: list(range(100, 0, -10)) for site in sites}
+    choose = chooser(schedule(), options, lambda left: float(sum(left.values())))
+    for budget in (800.0, 700.0, 500.0, 100.0):
+        left = choose(budget)
+        assert left is not None
+        assert sum(left.values()) <= budget
+        looser = [shapes(schedule(), options, step / 1000) for step in range(1001)]
+        removed = sum(left.values())
+        fits = [sum(x.values()) for x in looser if sum(x.values()) <= budget]
+        assert removed == fits[0]
+    assert choose(79.0) is None  # 8 blocks keep 10 channels each
