@@ -151,8 +151,8 @@ def greedy(
 
         Hinv -= U^T U                            G -= Q^T U + U^T Q
 
-    so the rows U, Q of up to `block` columns are gathered and applied by one matrix product, after
-    which removed columns leave the matrices. The order is that of the unblocked algorithm. The
+    so the rows U, Q of up to `block` columns are gathered and applied by one matrix product; now
+    and then removed columns leave the matrices. The order is that of the unblocked algorithm. The
     work is 2 columns^3 flop in float64 in place of 2 (columns + rows) columns^2 of memory traffic.
     """
     columns = W.shape[1]
@@ -165,27 +165,29 @@ def greedy(
     Hinv = torch.cholesky_inverse(cholesky(damped(H.double(), 0.0)))
     left = None if partition is None else torch.bincount(partition.cpu())
 
-    alive = torch.arange(units, device=W.device)  # the unit at each place of the matrices
+    unit = torch.arange(units, device=W.device)  # at each place of the matrices
+    gone = torch.zeros(units, dtype=torch.bool, device=W.device)
     order, score = [], []
     taken = 0
     while taken < steps:
         count = min(steps - taken, max(block // width, 1))
         if width == 1 and partition is None:
-            U, Q, gone, scores = _columns(Hinv, G, count)
+            U, Q, places, scores = _columns(Hinv, G, gone, count)
         else:
-            group = None if partition is None else partition.to(W.device)[alive]
-            U, Q, gone, scores = _units(Hinv, G, width, count, group, left, grouped_cholesky)
-        order.append(alive[gone])
+            group = None if partition is None else partition.to(W.device)[unit]
+            U, Q, places, scores = _units(
+                Hinv, G, gone, width, count, group, left, grouped_cholesky
+            )
+        order.append(unit[places])
         score.append(scores)
         taken += count
-        stay = torch.ones(len(alive), dtype=torch.bool, device=W.device)
-        stay[gone] = False
-        alive = alive[stay]
-        places = stay.repeat_interleave(width).nonzero().flatten()
-        U, Q = U[:, places], Q[:, places]
-        Hinv, G = (A[places[:, None], places] for A in (Hinv, G))
+        gone[places] = True
         Hinv.addmm_(U.T, U, alpha=-1)
         G.addmm_(torch.cat([Q, U]).T, torch.cat([U, Q]), alpha=-1)
+        if gone.sum() > len(gone) // 4:  # a smaller matrix is worth the copy
+            stay = (~gone).repeat_interleave(width).nonzero().flatten()
+            Hinv, G = (A[stay[:, None], stay] for A in (Hinv, G))
+            unit, gone = unit[~gone], gone[~gone]
     return Removal(torch.cat(order), torch.cat(score))
 
 
@@ -197,33 +199,32 @@ Picked = tuple[
 ]
 
 
-def _columns(Hinv: Moment, G: Moment, count: int) -> Picked:
-    """Pick `count` columns one by one, with the fewest and leanest operations per column."""
-    n = len(Hinv)
-    rows = Hinv.new_empty(count, 2, n)  # u and q of every column picked
-    h, g = Hinv.diagonal().clone(), G.diagonal().clone()
+def _columns(Hinv: Moment, G: Moment, gone: Bool[Tensor, " columns"], count: int) -> Picked:
+    """Pick `count` columns one by one, by the fewest and leanest operations per column."""
+    U, Q = Hinv.new_empty(2, count, len(Hinv))
+    h = torch.where(gone, 1.0, Hinv.diagonal())
+    g = torch.where(gone, torch.inf, G.diagonal())
     places, scores = [], []
-    for r in range(count):
+    for row in range(count):
         j = int(torch.argmin(g / h))
-        past = rows[:r].view(r, 2 * n)
-        product = rows[:r, :, j].T @ past  # u_j U, u_j Q; q_j U, q_j Q
-        u = (Hinv[j] - product[0, :n]).div_(h[j].sqrt())
-        q = (G[j] - product[0, n:]).sub_(product[1, :n]).div_(u[j])
+        past, u_j = U[:row], U[:row, j]
+        u = (Hinv[j] - u_j @ past).div_(h[j].sqrt())
+        q = (G[j] - u_j @ Q[:row]).sub_(Q[:row, j] @ past).div_(u[j])
         s = q[j] / u[j]
         q.addcmul_(u, s, value=-0.5)
-        rows[r, 0], rows[r, 1] = u, q
+        U[row], Q[row] = u, q
         h.addcmul_(u, u, value=-1)
         g.addcmul_(u, q, value=-2)
         h[j], g[j] = 1, torch.inf
         places.append(j)
         scores.append(s)
-    gone = torch.tensor(places, device=Hinv.device)
-    return rows[:, 0], rows[:, 1], gone, torch.stack(scores)
+    return U, Q, torch.tensor(places, device=Hinv.device), torch.stack(scores)
 
 
 def _units(
     Hinv: Moment,
     G: Moment,
+    gone: Bool[Tensor, " units"],
     width: int,
     count: int,
     group: Int[Tensor, " units"] | None,
@@ -236,7 +237,7 @@ def _units(
     """
     U, Q = Hinv.new_empty(2, count * width, len(Hinv))
     h, g = _blocks(Hinv, width), _blocks(G, width)
-    gone = torch.zeros(len(h), dtype=torch.bool, device=Hinv.device)
+    gone = gone.clone()
     places, scores = [], []
     for step in range(count):
         rows = step * width
