@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-Row = Float[np.ndarray, " levels"]
+Row = Float[np.ndarray, " _"]  # one value per level
 
 
 def knapsack(
