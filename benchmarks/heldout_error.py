@@ -14,10 +14,10 @@ import sys
 
 import torch
 
-from pruning.calibration.moments import Accumulator, Moment
+from pruning.calibration.moments import Accumulator, Split
 from pruning.calibration.stream import enter, pack
 from pruning.experiment import compose
-from pruning.methods.obs import change, diagonal, energy, least_squares
+from pruning.methods.obs import by_score, change, energy, least_squares, wanda
 from pruning.methods.solve import HeldOut, choose_ridge
 from pruning.models.sites import Kind, blocks, output_projection, sites, weight
 from pruning.results.cache import Cache
@@ -33,7 +33,7 @@ BATCH = 4
 
 
 def moments(model, batches, site_of) -> dict:
-    """Return {(block, tokens): (fit, held, share)} and {(block, "other"): moment}."""
+    """Return {(block, tokens): Split} and {(block, "other"): moment}."""
     states = [enter(model, batch) for batch in batches]
     seen = {}
     for site in site_of.values():
@@ -58,7 +58,7 @@ def moments(model, batches, site_of) -> dict:
             for n in COUNTS:
                 fit, held = sums[n, False], sums[n, True]
                 share = held.weight / (fit.weight + held.weight)
-                found[index, n] = Moment(fit.mean(), held.mean(), share)
+                found[index, n] = Split(fit.mean(), held.mean(), share)
             found[index, "other"] = sums["other", False].mean()
     return found
 
@@ -79,12 +79,12 @@ def main() -> None:
     table = []
     for block, site in site_of.items():
         W = weight(output_projection(model, site)).double()
-        other = found[block, "other"].double()
+        other = found[block, "other"].H.double()
         for n in COUNTS:
-            moment = found[block, n]
-            H = moment.all.double()
+            split = found[block, n]
+            H = split.all.H.double()
             keep = torch.ones(site.columns, dtype=torch.bool)
-            keep[diagonal(W, H, steps=round(REMOVED * site.columns)).order] = False
+            keep[by_score(wanda(W, H), steps=round(REMOVED * site.columns)).order] = False
             mean = float(H.diagonal().mean())
             shifted = {
                 f"{d:g} of the mean": H + d * mean * torch.eye(len(H), dtype=H.dtype) for d in FIXED
@@ -94,7 +94,7 @@ def main() -> None:
                 dW = change(W, keep, least_squares(W, A, keep, ridge))
                 return energy(dW, other) / energy(W, other)
 
-            ridge = choose_ridge(HeldOut(site, W, moment), [keep], experiment.method.ridges)  # type: ignore[attr-defined]
+            ridge = choose_ridge(HeldOut(site, W, split), [keep], experiment.method.ridges)  # type: ignore[attr-defined]
             row = {
                 "block": block,
                 "tokens": n,

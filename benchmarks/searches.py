@@ -20,7 +20,7 @@ from pruning.methods.levels import Levels
 from pruning.models.source import fingerprint
 from pruning.results.cache import Cache
 from pruning.search.problem import pose
-from pruning.search.search import Objective
+from pruning.search.search import LevelSearch, Objective
 from pruning.search.trial import Trial, evaluation_text
 
 SEARCHES = {
@@ -53,6 +53,7 @@ def main() -> None:
     for target in arguments.targets:
         for name, changes in SEARCHES.items():
             search = compose([*overrides, *changes]).search
+            assert isinstance(search, LevelSearch)
             evaluations = 0
             start = time.perf_counter()
             with search.trial(model, levels, batches) as trial:

@@ -13,14 +13,38 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from pruning.calibration.calibration import Calibration
 from pruning.evaluation.suite import Suite
 from pruning.latency.hardware import Hardware
+from pruning.methods.dense import Dense
+from pruning.methods.depth import Depth
+from pruning.methods.flap import Flap
+from pruning.methods.magnitude import Magnitude
 from pruning.methods.method import Method
+from pruning.methods.random import Random
 from pruning.methods.slimgpt import SlimGPT
+from pruning.methods.wanda_sp import WandaSp
 from pruning.methods.ziplm import ZipLM
 from pruning.models.source import Model
 from pruning.results.cache import digest
 from pruning.results.result import SCHEMA
 from pruning.results.tracker import Tracker
-from pruning.search.search import Calibrated, Schedule, Search, Spdy, Uniform
+from pruning.search.search import Calibrated, NoSearch, Schedule, Search, Spdy, Uniform
+
+METHODS = {
+    "ziplm": ZipLM,
+    "slimgpt": SlimGPT,
+    "dense": Dense,
+    "random": Random,
+    "magnitude": Magnitude,
+    "wanda_sp": WandaSp,
+    "flap": Flap,
+    "depth": Depth,
+}
+SEARCHES = {
+    "calibrated": Calibrated,
+    "spdy": Spdy,
+    "uniform": Uniform,
+    "schedule": Schedule,
+    "none": NoSearch,
+}
 
 
 @dataclass
@@ -45,6 +69,11 @@ class Experiment:
         ):
             raise ValueError(
                 f"speedup={self.speedup} must be a number of at least 1; 1 is the dense model"
+            )
+        if isinstance(self.method, Method) and not isinstance(self.search, self.method.searches):
+            raise ValueError(
+                f"search={self.search.name} does not go with method={self.method.name}: leave it "
+                "out, and the method's own default is taken"
             )
         ratio = getattr(self.method, "ratio", None)
         if self.speedup is None and ratio is None:
@@ -111,12 +140,10 @@ def register() -> None:
     store.store(group="schema", name="calibration", node=Calibration)
     store.store(group="schema", name="suite", node=Suite)
     store.store(group="schema", name="tracker", node=Tracker)
-    store.store(group="schema/method", name="ziplm", node=ZipLM)
-    store.store(group="schema/method", name="slimgpt", node=SlimGPT)
-    store.store(group="schema/search", name="schedule", node=Schedule)
-    store.store(group="schema/search", name="uniform", node=Uniform)
-    store.store(group="schema/search", name="spdy", node=Spdy)
-    store.store(group="schema/search", name="calibrated", node=Calibrated)
+    for name, node in METHODS.items():
+        store.store(group="schema/method", name=name, node=node)
+    for name, node in SEARCHES.items():
+        store.store(group="schema/search", name=name, node=node)
 
     def resolve(*, _root_: DictConfig) -> str:
         return run_name(_root_)

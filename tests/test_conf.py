@@ -21,6 +21,7 @@ OPTIONS = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/*.yam
 NEEDED = {
     "calibration/text": ["calibration.text.path=some.txt"],
     "model/local": ["model.path=some/directory"],
+    "search/none": ["method=depth"],
 }
 
 
@@ -39,6 +40,22 @@ def test_every_option_composes_into_an_experiment(option):
     chosen = getattr(experiment, group)
     assert not isinstance(chosen, dict)
     assert chosen.name == name
+
+
+@pytest.mark.parametrize("method", sorted(o.name for o in OPTIONS if o.parts[0] == "method"))
+def test_a_method_names_its_paper_and_the_searches_it_works_with(method):
+    experiment = compose([f"method={method}"])
+    assert experiment.method.paper.startswith("https://arxiv.org/abs/")
+    for search in (o.name for o in OPTIONS if o.parts[0] == "search"):
+        if isinstance(_search(search), experiment.method.searches):
+            compose([f"method={method}", f"search={search}"])
+        else:
+            with pytest.raises(ValueError, match=rf"^search={search} does not go with method="):
+                compose([f"method={method}", f"search={search}"])
+
+
+def _search(name: str):
+    return compose([f"search={name}", "method=dense" if name == "none" else "method=ziplm"]).search
 
 
 def test_every_group_is_there():

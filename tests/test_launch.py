@@ -58,6 +58,9 @@ class Place:
 
     def arguments(self, *overrides: str, outputs: str = "outputs") -> list[str]:
         """Return the command line of a job that takes about two seconds."""
+        own_search = {"slimgpt", "depth", "dense", "uniform_ffn"} & {
+            override.removeprefix("method=") for override in overrides
+        }
         return [
             "model=gpt2",
             "model.name=tiny",
@@ -71,7 +74,7 @@ class Place:
             "hardware.repetitions=5",
             "hardware.alignment=128",
             "hardware.tolerance=0.5",
-            *([] if "method=slimgpt" in overrides else ["search.tokens=64", "search.steps=3"]),
+            *([] if own_search else ["search.tokens=64", "search.steps=3"]),
             "suite=wikitext",
             f"suite.perplexity.text.path={self.root / 'text.txt'}",
             "suite.perplexity.window=32",
@@ -315,6 +318,35 @@ def test_slimgpt_gives_a_checkpoint_like_any_other(place, job, jobs, dial):
     assert result["seconds"]["prune"] > 0
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "method", ["uniform_ffn", "random", "magnitude", "wanda_sp", "flap", "flap_no_bias", "depth"]
+)
+def test_baselines_go_the_same_way(place, job, jobs, method):
+    before = place.entries()
+    done = jobs(*place.arguments(f"method={method}", "speedup=1.3", outputs=method))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results(method)
+    assert result["config"]["method"]["name"] == method
+    new = {entry.split("/")[0] for entry in set(place.entries()) - set(before)}
+    assert new <= {"levels", "sensitivities", "influence"}  # moments and tables are shared
+    assert result["speedup"]["measured"] > 1
+    assert result["speedup"]["target"] == 1.3
+    (out,) = (place.root / method).iterdir()
+    model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
+    biased = [name for name, _ in model.named_parameters() if name.endswith("down_proj.bias")]
+    assert bool(biased) == (method == "flap")
+
+
+def test_the_dense_method_changes_nothing(place, job, jobs):
+    done = jobs(*place.arguments("method=dense", "speedup=1", outputs="dense"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results("dense")
+    assert result["params"]["ratio"] == 1
+    assert result["evaluation"]["pruned"] == result["evaluation"]["dense"]
+
+
 NO_FILE = "/nowhere/text.txt"
 BAD = {  # the overrides, and what the line must say: config path, value, remedy
     "unknown option": (["method.dmp=1"], ["method", "dmp"]),
@@ -349,9 +381,9 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
         ["method=slimgpt", "search.first=0.5"],
         ["search.first=0.5", "search.last=0.25", "log_decrease"],
     ),
-    "a search without levels": (
+    "a search for other methods": (
         ["method=slimgpt", "search=uniform"],
-        ["search=uniform", "method=slimgpt", "search=schedule"],
+        ["search=uniform", "method=slimgpt", "leave it out"],
     ),
     "search without tokens": (["search.tokens=0"], ["search.tokens=0", "at least 1"]),
     "missing model": (["model.path=/nowhere/m"], ["model.path", "/nowhere/m", "give"]),

@@ -1,4 +1,4 @@
-"""Second moments of what the output projections read, one block in memory at a time."""
+"""Moments of what the output projections read, one block in memory at a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,43 +21,69 @@ from pruning.results.progress import track
 PANEL = 512
 
 
+@dataclass
+class Moment:
+    """Means over tokens of one site's inputs x."""
+
+    H: Float[Tensor, "columns columns"]  # E[x x^T]
+    mean: Float[Tensor, " columns"]  # E[x]
+
+    @property
+    def covariance(self) -> Float[Tensor, "columns columns"]:
+        """Return E[(x - E[x]) (x - E[x])^T]."""
+        return self.H - self.mean[:, None] * self.mean
+
+    def to(self, device: torch.device) -> "Moment":
+        """Return the moment on a device."""
+        return Moment(self.H.to(device), self.mean.to(device))
+
+    def mixed(self, other: "Moment", share: float) -> "Moment":
+        """Return the moment of both texts' tokens, of whose weight `share` is the other's."""
+        one = 1 - share
+        return Moment(self.H * one + other.H * share, self.mean * one + other.mean * share)
+
+
+@dataclass
+class Split:
+    """Moments of the tokens to solve with, and of those held out to judge by."""
+
+    fit: Moment
+    held: Moment
+    share: float  # held-out part of the total weight
+
+    @property
+    def all(self) -> Moment:
+        """Return the moment of all tokens."""
+        return self.fit.mixed(self.held, self.share)
+
+    def to(self, device: torch.device) -> "Split":
+        """Return both on a device."""
+        return Split(self.fit.to(device), self.held.to(device), self.share)
+
+
 class Accumulator:
-    """The running sum of w x x^T in float32, where only the upper panels are computed."""
+    """The running sums of w x x^T and w x in float32; of x x^T only the upper panels."""
 
     def __init__(self, columns: int, device: torch.device):
         self.sum = torch.zeros(columns, columns, device=device)
+        self.first = torch.zeros(columns, device=device)
         self.weight = 0.0
 
     def add_(self, X: Float[Tensor, "tokens columns"], w: Float[Tensor, " tokens"]) -> None:
         """Add tokens X with weights w >= 0; a weight of 0 (padding) leaves a token out."""
-        X = X.float() * w.sqrt()[:, None]
+        root = w.sqrt()
+        X = X.float() * root[:, None]
+        self.first.addmv_(X.T, root)
         for left in range(0, X.shape[1], PANEL):
             panel = slice(left, left + PANEL)
             self.sum[panel, left:].addmm_(X[:, panel].T, X[:, left:])
         self.weight += float(w.double().sum())
 
-    def mean(self) -> Float[Tensor, "columns columns"]:
-        """Return the weighted mean, symmetric."""
+    def mean(self) -> Moment:
+        """Return the weighted means."""
         upper = self.sum.triu()
-        return (upper + upper.triu(1).T) / max(self.weight, 1e-30)
-
-
-@dataclass
-class Moment:
-    """E[x x^T] of one site's inputs, from the tokens to solve with and from those held out."""
-
-    fit: Float[Tensor, "columns columns"]
-    held: Float[Tensor, "columns columns"]
-    share: float  # held-out part of the total weight
-
-    @property
-    def all(self) -> Float[Tensor, "columns columns"]:
-        """Return the moment of all tokens."""
-        return self.fit * (1 - self.share) + self.held * self.share
-
-    def to(self, device: torch.device) -> "Moment":
-        """Return the moment on a device."""
-        return Moment(self.fit.to(device), self.held.to(device), self.share)
+        weight = max(self.weight, 1e-30)
+        return Moment((upper + upper.triu(1).T) / weight, self.first / weight)
 
 
 @contextmanager
@@ -79,7 +105,7 @@ def _inputs(model: PreTrainedModel, of: list[Site]) -> Iterator[dict[Site, Tenso
 @torch.no_grad()
 def collect(
     model: PreTrainedModel, batches: list[Batch], weight: Weight
-) -> Iterator[dict[Site, Moment]]:
+) -> Iterator[dict[Site, Split]]:
     """Yield the moments of one block after the other.
 
     Beyond the model, memory holds the hidden states of every batch and one block's moments. With
@@ -102,7 +128,7 @@ def block_moments(
     of: list[Site],
     weight: Weight,
     advance: bool,
-) -> dict[Site, Moment]:
+) -> dict[Site, Split]:
     """Run block `index` on every state; return the moments of its sites `of`.
 
     With `advance` the states go on behind the block, else they stay in front of it.
@@ -125,7 +151,7 @@ def block_moments(
                 X = inputs[site].reshape(-1, site.columns)
                 (held if state.batch.held_out else fit).add_(X, w.flatten())
     return {
-        site: Moment(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
+        site: Split(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
         for site, (fit, held) in sums.items()
     }
 
@@ -153,7 +179,7 @@ class Moments:
                 found.write(index, block)
 
         key = {
-            "version": 1,
+            "version": 2,
             "model": identity,
             "batches": [batch.digest() for batch in batches],
             "weight": calibration.weight,
@@ -165,21 +191,25 @@ class Moments:
         """Return what names these moments in the cache."""
         return self.directory.name
 
-    def write(self, index: int, block: dict[Site, Moment]) -> None:
+    def write(self, index: int, block: dict[Site, Split]) -> None:
         """Write the moments of block `index`."""
         tensors = {
-            f"{site.kind}.{part}": getattr(moment, part).cpu()
-            for site, moment in block.items()
+            f"{site.kind}.{part}.{name}": getattr(getattr(split, part), name).cpu()
+            for site, split in block.items()
             for part in ("fit", "held")
+            for name in ("H", "mean")
         }
-        shares = {f"{site.kind}.share": str(moment.share) for site, moment in block.items()}
+        shares = {f"{site.kind}.share": str(split.share) for site, split in block.items()}
         save_file(tensors, self._file(index), metadata=shares)
 
-    def __getitem__(self, site: Site) -> Moment:
-        """Read the moment of one site."""
+    def __getitem__(self, site: Site) -> Split:
+        """Read the moments of one site."""
         with safe_open(self._file(site.block), "pt") as file:
-            fit, held = (file.get_tensor(f"{site.kind}.{part}") for part in ("fit", "held"))
-            return Moment(fit, held, float(file.metadata()[f"{site.kind}.share"]))
+            fit, held = (
+                Moment(*(file.get_tensor(f"{site.kind}.{part}.{name}") for name in ("H", "mean")))
+                for part in ("fit", "held")
+            )
+            return Split(fit, held, float(file.metadata()[f"{site.kind}.share"]))
 
     def _file(self, index: int) -> Path:
         return self.directory / f"block-{index:03}.safetensors"

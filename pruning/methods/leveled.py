@@ -3,14 +3,15 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.method import Method, Plan, Subject
+from pruning.search.search import LevelSearch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pruning.calibration.moments import Moment
+    from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
     from pruning.methods.levels import SiteLevels
     from pruning.models.sites import Site
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 class Leveled(Method):
     """A method whose levels depend on the dense model's activations only, not on the target."""
 
+    searches: ClassVar[type[LevelSearch]] = LevelSearch
+
     @abstractmethod
     def site_levels(
-        self, site: "Site", W: "Tensor", moment: "Moment", shapes: "Sequence[Shape]"
+        self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
         """Return the levels of one site at the given shapes."""
 
@@ -33,6 +36,7 @@ class Leveled(Method):
         from pruning.search.problem import pose
 
         s = subject
+        assert isinstance(s.search, LevelSearch)
         assert s.speedup is not None, "Experiment asks for a ratio where there is no speedup"
         with s.clock("calibrate"):
             moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, s.cache)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.calibration.moments import Moments
+from pruning.calibration.moments import Moment, Moments
 from pruning.latency.table import LatencyTable, Shape, Shapes
 from pruning.methods.leveled import Leveled
 from pruning.methods.method import Plan
@@ -20,6 +20,7 @@ from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import (
     Allocation,
     Site,
+    add_bias_,
     output_projection,
     set_weight_,
     sites,
@@ -39,6 +40,7 @@ class SiteLevels:
     loss: list[float]  # held-out relative output error, 0 dense and 1 gone
     ridge: float  # of the weight update, chosen by held-out error
     score: str  # the score that ordered the units
+    bias: bool = False  # what removed columns gave on average stays, as a bias
 
 
 class Levels(Mapping[Site, SiteLevels]):
@@ -63,13 +65,13 @@ class Levels(Mapping[Site, SiteLevels]):
             found = {}
             for site in track(of, "levels: sites"):
                 W = weight(output_projection(model, site)).detach()
-                moment = moments[site].to(W.device)
-                found[site] = method.site_levels(site, W, moment, table.levels(site))
+                split = moments[site].to(W.device)
+                found[site] = method.site_levels(site, W, split, table.levels(site))
             cls(found, moments).write(directory)
 
         shapes = [table.levels(site) for site in of]
         settings = asdict(method)
-        key = {"version": 2, "moments": moments.identity, "method": settings, "shapes": shapes}
+        key = {"version": 3, "moments": moments.identity, "method": settings, "shapes": shapes}
         entry = cache.stage("levels", key, build)
         return cls.read(entry, of, moments)
 
@@ -91,24 +93,36 @@ class Levels(Mapping[Site, SiteLevels]):
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
     ) -> Float[Tensor, "rows kept"]:
         """Solve the weights of a level for dense W, from the moments of all calibration tokens."""
-        keep = self.columns(site, level).to(W.device)
-        return self._solve(site, keep, W, self._moments[site].all)
+        return self._solve(site, level, W, self._moments[site].all)
 
-    def _solve(self, site: Site, keep: Tensor, W: Tensor, H: Tensor) -> Tensor:
-        H = H.to(W.device).double()
-        return least_squares(W.double(), H, keep, self._of[site].ridge).to(W.dtype)
-
-    def dense_weight(
+    def kept_bias(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
-    ) -> Float[Tensor, "rows columns"]:
-        """Return the weights of a level with zeros in the removed columns, for a search to try.
+    ) -> Float[Tensor, " rows"] | None:
+        """Return what a level adds to the bias of the output projection, if anything."""
+        return self._shift(site, level, W, self._moments[site].all)
+
+    def trial_weight(
+        self, site: Site, level: int, W: Float[Tensor, "rows columns"]
+    ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]:
+        """Return the weights of a level with zeros in the removed columns, and the added bias.
 
         Solved without the held-out tokens, which searches judge by.
         """
-        keep = self.columns(site, level).to(W.device)
+        fit = self._moments[site].fit
         full = torch.zeros_like(W)
-        full[:, keep] = self._solve(site, keep, W, self._moments[site].fit)
-        return full
+        full[:, self.columns(site, level).to(W.device)] = self._solve(site, level, W, fit)
+        return full, self._shift(site, level, W, fit)
+
+    def _solve(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor:
+        H = moment.H.to(W.device).double()
+        keep = self.columns(site, level).to(W.device)
+        return least_squares(W.double(), H, keep, self._of[site].ridge).to(W.dtype)
+
+    def _shift(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor | None:
+        keep = self.columns(site, level).to(W.device)
+        if not self._of[site].bias or not keep.any():
+            return None
+        return W[:, ~keep] @ moment.mean.to(W)[~keep]
 
     def columns(self, site: Site, level: int) -> Bool[Tensor, " columns"]:
         """Return the kept columns of a level."""
@@ -124,6 +138,7 @@ class Levels(Mapping[Site, SiteLevels]):
                 "loss": levels.loss,
                 "ridge": levels.ridge,
                 "score": levels.score,
+                "bias": levels.bias,
             }
             for site, levels in self._of.items()
         }
@@ -164,8 +179,11 @@ class LevelsPlan(Plan):
         pruned = shrink_(twin(self.dense), allocation)
         for (site, of), level in zip(self.levels.items(), choice, strict=True):
             if level and of.keeps[level].any():
-                W = self.levels.kept_weight(
-                    site, level, weight(output_projection(self.dense, site))
+                W = weight(output_projection(self.dense, site))
+                set_weight_(
+                    output_projection(pruned, site), self.levels.kept_weight(site, level, W)
                 )
-                set_weight_(output_projection(pruned, site), W)
+                shift = self.levels.kept_bias(site, level, W)
+                if shift is not None:
+                    add_bias_(pruned, site, shift)
         return pruned, allocation

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
+from pruning.search.search import Search
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from pruning.models.sites import Allocation
     from pruning.results.cache import Cache
     from pruning.results.stopwatch import Stopwatch
-    from pruning.search.search import Search
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Subject:
     batches: "list[Batch]"  # calibration text
     calibration: "Calibration"
     table: "LatencyTable"
-    search: "Search"
+    search: Search
     speedup: float | None
     cache: "Cache"
     clock: "Stopwatch"
@@ -60,6 +61,7 @@ class Method(ABC):
     """A way to make a smaller model of a dense one."""
 
     paper: ClassVar[str]  # URL
+    searches: ClassVar[type[Search]]  # what it lets decide how much of every site goes
     name: str = MISSING
 
     @abstractmethod

@@ -101,25 +101,29 @@ def change(
     return dW
 
 
-def diagonal(
-    W: Matrix,
-    H: Moment,
+def wanda(W: Matrix, H: Moment) -> Float[Tensor, " columns"]:
+    """Return |w|^2 E[x^2] of every column: Wanda (arXiv:2306.11695), summed over squares.
+
+    It is the limit of the scores of `greedy` when only the diagonal of H is trusted.
+    """
+    return W.double().square().sum(0) * H.diagonal().double()
+
+
+def by_score(
+    score: Float[Tensor, " columns"],
     width: int = 1,
     steps: int | None = None,
     partition: Int[Tensor, " units"] | None = None,
 ) -> Removal:
-    """Order units by the diagonal score |w|^2 E[x^2] of Wanda (arXiv:2306.11695), summed per unit.
-
-    It is the limit of `greedy` when only the diagonal of H is trusted; same arguments.
-    """
-    score = (W.double().square().sum(0) * H.diagonal().double()).view(-1, width).sum(1)
+    """Order units by the sum of their columns' scores; other arguments as for `greedy`."""
+    score = score.view(-1, width).sum(1)
     turn = torch.zeros(len(score), dtype=torch.long, device=score.device)  # within the group
     if partition is not None:
         for group in partition.unique():
             members = (partition == group).nonzero().flatten().to(score.device)
             turn[members] = score[members].argsort(stable=True).argsort()
-    by_score = score.argsort(stable=True)
-    order = by_score[turn[by_score].argsort(stable=True)][:steps]
+    ranked = score.argsort(stable=True)
+    order = ranked[turn[ranked].argsort(stable=True)][:steps]
     return Removal(order, score[order])
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.calibration.moments import Moment, block_moments
+from pruning.calibration.moments import Split, block_moments
 from pruning.calibration.stream import enter
 from pruning.latency.table import Shape, Shapes
 from pruning.methods.method import Plan, Subject
@@ -46,13 +46,9 @@ class Sequential(Plan):
 
     @classmethod
     def of(cls, method: SlimGPT, subject: Subject) -> "Sequential":
-        """Prepare the schedule; ValueError where the search is another."""
+        """Prepare the schedule."""
         search, table = subject.search, subject.table
-        if not isinstance(search, Schedule):
-            raise ValueError(
-                f"search={search.name} needs the levels of every site, which method={method.name} "
-                "does not make: use search=schedule"
-            )
+        assert isinstance(search, Schedule)
         of = sites(subject.dense)
         given = None
         if method.ratio is not None:
@@ -81,9 +77,9 @@ class Sequential(Plan):
         states = [enter(pruned, batch) for batch in self.subject.batches]
         for index in track(range(len(blocks(pruned))), "prune: blocks"):
             for site in (site for site in shapes if site.block == index):
-                moment = block_moments(pruned, index, states, [site], text.weight, advance=False)
-                W = weight(output_projection(dense, site)).to(moment[site].fit.dtype)
-                keep, W_K = self._solve(site, W, moment[site], shapes[site])
+                found = block_moments(pruned, index, states, [site], text.weight, advance=False)
+                W = weight(output_projection(dense, site)).to(found[site].fit.H.dtype)
+                keep, W_K = self._solve(site, W, found[site], shapes[site])
                 allocation[site] = keep
                 shrink_(pruned, {site: keep})
                 if not keep.all():
@@ -93,14 +89,14 @@ class Sequential(Plan):
         return pruned, allocation
 
     def _solve(
-        self, site: Site, W: Tensor, moment: Moment, shape: Shape
+        self, site: Site, W: Tensor, split: Split, shape: Shape
     ) -> tuple[Bool[Tensor, " units"], Float[Tensor, "rows kept"]]:
         """Return what a site keeps at a shape, and the weights that make up for the rest."""
         method = self.method
-        (keep,) = kept_units(site, W, moment.all, [shape], self._remove, method.damp)
-        ridge = choose_ridge(HeldOut(site, W, moment), [keep], method.ridges)
+        (keep,) = kept_units(site, W, split.all.H, [shape], self._remove, method.damp)
+        ridge = choose_ridge(HeldOut(site, W, split), [keep], method.ridges)
         columns = keep.repeat_interleave(site.width).to(W.device)
-        W_K = least_squares(W.double(), moment.all.double(), columns, ridge)
+        W_K = least_squares(W.double(), split.all.H.double(), columns, ridge)
         return keep, W_K.to(W.dtype)
 
     def _remove(

@@ -7,6 +7,7 @@ from typing import ClassVar
 from omegaconf import MISSING
 
 from pruning.methods.method import Method, Plan, Subject
+from pruning.search.search import Schedule
 
 
 class HeadScore(StrEnum):
@@ -26,6 +27,7 @@ class SlimGPT(Method):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.18110"
+    searches: ClassVar[type[Schedule]] = Schedule
 
     ratio: float | None = MISSING  # mean share of every block to remove; null: as speedup asks
     score: HeadScore = MISSING

@@ -6,43 +6,47 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pruning.calibration.moments import Moment
+from pruning.calibration.moments import Moment, Split
 from pruning.latency.table import Shape
 from pruning.methods.levels import SiteLevels
 from pruning.methods.obs import (
     Removal,
+    by_score,
     change,
     damped,
-    diagonal,
     energy,
     greedy,
     least_squares,
+    wanda,
 )
+from pruning.methods.scored import Scored
 from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.sites import Kind, Site
 
 REFERENCES = (0.8, 0.5)  # shares of the units kept at which scores and ridges are compared
+NO_UPDATE = float("inf")  # the ridge of it
 
 Keep = Bool[Tensor, " units"]
 Remove = Callable[[Tensor, Tensor, int, int, Tensor | None], Removal]
 
 
 def site_levels(
-    method: ZipLM, site: Site, W: Tensor, moment: Moment, shapes: Sequence[Shape]
+    method: ZipLM, site: Site, W: Tensor, split: Split, shapes: Sequence[Shape]
 ) -> SiteLevels:
     """Return the levels of a site, with the score and the ridge of the least held-out error.
 
     Losses are those of levels ordered and solved without the held-out tokens; once they are known,
     the order (as later the weights) is taken from all tokens.
     """
-    W = W.to(moment.fit.dtype)
+    W = W.to(split.fit.H.dtype)
+
+    def order(score: Score, moment: Moment) -> list[Keep]:
+        return kept_units(site, W, moment.H, shapes, _remove(score, method.damp), method.damp)
+
     score = method.attention_score if site.kind is Kind.ATTENTION else method.ffn_score
     scores = [Score.obs, Score.wanda] if score is Score.auto else [score]
-    judge = HeldOut(site, W, moment)
-    candidates = [
-        kept_units(site, W, moment.fit, shapes, _remove(score, method.damp), method.damp)
-        for score in scores
-    ]
+    judge = HeldOut(site, W, split)
+    candidates = [order(score, split.fit) for score in scores]
     best = 0
     if len(scores) > 1:
         middle = method.ridges[len(method.ridges) // 2]
@@ -50,17 +54,38 @@ def site_levels(
         best = losses.index(min(losses))
     ridge = choose_ridge(judge, _references(site, candidates[best]), method.ridges)
     losses = [judge([keep], ridge) for keep in candidates[best]]
-    remove = _remove(scores[best], method.damp)
-    final = kept_units(site, W, moment.all, shapes, remove, method.damp)
-    return SiteLevels(list(shapes), torch.stack(final), losses, ridge, scores[best].value)
+    final = torch.stack(order(scores[best], split.all))
+    return SiteLevels(list(shapes), final, losses, ridge, scores[best].value)
+
+
+def scored_levels(
+    method: Scored, site: Site, W: Tensor, split: Split, shapes: Sequence[Shape]
+) -> SiteLevels:
+    """Return the levels of a site in the order of a method's own score, weights as they were."""
+    W = W.to(split.fit.H.dtype)
+
+    def remove(W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None) -> Removal:
+        return by_score(method.score(site, W, H), width, steps, partition)
+
+    def order(moment: Moment) -> list[Keep]:
+        H = moment.covariance if method.centred else moment.H
+        return kept_units(site, W, H, shapes, remove, NO_UPDATE)
+
+    judge = HeldOut(site, W, split, method.bias)
+    losses = [judge([keep], NO_UPDATE) for keep in order(split.fit)]
+    final = torch.stack(order(split.all))
+    return SiteLevels(list(shapes), final, losses, NO_UPDATE, method.name, method.bias)
 
 
 class HeldOut:
     """Judges what a site keeps by the relative output error on the held-out tokens."""
 
-    def __init__(self, site: Site, W: Float[Tensor, "rows columns"], moment: Moment):
-        self.width, self.W, self.moment = site.width, W.to(moment.fit.dtype), moment
-        self.whole = energy(self.W, moment.held)
+    def __init__(
+        self, site: Site, W: Float[Tensor, "rows columns"], split: Split, bias: bool = False
+    ):
+        self.width, self.W = site.width, W.to(split.fit.H.dtype)
+        self.split, self.bias = split, bias
+        self.whole = energy(self.W, split.held.H)
 
     def __call__(self, keeps: Sequence[Keep], ridge: float) -> float:
         """Return the sum over levels of the errors of weights solved from the other tokens."""
@@ -68,9 +93,17 @@ class HeldOut:
         for keep in keeps:
             columns = keep.repeat_interleave(self.width).to(self.W.device)
             if not columns.all() and self.whole > 0:
-                W_K = least_squares(self.W, self.moment.fit, columns, ridge)
-                total += energy(change(self.W, columns, W_K), self.moment.held) / self.whole
+                W_K = least_squares(self.W, self.split.fit.H, columns, ridge)
+                total += self._error(change(self.W, columns, W_K)) / self.whole
         return total
+
+    def _error(self, dW: Tensor) -> float:
+        """Return E|dW x + db|^2, where a bias db = -dW E[x] of the other tokens is in use."""
+        error = energy(dW, self.split.held.H)
+        if self.bias and dW.any():
+            db = -(dW @ self.split.fit.mean)
+            error += float(2 * (dW @ self.split.held.mean) @ db + db @ db)
+        return error
 
 
 def choose_ridge(judge: HeldOut, keeps: Sequence[Keep], ridges: Sequence[float]) -> float:
@@ -92,7 +125,7 @@ def choose_ridge(judge: HeldOut, keeps: Sequence[Keep], ridges: Sequence[float])
 def _remove(score: Score, damp: float) -> Remove:
     def remove(W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None) -> Removal:
         if score is Score.wanda:
-            return diagonal(W, H, width, steps, partition)
+            return by_score(wanda(W, H), width, steps, partition)
         return greedy(W, damped(H.double(), damp), width, steps, partition)
 
     return remove

@@ -12,7 +12,7 @@ from pruning.methods.leveled import Leveled
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pruning.calibration.moments import Moment
+    from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
     from pruning.methods.levels import SiteLevels
     from pruning.models.sites import Site
@@ -51,9 +51,9 @@ class ZipLM(Leveled):
             raise ValueError(f"method.ridges={self.ridges} must be ascending and not negative")
 
     def site_levels(
-        self, site: "Site", W: "Tensor", moment: "Moment", shapes: "Sequence[Shape]"
+        self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
         """Order the units, choose the ridge, and judge every level, all by held-out error."""
         from pruning.methods.solve import site_levels
 
-        return site_levels(self, site, W, moment, shapes)
+        return site_levels(self, site, W, split, shapes)

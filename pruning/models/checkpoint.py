@@ -103,7 +103,7 @@ def _plain(
     a = modeling_pruned.ARCHITECTURES[config.model_type]
     kind = type(config)
     values = config.to_dict()
-    if 0 in (groups, heads, width):
+    if 0 in (groups, heads, width) or values.get("output_bias"):
         return None
     values[a.intermediate] = width
     if a.kv_heads is None:

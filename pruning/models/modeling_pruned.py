@@ -3,6 +3,7 @@
 This file travels inside pruned checkpoints and needs nothing but torch and transformers. The shape
 of every block comes from `per_layer_config` in config.json, in the schema of transformers itself:
 `{block: {heads, kv heads, intermediate size, "skip": ["attention", "mlp"]}}`, differences only.
+With `output_bias` the projections back to the residual stream have biases that the family has not.
 """
 
 from dataclasses import dataclass
@@ -174,6 +175,20 @@ def _size(module: Any) -> tuple[int, int]:
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
 
 
+def add_output_biases_(model: nn.Module, architecture: Architecture) -> None:
+    """Give every projection back to the residual stream a bias, of zeros where it had none."""
+    for block in model.get_submodule(architecture.blocks).children():
+        attention = getattr(block, architecture.attention)
+        for part, name in (
+            (attention, architecture.attention_output),
+            (_ffn(block, architecture), architecture.ffn_output),
+        ):
+            output: Any = getattr(part, name, None)
+            if getattr(output, "weight", None) is not None and output.bias is None:
+                zeros = output.weight.new_zeros(_size(output)[0])
+                output.bias = nn.Parameter(zeros, output.weight.requires_grad)
+
+
 def _resize_(parent: nn.Module, name: str, rows: int | None = None, columns: int | None = None):
     """Replace a projection by an empty one with other numbers of rows or columns."""
     old = getattr(parent, name)
@@ -216,6 +231,8 @@ class _Pruned:
             if "attention" in skip:
                 groups = heads = 0
             resize_block_(block, a, groups, heads, 0 if "mlp" in skip else width)
+        if getattr(config, "output_bias", False):
+            add_output_biases_(self, a)  # type: ignore[arg-type]
         self.post_init()  # type: ignore[attr-defined]
 
 

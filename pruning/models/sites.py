@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pruning.models.modeling_pruned import ARCHITECTURES, Architecture, block_shape
+from pruning.models.modeling_pruned import (
+    ARCHITECTURES,
+    Architecture,
+    add_output_biases_,
+    block_shape,
+)
 
 
 class Kind(StrEnum):
@@ -126,6 +131,18 @@ def set_weight_(module: nn.Module, W: Float[Tensor, "rows columns"]) -> None:
     """Copy an [outputs, inputs] matrix into a projection's own weight."""
     assert W.shape == weight(module).shape, f"{tuple(W.shape)} into {tuple(weight(module).shape)}"
     weight(module).copy_(W)
+
+
+@torch.no_grad()
+def add_bias_(model: PreTrainedModel, site: Site, shift: Float[Tensor, " rows"]) -> None:
+    """Add to the bias of an output projection; a family without such biases gets them all."""
+    module = output_projection(model, site)
+    if module.bias is None:
+        add_output_biases_(model, architecture(model))
+        model.config.output_bias = True  # type: ignore[attr-defined]
+    bias = module.bias
+    assert isinstance(bias, nn.Parameter)
+    module.bias = nn.Parameter(bias + shift.to(bias), bias.requires_grad)  # not a twin's
 
 
 def shape(site: Site, keep: Bool[Tensor, " units"]) -> tuple[int, int] | int:

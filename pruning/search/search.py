@@ -31,10 +31,20 @@ class Objective(StrEnum):
 
 
 @dataclass
-class Search(ABC):
-    """A way to choose one level per site under a latency budget."""
+class Search:
+    """What decides how much of every site goes."""
 
     name: str = MISSING
+
+
+@dataclass
+class NoSearch(Search):
+    """Nothing to choose: for methods that decide by themselves."""
+
+
+@dataclass
+class LevelSearch(Search, ABC):
+    """A way to choose one level per site under a latency budget."""
 
     def trial(
         self, model: "PreTrainedModel", levels: "Levels", batches: "list[Batch]"
@@ -48,7 +58,7 @@ class Search(ABC):
 
 
 @dataclass
-class Uniform(Search):
+class Uniform(LevelSearch):
     """The same FFN level in every block, attention untouched: the baseline to beat.
 
     Where the budget falls between two levels, the lower one is spread evenly over the depth.
@@ -72,7 +82,7 @@ class Ramp(StrEnum):
 
 
 @dataclass
-class Schedule(Search):
+class Schedule(LevelSearch):
     """A ratio per block, the same for attention and FFN, that depends on depth alone.
 
     The Incremental Pruning Ratio of SlimGPT (arXiv:2412.18110): `first` and `last` give the form,
@@ -116,7 +126,7 @@ class Schedule(Search):
 
 
 @dataclass
-class Guided(Search):
+class Guided(LevelSearch):
     """A search that measures whole candidates on a slice of the held-out calibration text."""
 
     objective: Objective = MISSING

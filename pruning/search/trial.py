@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -52,7 +53,7 @@ class Trial:
         self.states = [enter(model, batch) for batch in batches]
         self.installed = [0] * len(self.sites)
         self.evaluations = 0  # of the objective, whole model or part of it
-        self.original: dict[Site, tuple[Tensor, Tensor | None]] = {}
+        self.original: dict[Site, tuple[Tensor, nn.Parameter | None]] = {}
         with torch.no_grad():
             self.dense = [_Dense.of(self._logits(s, 0, s.hidden)) for s in self.states]
 
@@ -97,16 +98,19 @@ class Trial:
         if self.installed[index] == level:
             return
         site = self.sites[index]
-        module = output_projection(self.model, site)
-        bias = getattr(module, "bias", None)
+        module: Any = output_projection(self.model, site)
         if site not in self.original:
-            copy = None if bias is None else bias.detach().clone()
-            self.original[site] = weight(module).clone(), copy
+            self.original[site] = weight(module).clone(), module.bias
         W, b = self.original[site]
-        set_weight_(module, self.levels.dense_weight(site, level, W) if level else W)
-        if b is not None:
-            assert isinstance(bias, nn.Parameter)
-            bias.copy_(b if self.levels[site].keeps[level].any() else torch.zeros_like(b))
+        shift = None
+        if level:
+            installed, shift = self.levels.trial_weight(site, level, W)
+            set_weight_(module, installed)
+            if not self.levels[site].keeps[level].any() and b is not None:
+                shift = -b
+        else:
+            set_weight_(module, W)
+        module.bias = b if shift is None else _parameter(shift if b is None else b + shift)
         self.installed[index] = level
 
     def _logits(
@@ -133,6 +137,10 @@ class Trial:
                 count = len(targets)
             total, tokens = total + loss, tokens + count
         return total / tokens
+
+
+def _parameter(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
 
 
 def _next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pruning.calibration.calibration import Weight
-from pruning.calibration.moments import Accumulator, Moment, Moments, collect
+from pruning.calibration.moments import Accumulator, Moments, Split, collect
 from pruning.models.sites import Kind, sites
 from tests.families import FAMILIES, llama
 from tests.tiny import padded_batches
@@ -21,7 +21,7 @@ BATCHES = padded_batches()
 
 @torch.no_grad()
 def reference(model, family: str, weight: Weight):
-    """Return {(block, kind, held_out): (sum of w x x^T, sum of w)} in float64."""
+    """Return {(block, kind, held_out): (sum of w x x^T, sum of w x, sum of w)} in float64."""
     layers, *paths = OUTPUTS.get(family, LLAMA)
     seen, found = {}, {}
     for index, block in enumerate(model.get_submodule(layers)):
@@ -40,8 +40,9 @@ def reference(model, family: str, weight: Weight):
             w = torch.ones(len(X), dtype=torch.float64)
             if weight is Weight.residual:
                 w /= seen[index].double().square().mean(-1)[real]
-            total, mass = found.get((index, kind, batch.held_out), (0.0, 0.0))
-            found[index, kind, batch.held_out] = total + (X.T * w) @ X, mass + w.sum()
+            total, first, mass = found.get((index, kind, batch.held_out), (0.0, 0.0, 0.0))
+            sums = total + (X.T * w) @ X, first + w @ X, mass + w.sum()
+            found[index, kind, batch.held_out] = sums
     return found
 
 
@@ -58,14 +59,16 @@ def test_moments_are_those_of_the_plain_forward_pass(family, weight):
     assert list(found) == sites(model)
     expected = reference(model, family, weight)
     for site, moment in found.items():
-        (fit, fit_mass), (held, held_mass) = (
+        (fit, fit_first, fit_mass), (held, held_first, held_mass) = (
             expected[site.block, site.kind, use] for use in (False, True)
         )
-        assert close(moment.fit, fit / fit_mass)
-        assert close(moment.held, held / held_mass)
+        assert close(moment.fit.H, fit / fit_mass)
+        assert close(moment.held.H, held / held_mass)
+        assert close(moment.fit.mean, fit_first / fit_mass)
+        assert close(moment.held.mean, held_first / held_mass)
         assert moment.share == pytest.approx(float(held_mass / (fit_mass + held_mass)), rel=1e-5)
-        assert close(moment.all, (fit + held) / (fit_mass + held_mass))
-        assert torch.equal(moment.fit, moment.fit.T)
+        assert close(moment.all.H, (fit + held) / (fit_mass + held_mass))
+        assert torch.equal(moment.fit.H, moment.fit.H.T)
 
 
 def test_padding_counts_for_nothing():
@@ -80,7 +83,7 @@ def test_padding_counts_for_nothing():
         strict=True,
     ):
         for site, moment in one.items():
-            assert close(other[site].all, moment.all.double(), 1e-6)
+            assert close(other[site].all.H, moment.all.H.double(), 1e-6)
 
 
 def test_one_block_at_a_time(monkeypatch):
@@ -118,15 +121,19 @@ def test_float32_sums_stay_accurate_over_200_batches(columns):
     generator = torch.Generator().manual_seed(0)
     sums = Accumulator(columns, torch.device("cpu"))
     total, mass = torch.zeros(columns, columns, dtype=torch.float64), 0.0
+    first = torch.zeros(columns, dtype=torch.float64)
     for _ in range(200):
         X = torch.randn(64, columns, generator=generator) + 0.5
         X[0] *= 100  # a massive activation
         w = torch.rand(64, generator=generator) * (torch.rand(64, generator=generator) < 0.8)
         sums.add_(X, w)
         total += (X.double().T * w.double()) @ X.double()
+        first += w.double() @ X.double()
         mass += float(w.double().sum())
-    assert close(sums.mean(), total / mass)
-    assert torch.equal(sums.mean(), sums.mean().T)
+    found = sums.mean()
+    assert close(found.H, total / mass)
+    assert close(found.mean, first / mass)
+    assert torch.equal(found.H, found.H.T)
 
 
 def test_moments_survive_the_disk(tmp_path):
@@ -140,7 +147,9 @@ def test_moments_survive_the_disk(tmp_path):
     ]
     for site, moment in kept.items():
         again = Moments(tmp_path)[site]
-        assert isinstance(again, Moment)
-        assert torch.equal(again.fit, moment.fit)
-        assert torch.equal(again.held, moment.held)
+        assert isinstance(again, Split)
+        for name in ("H", "mean"):
+            for part in ("fit", "held"):
+                of = (getattr(getattr(x, part), name) for x in (again, moment))
+                assert torch.equal(*of)
         assert again.share == moment.share

@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pruning.calibration.moments import Moment, Moments
+from pruning.calibration.moments import Moment, Moments, Split
 from pruning.latency.profile import heads, widths
 from pruning.methods.levels import Levels
 from pruning.methods.solve import HeldOut, choose_ridge
@@ -21,6 +21,10 @@ def method(score: Score = Score.obs):
     return ziplm(score, RIDGES)
 
 
+def mean(X: torch.Tensor) -> Moment:
+    return Moment(moment(X), X.mean(0))
+
+
 def problem(site: Site, fit: int = 400, held: int = 200, seed: int = 0, share: float = 0.0):
     """Draw fit and held-out inputs of one distribution, their moments, and a weight.
 
@@ -28,7 +32,7 @@ def problem(site: Site, fit: int = 400, held: int = 200, seed: int = 0, share: f
     """
     X = inputs(fit + held, site.columns, seed)
     both = X[:fit], X[fit:]
-    found = Moment(moment(both[0]), moment(both[1]), share)
+    found = Split(mean(both[0]), mean(both[1]), share)
     return weights(9, site.columns, seed + 1), both, found
 
 
@@ -60,13 +64,13 @@ def test_held_out_tokens_judge_before_they_help_to_order(site, score):
     W, (fit, held), moments = problem(site, fit=60, held=40, share=0.4)
     found = method(score).site_levels(site, W, moments, shapes_of(site))
     judged = method(score).site_levels(
-        site, W, Moment(moments.fit, moments.held, 0.0), shapes_of(site)
+        site, W, Split(moments.fit, moments.held, 0.0), shapes_of(site)
     )
     assert found.loss == judged.loss
     assert (found.ridge, found.score) == (judged.ridge, judged.score)
-    everything = moment(torch.cat([fit, held]))
+    everything = mean(torch.cat([fit, held]))
     ordered = method(Score(found.score)).site_levels(
-        site, W, Moment(everything, moments.held, 0.0), shapes_of(site)
+        site, W, Split(everything, moments.held, 0.0), shapes_of(site)
     )
     assert torch.equal(found.keeps, ordered.keeps)
     assert not torch.equal(found.keeps, judged.keeps)
@@ -127,7 +131,7 @@ def test_few_tokens_ask_for_a_large_ridge():
     """White inputs predict nothing of one another: an update from six tokens is all noise."""
     generator = torch.Generator().manual_seed(3)
     fit, held = torch.randn(406, 40, generator=generator, dtype=torch.float64).split([6, 400])
-    moments = Moment(moment(fit), moment(held), 0.5)
+    moments = Split(mean(fit), mean(held), 0.5)
     found = method(Score.wanda).site_levels(FFN, weights(9, 40), moments, widths(40, 4))
     assert found.ridge >= 10
     W, _, moments = problem(FFN, fit=20_000)
@@ -161,13 +165,13 @@ def test_weights_of_a_level_are_solved_from_all_tokens(tmp_path):
     assert 0 < keep.sum() < 40
     expected = lstsq(W, torch.cat([fit, held]), keep, levels[FFN].ridge)
     torch.testing.assert_close(levels.kept_weight(FFN, level, W), expected, rtol=1e-8, atol=1e-8)
-    full = levels.dense_weight(FFN, level, W)  # for searches, which judge on the held-out tokens
+    full = levels.trial_weight(FFN, level, W)[0]  # for searches, which judge on the held-out tokens
     expected = lstsq(W, fit, keep, levels[FFN].ridge)
     torch.testing.assert_close(full[:, keep], expected, rtol=1e-8, atol=1e-8)
     assert full[:, ~keep].abs().max() == 0
-    assert torch.equal(levels.dense_weight(FFN, 0, W), W)
+    assert torch.equal(levels.trial_weight(FFN, 0, W)[0], W)
     gone = len(levels[FFN].shapes) - 1
-    assert levels.dense_weight(FFN, gone, W).abs().max() == 0
+    assert levels.trial_weight(FFN, gone, W)[0].abs().max() == 0
 
 
 def test_levels_survive_the_disk(tmp_path):

@@ -5,13 +5,14 @@ import torch
 
 from pruning.methods.obs import (
     batched,
+    by_score,
     change,
     cholesky,
     damped,
-    diagonal,
     energy,
     greedy,
     least_squares,
+    wanda,
 )
 from tests.methods.data import inputs, lstsq, moment, naive_greedy, residual, weights
 
@@ -102,7 +103,7 @@ def test_order_of_many_columns_in_float32_is_that_in_one_block():
     W, H = weights(40, 150), moment(X)
     orders = [greedy(W.float(), H.float(), block=block).order.tolist() for block in (1, 32, 150)]
     assert orders[0] == orders[1] == orders[2]
-    assert orders[0] != diagonal(W, H).order.tolist()
+    assert orders[0] != by_score(wanda(W, H)).order.tolist()
 
 
 def test_dead_inputs_leave_first_and_free(data):
@@ -175,16 +176,20 @@ def test_diagonal_orders_as_wanda(data):
     """Wanda compares |W_ij| |X_j|_2; of one row that orders columns, of many their squares add."""
     W, X, H = data
     published = W.abs() * X.norm(dim=0)
-    of_one_row = diagonal(W[:1], H)
+    of_one_row = by_score(wanda(W[:1], H))
     assert of_one_row.order.tolist() == published[0].argsort().tolist()
     for width in (1, 4):
         score = published.square().sum(0).view(-1, width).sum(1)
-        found = diagonal(W, H, width)
+        found = by_score(wanda(W, H), width)
         assert found.order.tolist() == score.argsort().tolist()
         torch.testing.assert_close(found.score, score[found.order] / len(X), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("remove", [greedy, diagonal])
+def ranked(W, H, width, steps=None, partition=None):
+    return by_score(wanda(W, H), width, steps, partition)
+
+
+@pytest.mark.parametrize("remove", [greedy, ranked])
 def test_a_partition_is_emptied_evenly(data, remove):
     W, _, H = data
     partition = torch.tensor([0, 1, 2, 0, 1, 2, 2, 1, 0, 0, 1, 2])  # interleaved groups

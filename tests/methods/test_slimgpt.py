@@ -15,7 +15,7 @@ from pruning.models.sites import Kind, output_projection, set_weight_, shape, si
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
 from pruning.search.schedule import share
-from pruning.search.search import Ramp, Schedule, Uniform
+from pruning.search.search import Ramp, Schedule
 from tests.families import FAMILIES, llama
 from tests.methods.data import lstsq
 from tests.tiny import linear_table, padded_batches
@@ -134,12 +134,6 @@ def test_the_dynamic_group_size_is_the_published_one(channels, groups, first):
     assert sizes[: len(first)] == first
     assert len(sizes) == groups
     assert sum(sizes) == channels
-
-
-def test_another_search_is_refused(tmp_path):
-    posed = subject(llama(), tmp_path, Uniform("uniform"))
-    with pytest.raises(ValueError, match=r"^search=uniform needs the levels.*search=schedule"):
-        slimgpt().plan(posed)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_solved_weights_are_what_is_evaluated(tmp_path):
         path = dict(zip(Kind, paths, strict=True))[site.kind]
         W = updated.get_submodule(layers)[site.block].get_submodule(path).weight
         if level:
-            W.copy_(levels.dense_weight(site, level, W.clone()))
+            W.copy_(levels.trial_weight(site, level, W.clone())[0])
     expected = reference(Objective.kl, model, updated, BATCHES)
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
 

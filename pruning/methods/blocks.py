@@ -1,0 +1,79 @@
+"""Whole blocks: how much each changes the residual stream, and a plan that removes them."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from pruning.calibration.stream import Batch, enter
+from pruning.latency.table import LatencyTable, Shape, Shapes
+from pruning.methods.method import Plan
+from pruning.models.shrink import shrink_, twin
+from pruning.models.sites import Allocation, Kind, Site, blocks, sites
+from pruning.results.cache import Cache
+from pruning.results.progress import track
+
+
+class Blocks(Plan):
+    """Blocks leave whole in a given order."""
+
+    def __init__(self, dense: PreTrainedModel, order: list[int], table: LatencyTable):
+        self.dense, self.order, self.table = dense, order, table
+
+    def choose(self, budget: float) -> Shapes | None:
+        """Remove as few blocks as fit the budget."""
+        for count in range(len(self.order) + 1):
+            gone = self.order[:count]
+            left = {s: _left(s, s.block in gone) for s in sites(self.dense)}
+            if self.table.total(left) <= budget * (1 + 1e-9):
+                return left
+        return None
+
+    def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
+        """Shrink a twin of the dense model."""
+        allocation = {
+            site: torch.full((site.units,), shape not in (0, (0, 0)))
+            for site, shape in shapes.items()
+        }
+        return shrink_(twin(self.dense), allocation), allocation
+
+
+def removable(model: PreTrainedModel) -> list[int]:
+    """List the blocks of which both sub-blocks may go."""
+    kept = {site.block for site in sites(model) if not site.removable}
+    return [index for index in range(len(blocks(model))) if index not in kept]
+
+
+def influence(
+    model: PreTrainedModel, identity: str, batches: list[Batch], cache: Cache
+) -> list[float]:
+    """Return the Block Influence of every block, from one pass of the text; cached."""
+
+    def build(directory: Path) -> None:
+        (directory / "influence.json").write_text(json.dumps(_influence(model, batches)))
+
+    key = {"version": 1, "model": identity, "batches": [batch.digest() for batch in batches]}
+    return json.loads((cache.stage("influence", key, build) / "influence.json").read_text())
+
+
+@torch.no_grad()
+def _influence(model: PreTrainedModel, batches: list[Batch]) -> list[float]:
+    states = [enter(model, batch) for batch in batches]
+    tokens = sum(batch.tokens for batch in batches)
+    found = []
+    for index, block in enumerate(track(blocks(model), "calibrate: blocks")):
+        total = 0.0
+        for state in states:
+            before, after = state.hidden, state.advance(index, block)
+            alike = F.cosine_similarity(before.double(), after.double(), dim=-1)
+            total += float(alike[state.batch.mask.bool().to(alike.device)].sum())
+        found.append(1 - total / tokens)
+    return found
+
+
+def _left(site: Site, gone: bool) -> Shape:
+    if site.kind is Kind.FFN:
+        return 0 if gone else site.units
+    return (0, 0) if gone else (site.groups, site.heads_per_group)

@@ -1,0 +1,21 @@
+"""The dense model through the same measurements: the anchor of a comparison."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pruning.methods.method import Method, Plan, Subject
+from pruning.search.search import NoSearch
+
+
+@dataclass
+class Dense(Method):
+    """Removes nothing: for speedup=1."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1706.03762"
+    searches: ClassVar[type[NoSearch]] = NoSearch
+
+    def plan(self, subject: Subject) -> Plan:
+        """Plan to keep everything."""
+        from pruning.methods.blocks import Blocks
+
+        return Blocks(subject.dense, [], subject.table)
