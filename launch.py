@@ -16,6 +16,7 @@ from pruning.results.result import finished
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 failures: list[str] = []  # what users did wrong, a line per job
+studies: list[Path] = []  # where the results are, an entry per job
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
@@ -25,14 +26,18 @@ def main(config: DictConfig) -> None:
     out = Path(hydra_config.runtime.output_dir)
     if finished(out):
         print(f"done before: {out / 'result.json'}")
+        studies.append(out.parent)
         return
     command = " ".join(["python launch.py", *hydra_config.overrides.task])
     try:
         experiment = to_experiment(config)
         (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+        from pruning.results import frontier
         from pruning.run import run
 
         run(experiment, out, command)
+        print(f"\nAll results of study {experiment.study!r}: {frontier.write(out.parent)}")
+        studies.append(out.parent)
     except BaseException as error:
         (out / "error.txt").write_text(traceback.format_exc())
         if WANTS_TRACEBACK or not isinstance(error, ValueError):
@@ -65,6 +70,11 @@ def shell() -> int:
         if WANTS_TRACEBACK:
             raise
         failures.append(message(error))
+    for study in {study for study in studies if studies.count(study) > 1}:
+        from pruning.results import frontier
+
+        report = frontier.write(study)
+        print("", report.read_text() if report else "", sep="\n")
     for failure in failures:
         print("error:", failure, file=sys.stderr)
     return 1 if failures else 0

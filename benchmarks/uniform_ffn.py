@@ -44,8 +44,8 @@ def main() -> None:
     cache = Cache(experiment.cache)
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     with open(evaluation) as file:
-        tokens = tokenize(tokenizer, [file.read()], WINDOW * (WINDOWS + 1))
-    dense = token_perplexity(model, tokens, WINDOW, WINDOWS, 1)
+        tokens = tokenize(tokenizer, [file.read()], None)[: WINDOW * WINDOWS]
+    dense = token_perplexity(model, tokens, WINDOW, 1)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     moments = Moments.of(model, fingerprint(model), batches, experiment.calibration, cache)
     chosen = {}
@@ -58,7 +58,7 @@ def main() -> None:
         pruned[:, levels.keeps[1]] = Levels({site: levels}, moments).kept_weight(site, 1, W)
         set_weight_(module, pruned)
         chosen[site.block] = [levels.score, levels.ridge, round(levels.loss[1], 4)]
-    after = token_perplexity(model, tokens, WINDOW, WINDOWS, 1)
+    after = token_perplexity(model, tokens, WINDOW, 1)
     print(
         json.dumps(
             {

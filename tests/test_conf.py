@@ -37,9 +37,9 @@ def test_every_option_composes_into_an_experiment(option):
     group, name = option.parts
     experiment = compose([f"{group}={name}", *NEEDED.get(str(option), [])])
     assert isinstance(experiment, Experiment)
-    chosen = getattr(experiment, group)
+    chosen = experiment if group == "experiment" else getattr(experiment, group)
     assert not isinstance(chosen, dict)
-    assert chosen.name == name
+    assert (chosen.study if group == "experiment" else chosen.name) == name
 
 
 @pytest.mark.parametrize("method", sorted(o.name for o in OPTIONS if o.parts[0] == "method"))

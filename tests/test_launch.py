@@ -58,9 +58,8 @@ class Place:
 
     def arguments(self, *overrides: str, outputs: str = "outputs") -> list[str]:
         """Return the command line of a job that takes about two seconds."""
-        own_search = {"slimgpt", "depth", "dense", "uniform_ffn"} & {
-            override.removeprefix("method=") for override in overrides
-        }
+        of_method = {"slimgpt", "depth", "dense", "uniform_ffn", "uniform_ffn,depth"}
+        own_search = of_method & {override.removeprefix("method=") for override in overrides}
         return [
             "model=gpt2",
             "model.name=tiny",
@@ -77,8 +76,8 @@ class Place:
             *([] if own_search else ["search.tokens=64", "search.steps=3"]),
             "suite=wikitext",
             f"suite.perplexity.text.path={self.root / 'text.txt'}",
-            "suite.perplexity.window=32",
-            "suite.perplexity.windows=4",
+            "suite.perplexity.window=[32]",
+            "suite.perplexity.tokens=128",
             "tracker=none",
             f"hydra.run.dir={self.root / outputs}/${{run_name:}}",
             f"hydra.sweep.dir={self.root / outputs}",
@@ -117,7 +116,7 @@ def job(place):
     """Run the first job; return its directory."""
     done = place.run(*place.arguments("speedup=1.3"))
     assert done.returncode == 0, done.stderr[-3000:]
-    (out,) = (place.root / "outputs").iterdir()
+    (out,) = (place.root / "outputs").glob("*/")
     return out
 
 
@@ -239,7 +238,7 @@ def test_damaged_cache_files_are_noticed_and_rebuilt(place, job, jobs):
 
     done = jobs(*place.arguments("speedup=1.2"))
     assert done.returncode == 0, done.stderr[-3000:]
-    (out,) = (p for p in (place.root / "outputs").iterdir() if "-1.2x-" in p.name)
+    (out,) = (p for p in (place.root / "outputs").glob("*/") if "-1.2x-" in p.name)
     log = (out / "job.log").read_text()
     damaged = re.findall(r"cache entry \S+/(\w+)/\w+ is damaged \((.*?)\): rebuilding", log)
     assert [stage for stage, _ in damaged] == ["evaluate", "moments", "levels", "sensitivities"]
@@ -288,7 +287,7 @@ def test_kill_9_at_every_stage_and_the_same_command_completes(tmp_path_factory, 
     assert place.entries() == finished
     (result,) = place.results()
     assert result["speedup"]["measured"] > 1
-    (out,) = (place.root / "outputs").iterdir()
+    (out,) = (place.root / "outputs").glob("*/")
     assert "damaged" not in (out / "job.log").read_text()
     AutoModelForCausalLM.from_pretrained(place.root / "dense")  # inputs are as they were
     again = jobs(*arguments)
@@ -305,7 +304,7 @@ def test_slimgpt_gives_a_checkpoint_like_any_other(place, job, jobs, dial):
     (result,) = place.results(outputs)
     assert set(place.entries()) == set(before)  # table and dense evaluation are shared
     assert result["config"]["search"]["name"] == "schedule"
-    (out,) = (place.root / outputs).iterdir()
+    (out,) = (place.root / outputs).glob("*/")
     model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
     assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
     if "speedup=null" in dial:
@@ -332,11 +331,29 @@ def test_baselines_go_the_same_way(place, job, jobs, method):
     assert new <= {"levels", "sensitivities", "influence"}  # moments and tables are shared
     assert result["speedup"]["measured"] > 1
     assert result["speedup"]["target"] == 1.3
-    (out,) = (place.root / method).iterdir()
+    (out,) = (place.root / method).glob("*/")
     model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
     assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
     biased = [name for name, _ in model.named_parameters() if name.endswith("down_proj.bias")]
     assert bool(biased) == (method == "flap")
+
+
+def test_a_comparison_is_one_table_and_one_plot(place, job, jobs):
+    arguments = place.arguments(
+        "experiment=compare", "suite=wikitext", "method=uniform_ffn,depth", outputs="compare"
+    )
+    done = jobs("-m", *arguments, "speedup=1.3,1.6")  # instead of all methods at three targets
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(place.results("compare")) == 4
+    table = (place.root / "compare" / "frontier.md").read_text()
+    assert done.stdout.rstrip().endswith(table.rstrip())
+    for target in ("1.300x", "1.600x"):
+        for method in ("uniform_ffn", "depth"):
+            assert f"| {target} | {method} |" in table
+    assert (place.root / "compare" / "frontier.svg").read_text().startswith("<?xml")
+    again = jobs("-m", *arguments, "speedup=1.3,1.6")
+    assert again.stdout.count("done before") == 4
+    assert again.stdout.rstrip().endswith(table.rstrip())
 
 
 def test_the_dense_method_changes_nothing(place, job, jobs):
@@ -422,7 +439,7 @@ def test_of_two_jobs_the_possible_one_finishes(place, job, jobs):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "speedup=1000 cannot be met" in line
     assert [result["speedup"]["target"] for result in place.results("sweep")] == [1.4]
-    (failed,) = (p for p in (place.root / "sweep").iterdir() if "-1000x-" in p.name)
+    (failed,) = (p for p in (place.root / "sweep").glob("*/") if "-1000x-" in p.name)
     assert "speedup=1000 cannot be met" in (failed / "error.txt").read_text()
     single = jobs(*place.arguments("speedup=1.4", outputs="sweep"))  # the identity is the same
     assert single.stdout.startswith("done before:")

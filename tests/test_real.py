@@ -21,7 +21,7 @@ SMALL = [  # the default job with less of everything: some three minutes on two 
     "search.tokens=128",
     "search.steps=4",
     "suite.tasks={}",
-    "suite.perplexity.windows=4",
+    "suite.perplexity.tokens=2048",
 ]
 
 

@@ -38,16 +38,15 @@ def token_perplexity(
     model: "PreTrainedModel",
     tokens: Int[Tensor, " tokens"],
     window: int,
-    windows: int | None,
     batch: int,
 ) -> float:
-    """Return exp of the mean negative log likelihood of the first `windows` windows' tokens.
+    """Return exp of the mean negative log likelihood of the windows' tokens.
 
     Each window of `window` tokens is read on its own and its first token is not predicted; the
     tail shorter than a window is dropped. `batch` windows go through the model at a time; the
     losses are summed in float64. NaN and infinity are returned as they are.
     """
-    rows = tokens[: len(tokens) // window * window].view(-1, window)[:windows]
+    rows = tokens[: len(tokens) // window * window].view(-1, window)
     assert len(rows), f"{len(tokens)} tokens do not fill one window of {window}"
     total = 0.0
     chunks = rows.split(batch)

@@ -20,18 +20,25 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Perplexity:
-    """Token perplexity over non-overlapping windows of a text."""
+    """Token perplexity over non-overlapping windows of a text, once for each size of window."""
 
     text: Text = MISSING
-    window: int = MISSING  # tokens
-    windows: int | None = MISSING  # how many windows, from the beginning; null: all
+    window: list[int] = MISSING  # tokens
+    tokens: int | None = MISSING  # how many of the text, from the beginning; null: all
 
     def __post_init__(self) -> None:
-        if isinstance(self.window, int) and self.window < 2:
-            raise ValueError(f"suite.perplexity.window={self.window} must be at least 2 tokens")
-        if isinstance(self.windows, int) and self.windows < 1:
+        if isinstance(self.window, list) and (not self.window or min(self.window) < 2):
             raise ValueError(
-                f"suite.perplexity.windows={self.windows} must be at least 1, or null for all"
+                f"suite.perplexity.window={self.window} must hold sizes of at least 2 tokens"
+            )
+        if (
+            isinstance(self.tokens, int)
+            and isinstance(self.window, list)
+            and self.tokens < max(self.window)
+        ):
+            raise ValueError(
+                f"suite.perplexity.tokens={self.tokens} must fill a window of {max(self.window)}, "
+                "or be null for all"
             )
 
     def measure(
@@ -40,28 +47,35 @@ class Perplexity:
         tokenizer: "PreTrainedTokenizerBase",
         cache: Cache,
         batch: int,
-    ) -> float:
-        """Return the token perplexity of the model on this text."""
+    ) -> dict[str, float]:
+        """Return `{"text/token_perplexity_<window>": value}` of the model on this text.
+
+        `batch` windows of the largest size go through the model at a time, more of smaller ones.
+        """
         from pruning.evaluation.perplexity import token_perplexity, tokenize
 
-        longest = getattr(model.config, "max_position_embeddings", None)
-        if longest and self.window > longest:
+        longest, largest = getattr(model.config, "max_position_embeddings", None), max(self.window)
+        if longest and largest > longest:
             raise ValueError(
-                f"suite.perplexity.window={self.window} is more than the {longest} positions of "
-                f"this model: set suite.perplexity.window={longest} or less"
+                f"suite.perplexity.window={self.window} goes beyond the {longest} positions of "
+                f"this model: give sizes of {longest} or less"
             )
         documents = self.text.documents(cache, "suite.perplexity.text")
-        enough = None if self.windows is None else self.window * (self.windows + 1)
-        tokens = tokenize(tokenizer, documents, enough)
-        there = len(tokens) // self.window
-        if there == 0:
+        enough = None if self.tokens is None else self.tokens + largest
+        tokens = tokenize(tokenizer, documents, enough)[: self.tokens]
+        if len(tokens) < largest:
             raise ValueError(
                 f"suite.perplexity.window={self.window} is more than the {len(tokens)} tokens of "
                 f"suite.perplexity.text.path={self.text.path!r}: lower it, or give more text"
             )
-        if self.windows is not None and there < self.windows:
-            log.warning("suite.perplexity.windows=%s: the text fills only %s", self.windows, there)
-        return token_perplexity(model, tokens, self.window, self.windows, batch)
+        if self.tokens is not None and len(tokens) < self.tokens:
+            log.warning("suite.perplexity.tokens=%s: the text has %s", self.tokens, len(tokens))
+        return {
+            f"text/token_perplexity_{window}": token_perplexity(
+                model, tokens, window, batch * (largest // window)
+            )
+            for window in self.window
+        }
 
 
 @dataclass
@@ -145,8 +159,7 @@ class Suite:
         model.eval()
         try:
             if self.perplexity is not None:
-                metric = f"text/token_perplexity_{self.perplexity.window}"
-                found[metric] = self.perplexity.measure(model, tokenizer, cache, self.batch)
+                found |= self.perplexity.measure(model, tokenizer, cache, self.batch)
             if self.tasks:
                 from pruning.evaluation.tasks import evaluate_tasks
 

@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from pruning.calibration.text import Text
+from pruning.evaluation.perplexity import token_perplexity
 from pruning.evaluation.suite import Perplexity, Suite, Task
 from pruning.evaluation.tasks import TASKS, metric_name
 from pruning.results.cache import Cache
@@ -78,7 +79,9 @@ def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_pa
     (tmp_path / "text.txt").write_text("the sun is hot ? the ice is cold : " * 20)
     whole = suite(
         {"arc_easy": Task(path=str(tmp_path / "folder")), "arc_challenge": Task(str(documents))},
-        perplexity=Perplexity(text=Text(path=str(tmp_path / "text.txt")), window=16, windows=4),
+        perplexity=Perplexity(
+            text=Text(path=str(tmp_path / "text.txt")), window=[16, 8], tokens=64
+        ),
     )
     model.train()
     try:
@@ -89,8 +92,12 @@ def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_pa
     assert tokenizer.pad_token is None  # lm-eval sets one, in its copy
     metrics = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr"]
     tasks = [f"tiny/{task}/{metric}" for task in whole.tasks for metric in metrics]
-    assert set(found) == {"tiny/text/token_perplexity_16", *tasks}
+    assert set(found) == {*(f"tiny/text/token_perplexity_{w}" for w in (16, 8)), *tasks}
     assert all(isinstance(value, float) for value in found.values())
+    ids = tokenizer("the sun is hot ? the ice is cold : " * 20, return_tensors="pt").input_ids[0]
+    for window in (16, 8):  # the same 64 tokens for both
+        expected = token_perplexity(model, ids[:64], window, 1)
+        assert found[f"tiny/text/token_perplexity_{window}"] == pytest.approx(expected, rel=1e-5)
     # one definition, one set of documents in two formats
     assert found["tiny/arc_easy/acc"] == found["tiny/arc_challenge/acc"]
 
@@ -142,14 +149,14 @@ def test_what_cannot_be_had_is_one_plain_error(
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        (65, r"suite\.perplexity\.window=65 is more than the 64 positions"),
-        (32, r"suite\.perplexity\.window=32 is more than the 2 tokens"),
+        (65, r"suite\.perplexity\.window=\[8, 65\] goes beyond the 64 positions"),
+        (32, r"suite\.perplexity\.window=\[8, 32\] is more than the 2 tokens"),
     ],
 )
 def test_a_window_that_does_not_fit(model, tokenizer, tmp_path, window, message):
     (tmp_path / "text.txt").write_text("the sun")
     text = Text(path=str(tmp_path / "text.txt"))
-    tiny = suite({}, perplexity=Perplexity(text=text, window=window, windows=None))
+    tiny = suite({}, perplexity=Perplexity(text=text, window=[8, window], tokens=None))
     with pytest.raises(ValueError, match=message):
         tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache"))
 
@@ -168,8 +175,11 @@ def test_every_suite_is_whole(path):
     [
         ({"limit": 0}, r"suite\.limit=0"),
         ({"batch": 0}, r"suite\.batch=0"),
-        ({"perplexity": {"windows": 0}}, r"suite\.perplexity\.windows=0"),
-        ({"perplexity": {"window": 1}}, r"suite\.perplexity\.window=1"),
+        (
+            {"perplexity": {"tokens": 511}},
+            r"suite\.perplexity\.tokens=511 must fill",
+        ),
+        ({"perplexity": {"window": [8, 1]}}, r"suite\.perplexity\.window=\[8, 1\]"),
         ({"tasks": {"piqa": {"path": None}}}, r"suite\.tasks\.\*\.wheel"),
     ],
 )

@@ -1,0 +1,106 @@
+"""The frontier: runs into points, points into a table and a plot."""
+
+import csv
+import json
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import pytest
+
+from pruning.results import frontier
+from pruning.results.result import Evaluation, Speedup
+from pruning.results.result import write as write_result
+
+LONG, SHORT = "wiki/text/token_perplexity_2048", "wiki/text/token_perplexity_128"
+
+
+@pytest.fixture
+def study(result, tmp_path):
+    """Write a study of four runs: two seeds of ziplm, one of depth, one that missed its target."""
+
+    def add(method: str, seed: int, target: float, measured: float, long, short) -> None:
+        name = f"{method}-{target}-{seed}"
+        config = {"model": {"name": "m"}, "method": {"name": method}, "seed": seed}
+        run = replace(
+            result,
+            name=name,
+            config=config | {"speedup": target, "search": {"name": f"of {method}"}},
+            speedup=Speedup(target, target, measured, []),
+            evaluation=Evaluation({LONG: 20.0, SHORT: 30.0}, {LONG: long, SHORT: short}),
+        )
+        write_result(run, tmp_path / "study" / name / "result.json")
+
+    add("ziplm", 0, 1.5, 1.49, 40.0, 60.0)
+    add("ziplm", 1, 1.5, 1.51, 44.0, 61.0)
+    add("depth", 0, 1.5, 1.52, 90.0, 50.0)
+    add("lucky", 0, 1.5, 1.30, 25.0, 35.0)  # too slow to be compared
+    return tmp_path / "study"
+
+
+def test_seeds_become_a_mean_and_a_spread(study):
+    text = frontier.write(study).read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| 1.500x")]
+    assert rows == [
+        "| 1.500x | lucky | 1.300x † | 25.00 | 35.00 | 75.3% | 1 |",
+        "| 1.500x | ziplm | 1.500x | **42.00 ± 2** | 60.50 ± 0.5 | 75.3% | 2 |",
+        "| 1.500x | depth | 1.520x | 90.00 | **50.00** | 75.3% | 1 |",
+    ]
+    assert f"- 1.500x, {LONG}: ziplm (42.00 ± 2)" in text
+    assert f"- 1.500x, {SHORT}: depth (50.00)" in text  # a baseline that wins is named
+    assert f"- {LONG}: 20.00" in text
+
+
+def test_the_csv_has_every_run(study):
+    frontier.write(study)
+    rows = list(csv.DictReader((study / "frontier.csv").open()))
+    assert {(row["label"], row["seed"]) for row in rows} == {
+        ("ziplm", "0"),
+        ("ziplm", "1"),
+        ("depth", "0"),
+        ("lucky", "0"),
+    }
+    assert {row[f"dense {LONG}"] for row in rows} == {"20.0"}
+    assert sorted(float(row[LONG]) for row in rows) == [25, 40, 44, 90]
+
+
+def test_the_plot_is_an_svg_of_these_numbers_and_the_same_each_time(study):
+    frontier.write(study)
+    first = (study / "frontier.svg").read_text()
+    ET.fromstring(first)
+    frontier.write(study)
+    assert (study / "frontier.svg").read_text() == first
+    path = study / "ziplm-1.5-0" / "result.json"
+    run = json.loads(path.read_text())
+    run["evaluation"]["pruned"][LONG] = 80.0
+    path.write_text(json.dumps(run))
+    frontier.write(study)
+    assert (study / "frontier.svg").read_text() != first
+
+
+def test_labels_say_what_differs(result):
+    def named(**config):
+        groups = {"model": {"name": "m"}, "method": {"name": "ziplm"}, "search": {"name": "dp"}}
+        return replace(result, config=groups | {"seed": 0} | config)
+
+    assert frontier.labels([named(), named(seed=1)]) == ["ziplm", "ziplm"]
+    of_search = named(search={"name": "uniform", "steps": 3})
+    assert frontier.labels([named(), of_search]) == ["ziplm, search=dp", "ziplm, search=uniform"]
+    of_steps = [named(search={"name": "dp", "steps": n}) for n in (3, 9)]
+    assert frontier.labels(of_steps) == ["ziplm, search.steps=3", "ziplm, search.steps=9"]
+    other = named(method={"name": "depth"}, search={"name": "none"})
+    assert frontier.labels([named(), other]) == ["ziplm", "depth"]
+    of_model = named(model={"name": "n"})
+    assert frontier.labels([named(), of_model]) == ["ziplm, model=m", "ziplm, model=n"]
+
+
+def test_nothing_finite_and_nothing_there(study, tmp_path, result):
+    path = study / "depth-1.5-0" / "result.json"
+    run = json.loads(path.read_text())
+    run["evaluation"]["pruned"][LONG] = None
+    path.write_text(json.dumps(run))
+    assert "| depth | 1.520x | not finite | **50.00** |" in frontier.write(study).read_text()
+    bare = replace(result, evaluation=Evaluation({}, {}))
+    write_result(bare, tmp_path / "bare" / "one" / "result.json")
+    assert "75.3%" in frontier.write(tmp_path / "bare").read_text()
+    (tmp_path / "empty").mkdir()
+    assert frontier.write(tmp_path / "empty") is None
