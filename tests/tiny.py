@@ -1,19 +1,25 @@
 """What the tests of calibration, search and latency share: text, batches, tables, levels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from pruning.calibration.calibration import Weight
+from pruning.calibration.calibration import Calibration, Target, Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.calibration.stream import Batch
 from pruning.latency.profile import heads, widths
 from pruning.latency.table import LatencyTable
 from pruning.methods.levels import Levels
+from pruning.methods.method import Subject
+from pruning.methods.plans import LevelsPlan
 from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.sites import output_projection, sites, weight
+from pruning.results.cache import Cache
+from pruning.results.stopwatch import Stopwatch
+from pruning.search.search import Chooser, NoSearch
 
 INF = float("inf")
 
@@ -58,6 +64,26 @@ def linear_table(model: PreTrainedModel, alignment: int = 1, rest: float = 2.0) 
 def ziplm(score: Score, ridges: list[float]) -> ZipLM:
     """Make a method with one score for attention and FFN."""
     return ZipLM("ziplm", attention_score=score, ffn_score=score, damp=0.01, ridges=ridges)
+
+
+def text(target: Target = Target.local) -> Calibration:
+    """Make a calibration of which only weight and target matter."""
+    return Calibration("tiny", weight=Weight.none, target=target)
+
+
+def levels_plan(
+    model: PreTrainedModel,
+    levels: Levels,
+    choose: Chooser,
+    batches: list[Batch] | None = None,
+    target: Target = Target.local,
+    ridges: Sequence[float] = (INF,),
+) -> LevelsPlan:
+    """Make the plan of some levels."""
+    table, cache, clock = linear_table(model), Cache("nowhere"), Stopwatch()
+    search = NoSearch("none")
+    subject = Subject(model, "", batches or [], text(target), table, search, 1.5, cache, clock)
+    return LevelsPlan(subject, levels, choose, ridges)
 
 
 def solve_levels(

@@ -22,6 +22,13 @@ class Weight(StrEnum):
     residual = "residual"  # 1 / mean square of the residual stream behind the block
 
 
+class Target(StrEnum):
+    """What the outputs of a pruned site should be."""
+
+    local = "local"  # what the dense weights make of the same inputs
+    dense = "dense"  # what the dense model has there
+
+
 @dataclass
 class Calibration:
     """A number of tokens of a text, in batches; a share of them is held out to judge by."""
@@ -34,6 +41,7 @@ class Calibration:
     held_out: float = MISSING  # share of the batches that judge ridges and losses
     pack: bool = MISSING  # documents joined and cut into full sequences, or one a row and padded
     weight: Weight = MISSING
+    target: Target = MISSING
 
     def __post_init__(self) -> None:
         for field in ("tokens", "sequence", "batch"):

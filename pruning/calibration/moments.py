@@ -19,14 +19,16 @@ from pruning.results.cache import Cache
 from pruning.results.progress import track
 
 PANEL = 512
+Outputs = dict[Site, list[Float[Tensor, "tokens rows"]]]  # of a block's sites, per state
 
 
 @dataclass
 class Moment:
-    """Means over tokens of one site's inputs x."""
+    """Means over tokens of one site's inputs x, and of the outputs y that it should have."""
 
     H: Float[Tensor, "columns columns"]  # E[x x^T]
     mean: Float[Tensor, " columns"]  # E[x]
+    target: Float[Tensor, "rows columns"] | None = None  # E[y x^T]; None: y = W x
 
     @property
     def covariance(self) -> Float[Tensor, "columns columns"]:
@@ -35,12 +37,18 @@ class Moment:
 
     def to(self, device: torch.device) -> "Moment":
         """Return the moment on a device."""
-        return Moment(self.H.to(device), self.mean.to(device))
+        target = None if self.target is None else self.target.to(device)
+        return Moment(self.H.to(device), self.mean.to(device), target)
 
     def mixed(self, other: "Moment", share: float) -> "Moment":
         """Return the moment of both texts' tokens, of whose weight `share` is the other's."""
-        one = 1 - share
-        return Moment(self.H * one + other.H * share, self.mean * one + other.mean * share)
+
+        def mix(a: Tensor, b: Tensor) -> Tensor:
+            return a * (1 - share) + b * share
+
+        both = self.target is not None and other.target is not None
+        target = mix(self.target, other.target) if both else None  # type: ignore[arg-type]
+        return Moment(mix(self.H, other.H), mix(self.mean, other.mean), target)
 
 
 @dataclass
@@ -67,9 +75,15 @@ class Accumulator:
     def __init__(self, columns: int, device: torch.device):
         self.sum = torch.zeros(columns, columns, device=device)
         self.first = torch.zeros(columns, device=device)
+        self.target: Tensor | None = None
         self.weight = 0.0
 
-    def add_(self, X: Float[Tensor, "tokens columns"], w: Float[Tensor, " tokens"]) -> None:
+    def add_(
+        self,
+        X: Float[Tensor, "tokens columns"],
+        w: Float[Tensor, " tokens"],
+        Y: Float[Tensor, "tokens rows"] | None = None,
+    ) -> None:
         """Add tokens X with weights w >= 0; a weight of 0 (padding) leaves a token out."""
         root = w.sqrt()
         X = X.float() * root[:, None]
@@ -77,13 +91,17 @@ class Accumulator:
         for left in range(0, X.shape[1], PANEL):
             panel = slice(left, left + PANEL)
             self.sum[panel, left:].addmm_(X[:, panel].T, X[:, left:])
+        if Y is not None:
+            products = (Y.float() * root[:, None]).T @ X
+            self.target = products if self.target is None else self.target.add_(products)
         self.weight += float(w.double().sum())
 
     def mean(self) -> Moment:
         """Return the weighted means."""
         upper = self.sum.triu()
         weight = max(self.weight, 1e-30)
-        return Moment((upper + upper.triu(1).T) / weight, self.first / weight)
+        target = None if self.target is None else self.target / weight
+        return Moment((upper + upper.triu(1).T) / weight, self.first / weight, target)
 
 
 @contextmanager
@@ -128,17 +146,19 @@ def block_moments(
     of: list[Site],
     weight: Weight,
     advance: bool,
+    targets: Outputs | None = None,
 ) -> dict[Site, Split]:
     """Run block `index` on every state; return the moments of its sites `of`.
 
-    With `advance` the states go on behind the block, else they stay in front of it.
+    With `advance` the states go on behind the block, else they stay in front of it. `targets` are
+    what the sites should give for every state, where that is not what their own weights give.
     """
     block = blocks(model)[index]
     sums = {
         site: [Accumulator(site.columns, states[0].hidden.device) for _ in range(2)] for site in of
     }
     with _inputs(model, of) as inputs:
-        for state in states:
+        for number, state in enumerate(states):
             hidden = (
                 state.advance(index, block)
                 if advance
@@ -149,11 +169,34 @@ def block_moments(
                 w = w / hidden.float().square().mean(-1).clamp(min=1e-12)
             for site, (fit, held) in sums.items():
                 X = inputs[site].reshape(-1, site.columns)
-                (held if state.batch.held_out else fit).add_(X, w.flatten())
+                Y = None if targets is None else targets[site][number]
+                (held if state.batch.held_out else fit).add_(X, w.flatten(), Y)
     return {
         site: Split(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
         for site, (fit, held) in sums.items()
     }
+
+
+@torch.no_grad()
+def outputs(model: PreTrainedModel, index: int, states: list[State], of: list[Site]) -> Outputs:
+    """Take every state behind block `index`; return what its sites gave, without their biases."""
+    found: Outputs = {site: [] for site in of}
+
+    def note(site: Site):
+        def hook(module, args, out: Tensor) -> None:
+            b = module.bias
+            found[site].append((out if b is None else out - b).reshape(-1, out.shape[-1]))
+
+        return hook
+
+    handles = [output_projection(model, s).register_forward_hook(note(s)) for s in of]
+    try:
+        for state in states:
+            state.advance(index, blocks(model)[index])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
 
 
 class Moments:

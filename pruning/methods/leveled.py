@@ -1,5 +1,6 @@
 """Methods that solve every site at many levels, for a search to choose from."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class Leveled(Method):
     """A method whose levels depend on the dense model's activations only, not on the target."""
 
     searches: ClassVar[type[LevelSearch]] = LevelSearch
+    ridges = (math.inf,)  # candidates for the ridge of a weight update; infinite: none
 
     @abstractmethod
     def site_levels(
@@ -32,7 +34,8 @@ class Leveled(Method):
     def plan(self, subject: Subject) -> Plan:
         """Turn moments into levels; let the search prepare to choose among them."""
         from pruning.calibration.moments import Moments
-        from pruning.methods.levels import Levels, LevelsPlan
+        from pruning.methods.levels import Levels
+        from pruning.methods.plans import LevelsPlan
         from pruning.search.problem import pose
 
         s = subject
@@ -45,4 +48,4 @@ class Leveled(Method):
         with s.clock("search"), s.search.trial(s.dense, levels, s.batches) as trial:
             problem = pose(levels, s.table, trial, s.cache)
             choose = s.search.prepare(problem, s.table.budget(s.speedup))
-        return LevelsPlan(s.dense, levels, choose)
+        return LevelsPlan(s, levels, choose, self.ridges)

@@ -12,23 +12,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Moment, Moments
-from pruning.latency.table import LatencyTable, Shape, Shapes
+from pruning.latency.table import LatencyTable, Shape
 from pruning.methods.leveled import Leveled
-from pruning.methods.method import Plan
 from pruning.methods.obs import least_squares
-from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import (
     Allocation,
     Site,
-    add_bias_,
     output_projection,
-    set_weight_,
     sites,
     weight,
 )
 from pruning.results.cache import Cache
 from pruning.results.progress import track
-from pruning.search.search import Chooser
 
 
 @dataclass
@@ -155,35 +150,3 @@ class Levels(Mapping[Site, SiteLevels]):
             fields["shapes"] = [tuple(s) if isinstance(s, list) else s for s in fields["shapes"]]
             of[site] = SiteLevels(keeps=keeps[site.name], **fields)
         return cls(of, moments, directory.name)
-
-
-class LevelsPlan(Plan):
-    """Levels, and a search that has prepared to choose among them."""
-
-    def __init__(self, dense: PreTrainedModel, levels: Levels, choose: Chooser):
-        self.dense, self.levels, self._choose = dense, levels, choose
-
-    def choose(self, budget: float) -> Shapes | None:
-        """Return the shapes of the levels that the search chooses."""
-        choice = self._choose(budget)
-        if choice is None:
-            return None
-        pairs = zip(self.levels.items(), choice, strict=True)
-        return {site: of.shapes[level] for (site, of), level in pairs}
-
-    @torch.no_grad()
-    def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
-        """Shrink a twin of the dense model, and solve the weights of the levels."""
-        choice = [of.shapes.index(shapes[site]) for site, of in self.levels.items()]
-        allocation = self.levels.allocation(choice)
-        pruned = shrink_(twin(self.dense), allocation)
-        for (site, of), level in zip(self.levels.items(), choice, strict=True):
-            if level and of.keeps[level].any():
-                W = weight(output_projection(self.dense, site))
-                set_weight_(
-                    output_projection(pruned, site), self.levels.kept_weight(site, level, W)
-                )
-                shift = self.levels.kept_bias(site, level, W)
-                if shift is not None:
-                    add_bias_(pruned, site, shift)
-        return pruned, allocation

@@ -37,7 +37,7 @@ class Subject:
 class Plan(ABC):
     """What a method would do at any latency; made once per job."""
 
-    costly: ClassVar[bool] = False  # to build: then drafts are timed while shapes are sought
+    costly = False  # to build: then drafts are timed while shapes are sought
     given: "Shapes | None" = None  # settled by the method itself, for jobs without a speedup
 
     @abstractmethod

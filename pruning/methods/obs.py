@@ -69,19 +69,28 @@ def cholesky(H: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
 
 
 def least_squares(
-    W: Matrix, H: Moment, keep: Bool[Tensor, " columns"], ridge: float = 0.0
+    W: Matrix,
+    H: Moment,
+    keep: Bool[Tensor, " columns"],
+    ridge: float = 0.0,
+    target: Matrix | None = None,
 ) -> Float[Tensor, "rows kept"]:
-    """Return the kept columns that minimise tr(dW H dW^T) + ridge |dW_K|^2_diag(H).
+    """Return the kept columns that minimise E|V x_K - y|^2 + ridge |V - W_K|^2_diag(H).
 
-        W_K + W_R H_RK (H_KK + ridge diag(H_KK))^-1
+        V = W_K + (T_K - W_K H_KK) (H_KK + ridge diag(H_KK))^-1,   T = E[y x^T]
 
-    With ridge 0 it is the least-squares optimum W H[:,K] inv(H_KK), where greedy OBS ends; with
-    an infinite ridge the kept columns do not change. W and H are of one precision, the result's.
+    `target` is T; without it y = W x and T = W H: what is minimised is tr(dW H dW^T), and with
+    ridge 0 the result is W H[:,K] inv(H_KK), where greedy OBS ends. With an infinite ridge the
+    kept columns do not change. All matrices are of one precision, the result's.
     """
     if ridge == float("inf") or keep.all() or not keep.any():
         return W[:, keep]
-    L = cholesky(damped(H[keep][:, keep], ridge))
-    return W[:, keep] + torch.cholesky_solve(H[keep][:, ~keep] @ W[:, ~keep].T, L).T
+    H_KK = H[keep][:, keep]
+    if target is None:
+        missing = W[:, ~keep] @ H[~keep][:, keep]
+    else:
+        missing = target[:, keep] - W[:, keep] @ H_KK
+    return W[:, keep] + torch.cholesky_solve(missing.T, cholesky(damped(H_KK, ridge))).T
 
 
 def energy(W: Matrix, H: Moment) -> float:

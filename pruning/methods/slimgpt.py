@@ -67,6 +67,6 @@ class SlimGPT(Method):
 
     def plan(self, subject: Subject) -> Plan:
         """Scale the schedule; blocks are pruned once the shapes are settled."""
-        from pruning.methods.sequential import Sequential
+        from pruning.methods.plans import SchedulePlan
 
-        return Sequential.of(self, subject)
+        return SchedulePlan.of(self, subject)

@@ -88,21 +88,32 @@ class HeldOut:
         self.whole = energy(self.W, split.held.H)
 
     def __call__(self, keeps: Sequence[Keep], ridge: float) -> float:
-        """Return the sum over levels of the errors of weights solved from the other tokens."""
-        total = 0.0
+        """Return the sum over levels of the errors of weights solved from the other tokens.
+
+        Where the outputs have targets of their own, up to a constant.
+        """
+        total, fit = 0.0, self.split.fit
         for keep in keeps:
             columns = keep.repeat_interleave(self.width).to(self.W.device)
             if not columns.all() and self.whole > 0:
-                W_K = least_squares(self.W, self.split.fit.H, columns, ridge)
-                total += self._error(change(self.W, columns, W_K)) / self.whole
+                W_K = least_squares(self.W, fit.H, columns, ridge, fit.target)
+                total += self._error(columns, W_K) / self.whole
         return total
 
-    def _error(self, dW: Tensor) -> float:
-        """Return E|dW x + db|^2, where a bias db = -dW E[x] of the other tokens is in use."""
-        error = energy(dW, self.split.held.H)
+    def _error(self, columns: Tensor, W_K: Tensor) -> float:
+        """Return E|V x - W x + db|^2, or E|V x - y|^2 - E|y|^2 for targets y.
+
+        A bias db = (W - V) E[x], of the tokens that are not held out, is there if it is in use.
+        """
+        held = self.split.held
+        if held.target is not None:
+            V = change(torch.zeros_like(self.W), columns, W_K)
+            return energy(V, held.H) - 2 * float(torch.sum(held.target * V))
+        dW = change(self.W, columns, W_K)
+        error = energy(dW, held.H)
         if self.bias and dW.any():
             db = -(dW @ self.split.fit.mean)
-            error += float(2 * (dW @ self.split.held.mean) @ db + db @ db)
+            error += float(2 * (dW @ held.mean) @ db + db @ db)
         return error
 
 

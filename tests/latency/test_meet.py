@@ -6,7 +6,6 @@ import torch
 from pruning.latency.clock import Timing
 from pruning.latency.hardware import Hardware
 from pruning.latency.meet import meet
-from pruning.methods.levels import LevelsPlan
 from pruning.models.sites import Kind, sites, weight
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
@@ -14,7 +13,7 @@ from pruning.search.problem import pose
 from pruning.search.search import Uniform
 from tests.families import llama
 from tests.methods.data import lstsq
-from tests.tiny import linear_table, padded_batches, solve_levels
+from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels
 
 BATCHES = padded_batches()
 SETTINGS = {"device": "cpu", "batch": 1, "sequence": 8, "threads": None, "repetitions": 4}
@@ -60,7 +59,7 @@ def fake(table, *factors: float) -> Fake:
 @pytest.mark.parametrize("speedup", [1.25, 1.6, 2.0])
 def test_a_constant_factor_is_corrected(case, speedup, factor):
     model, levels, table, choose = case
-    plan = LevelsPlan(model, levels, choose)
+    plan = levels_plan(model, levels, choose)
     met = meet(model, plan, table, fake(table, factor), speedup, Stopwatch())
     assert met.measured == pytest.approx(speedup, rel=0.02)
     assert len(met.rounds) <= 3
@@ -75,7 +74,7 @@ def test_a_constant_factor_is_corrected(case, speedup, factor):
 
 def test_the_nearest_round_is_kept_when_none_is_near_enough(case, caplog):
     model, levels, table, choose = case
-    plan = LevelsPlan(model, levels, choose)
+    plan = levels_plan(model, levels, choose)
     met = meet(model, plan, table, fake(table, 0.7, 1.4, 0.7, 1.4), 1.5, Stopwatch())
     assert len(met.rounds) == 4
     nearest = min(met.rounds, key=lambda r: abs(r["measured"] - 1.5))
@@ -89,14 +88,14 @@ def test_what_no_search_reaches_is_an_error(case, tmp_path):
     uniform = Uniform(name="uniform")
     choose = uniform.prepare(pose(levels, table, None, Cache(tmp_path)), table.budget(3.0))
     with pytest.raises(ValueError, match=r"^speedup=3 cannot be met with this search.*calibrated"):
-        meet(model, LevelsPlan(model, levels, choose), table, fake(table, 1.0), 3.0, Stopwatch())
+        meet(model, levels_plan(model, levels, choose), table, fake(table, 1.0), 3.0, Stopwatch())
 
 
 def test_a_correction_that_cannot_be_met_keeps_the_nearest(case, caplog):
     model, levels, table, choose = case
     speedup = table.most(sites(model)) * 0.98
     met = meet(
-        model, LevelsPlan(model, levels, choose), table, fake(table, 0.8), speedup, Stopwatch()
+        model, levels_plan(model, levels, choose), table, fake(table, 0.8), speedup, Stopwatch()
     )
     assert met.measured == pytest.approx(0.8 * met.predicted)
     assert "no allocation is predicted to reach" in caplog.text
@@ -106,7 +105,7 @@ def test_a_correction_that_cannot_be_met_keeps_the_nearest(case, caplog):
 @torch.no_grad()
 def test_speedup_one_is_the_dense_model(case):
     model, levels, table, choose = case
-    plan = LevelsPlan(model, levels, choose)
+    plan = levels_plan(model, levels, choose)
     met = meet(model, plan, table, fake(table, 0.9), 1.0, Stopwatch())
     assert len(met.rounds) == 1
     assert all(keep.all() for keep in met.allocation.values())
@@ -122,7 +121,7 @@ def test_a_built_model_has_least_squares_weights_and_leaves_the_dense_one_alone(
     index, site = next((i, s) for i, s in enumerate(levels) if s.name == "block.1.ffn")
     level = 6
     shapes = {s: of.shapes[level if i == index else 0] for i, (s, of) in enumerate(levels.items())}
-    pruned, allocation = LevelsPlan(model, levels, lambda _: None).build(shapes)
+    pruned, allocation = levels_plan(model, levels, lambda _: None).build(shapes)
     assert [s for s, keep in allocation.items() if not keep.all()] == [site]
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 

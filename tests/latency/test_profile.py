@@ -4,7 +4,6 @@ import torch
 from pruning.latency.hardware import Hardware
 from pruning.latency.meet import meet
 from pruning.latency.profile import compare, heads, profile, widths
-from pruning.methods.levels import LevelsPlan
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Kind, sites
 from pruning.results.cache import Cache
@@ -12,7 +11,7 @@ from pruning.results.stopwatch import Stopwatch
 from pruning.search.problem import pose
 from tests.families import FAMILIES, GATED, llama
 from tests.models.allocations import mixed
-from tests.tiny import linear_table, padded_batches, solve_levels
+from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels
 
 WIDE = GATED["intermediate_size"]
 
@@ -97,7 +96,7 @@ def test_profile_and_meet_on_cuda(tmp_path):
     speedup = 1 + (most - 1) / 2
     levels = solve_levels(model, padded_batches(), tmp_path / "moments", linear_table(model, 16))
     problem = pose(levels, table, None, Cache(tmp_path))
-    plan = LevelsPlan(model, levels, lambda b: problem.solve(problem.loss, b))
+    plan = levels_plan(model, levels, lambda b: problem.solve(problem.loss, b))
     met = meet(model, plan, table, here, speedup, Stopwatch())
     assert 1 <= len(met.rounds) <= 3
     assert met.measured > 1

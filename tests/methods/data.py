@@ -24,14 +24,17 @@ def moment(X: Tensor) -> Tensor:
     return X.T @ X / len(X)
 
 
-def lstsq(W: Tensor, X: Tensor, keep: Tensor, ridge: float = 0.0) -> Tensor:
-    """Fit kept columns to the outputs X W^T by QR on data, the ridge as extra rows.
+def lstsq(
+    W: Tensor, X: Tensor, keep: Tensor, ridge: float = 0.0, Y: Tensor | None = None
+) -> Tensor:
+    """Fit kept columns to outputs Y (X W^T if not given) by QR on data, the ridge as extra rows.
 
-    Minimises |X_K V^T - X W^T|^2 / tokens + ridge sum_j E[x_j^2] |v_j - w_j|^2.
+    Minimises |X_K V^T - Y|^2 / tokens + ridge sum_j E[x_j^2] |v_j - w_j|^2.
     """
+    Y = X @ W.T if Y is None else Y
     penalty = (ridge * X[:, keep].square().mean(0)).sqrt()
     A = torch.cat([X[:, keep] / len(X) ** 0.5, torch.diag(penalty)])
-    B = torch.cat([X @ W.T / len(X) ** 0.5, penalty[:, None] * W[:, keep].T])
+    B = torch.cat([Y / len(X) ** 0.5, penalty[:, None] * W[:, keep].T])
     return torch.linalg.lstsq(A, B, driver="gels").solution.T
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruning.calibration.calibration import Weight
+from pruning.calibration.calibration import Target, Weight
 from pruning.calibration.moments import Moment, Moments, Split, collect
 from pruning.latency.profile import heads, widths
 from pruning.methods.blocks import Blocks, influence, removable
 from pruning.methods.flap import Flap
-from pruning.methods.levels import Levels, LevelsPlan
+from pruning.methods.levels import Levels
 from pruning.methods.magnitude import Magnitude
 from pruning.methods.random import Random
 from pruning.methods.wanda_sp import WandaSp
@@ -19,7 +19,7 @@ from pruning.models.sites import Kind, Site, output_projection, shape, sites, we
 from pruning.results.cache import Cache
 from tests.families import FAMILIES, llama
 from tests.methods.data import inputs, moment, weights
-from tests.tiny import INF, linear_table, padded_batches
+from tests.tiny import INF, levels_plan, linear_table, padded_batches
 
 FFN = Site(0, Kind.FFN, 40, 1)
 HEADS = Site(1, Kind.ATTENTION, units=6, width=4, groups=6)
@@ -122,7 +122,9 @@ def test_flap_leaves_the_mean_of_the_outputs_where_it_was(family, tmp_path):
         of[site] = method.site_levels(site, W, moments[site], table.levels(site))
     levels = Levels(of, moments)
     level = {site: len(of[site].shapes) // 2 for site in of}
-    plan = LevelsPlan(model, levels, lambda budget: list(level.values()))
+    target = Target.dense  # says nothing to a method without an update
+    plan = levels_plan(model, levels, lambda budget: None, batches, target, method.ridges)
+    assert not plan.costly
     shapes = {site: of[site].shapes[level[site]] for site in of}
     pruned, allocation = plan.build(shapes)
     for site, keep in allocation.items():

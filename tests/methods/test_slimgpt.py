@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruning.calibration.calibration import Weight
+from pruning.calibration.calibration import Target
 from pruning.latency.hardware import Hardware
 from pruning.methods.method import Subject
-from pruning.methods.sequential import Sequential
+from pruning.methods.plans import SchedulePlan
 from pruning.methods.slimgpt import HeadScore, SlimGPT
 from pruning.models.sites import Kind, output_projection, set_weight_, shape, sites, weight
 from pruning.results.cache import Cache
@@ -18,16 +18,10 @@ from pruning.search.schedule import share
 from pruning.search.search import Ramp, Schedule
 from tests.families import FAMILIES, llama
 from tests.methods.data import lstsq
-from tests.tiny import linear_table, padded_batches
+from tests.tiny import linear_table, padded_batches, text
 
 BATCHES = padded_batches(count=9)
 RIDGE = 0.1
-
-
-class Text:
-    """What a plan reads of a calibration."""
-
-    weight = Weight.none
 
 
 def slimgpt(**changes) -> SlimGPT:
@@ -44,19 +38,20 @@ def slimgpt(**changes) -> SlimGPT:
     return replace(method, **changes)
 
 
-def subject(model, tmp_path, search=None) -> Subject:
+def subject(model, tmp_path, search=None, target=Target.local) -> Subject:
     table = linear_table(model)
     search = search or Schedule("schedule", ramp=Ramp.log, first=0.0625, last=0.25)
     cache = Cache(tmp_path)
-    return Subject(model, "", BATCHES, Text(), table, search, 1.5, cache, Stopwatch())
+    return Subject(model, "", BATCHES, text(target), table, search, 1.5, cache, Stopwatch())
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("target", list(Target))
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, tmp_path):
+def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, target, tmp_path):
     model = FAMILIES[family]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    posed = subject(model, tmp_path)
+    posed = subject(model, tmp_path, target=target)
     plan = slimgpt().plan(posed)
     left = plan.choose(posed.table.budget(1.5))
     assert posed.table.total(left) <= posed.table.budget(1.5)
@@ -77,7 +72,13 @@ def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, tmp_path)
         output_projection(masked, site).register_forward_pre_hook(
             lambda _, args, site=site: seen[site].append(args[0])
         )
+    gave = {site: [] for site in allocation}
+    for site in allocation:
+        output_projection(model, site).register_forward_hook(
+            lambda m, _, out, site=site: gave[site].append(out if m.bias is None else out - m.bias)
+        )
     for batch in BATCHES:
+        model(input_ids=batch.ids, attention_mask=batch.mask)
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
         real = batch.mask.bool()
         expected = masked(**inputs).logits[real]
@@ -85,13 +86,21 @@ def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, tmp_path)
     for site, keep in allocation.items():
         if keep.all():
             continue
-        rows = zip(seen[site], BATCHES, strict=True)  # opt's FFN reads [tokens, hidden]
-        X = torch.cat([x.reshape(*b.ids.shape, -1)[b.mask.bool()] for x, b in rows])
+        X, Y = (
+            torch.cat(
+                [  # opt's FFN reads [tokens, hidden]
+                    x.reshape(*batch.ids.shape, -1)[batch.mask.bool()]
+                    for x, batch in zip(of_batches[site], BATCHES, strict=True)
+                ]
+            ).double()
+            for of_batches in (seen, gave)
+        )
         columns = keep.repeat_interleave(site.width)
         W = weight(output_projection(model, site)).double()
         found = weight(output_projection(pruned, of[site.block, site.kind]))
         live = X.any(0)  # opt's ReLU leaves some channels without any input
-        expected = lstsq(W, X.double(), columns & live, RIDGE).float()
+        wanted = X @ W.T if target is Target.local else Y
+        expected = lstsq(W, X, columns & live, RIDGE, wanted).float()
         # float32 moments and activations; the ridge bounds the condition
         torch.testing.assert_close(found[:, live[columns]], expected, rtol=1e-3, atol=2e-4)
         assert (found - W[:, columns]).abs().max() > 1e-3
@@ -152,8 +161,8 @@ def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
     posed = subject(model, tmp_path)
     plan = slimgpt().plan(posed)
     built = []
-    build = Sequential.build
-    monkeypatch.setattr(Sequential, "build", lambda p, s: built.append(s) or build(p, s))
+    build = SchedulePlan.build
+    monkeypatch.setattr(SchedulePlan, "build", lambda p, s: built.append(s) or build(p, s))
     met = meet(model, plan, posed.table, hardware, 1.3, Stopwatch())
     assert len(built) == 1
     assert met.measured == met.rounds[-1]["measured"]

@@ -1,0 +1,140 @@
+"""What methods do once shapes are chosen: from levels, or block by block along a schedule."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruning.calibration.calibration import Target
+from pruning.calibration.moments import Split
+from pruning.latency.table import Shape, Shapes
+from pruning.methods.levels import Levels
+from pruning.methods.method import Plan, Subject
+from pruning.methods.obs import Removal, batched, damped, greedy
+from pruning.methods.sequential import sequential
+from pruning.methods.slimgpt import HeadScore, SlimGPT
+from pruning.methods.solve import kept_units
+from pruning.models.shrink import shrink_, twin
+from pruning.models.sites import (
+    Allocation,
+    Site,
+    add_bias_,
+    output_projection,
+    set_weight_,
+    sites,
+    weight,
+)
+from pruning.search.schedule import chooser, every_shape, shapes
+from pruning.search.search import Chooser, Schedule
+
+Keep = Bool[Tensor, " units"]
+
+
+class LevelsPlan(Plan):
+    """Levels, and a search that has prepared to choose among them."""
+
+    def __init__(self, subject: Subject, levels: Levels, choose: Chooser, ridges: Sequence[float]):
+        self.subject, self.levels, self._choose = subject, levels, choose
+        self.ridges = ridges  # candidates for an update behind pruned blocks
+        self.costly = subject.calibration.target is Target.dense and min(ridges) < math.inf
+
+    def choose(self, budget: float) -> Shapes | None:
+        """Return the shapes of the levels that the search chooses."""
+        choice = self._choose(budget)
+        if choice is None:
+            return None
+        pairs = zip(self.levels.items(), choice, strict=True)
+        return {site: of.shapes[level] for (site, of), level in pairs}
+
+    @torch.no_grad()
+    def draft(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
+        """Shrink a twin of the dense model, and solve the weights of the levels."""
+        dense, pruned = self.subject.dense, twin(self.subject.dense)
+        level = {site: of.shapes.index(shapes[site]) for site, of in self.levels.items()}
+        allocation = {site: of.keeps[level[site]] for site, of in self.levels.items()}
+        shrink_(pruned, allocation)
+        for site, keep in allocation.items():
+            if keep.any() and not keep.all():
+                W = weight(output_projection(dense, site))
+                W_K = self.levels.kept_weight(site, level[site], W)
+                set_weight_(output_projection(pruned, site), W_K)
+                shift = self.levels.kept_bias(site, level[site], W)
+                if shift is not None:
+                    add_bias_(pruned, site, shift)
+        return pruned, allocation
+
+    def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
+        """Return the draft; or for dense targets, solve its weights again behind pruned blocks."""
+        if not self.costly:
+            return self.draft(shapes)
+        keeps = {s: of.keeps[of.shapes.index(shapes[s])] for s, of in self.levels.items()}
+        return sequential(self.subject, self.ridges, lambda site, W, split: keeps[site])
+
+
+class SchedulePlan(Plan):
+    """SlimGPT at any scale of its schedule."""
+
+    costly = True
+
+    def __init__(
+        self,
+        method: SlimGPT,
+        subject: Subject,
+        choose: Callable[[float], Shapes | None],
+        given: Shapes | None,
+    ):
+        self.method, self.subject = method, subject
+        self._choose, self.given = choose, given
+
+    @classmethod
+    def of(cls, method: SlimGPT, subject: Subject) -> "SchedulePlan":
+        """Prepare the schedule."""
+        search, table = subject.search, subject.table
+        assert isinstance(search, Schedule)
+        of = sites(subject.dense)
+        given = None
+        if method.ratio is not None:
+            given = shapes(search, {site: every_shape(site) for site in of}, method.ratio)
+        choose = chooser(search, {site: table.levels(site) for site in of}, table.total)
+        return cls(method, subject, choose, given)
+
+    def choose(self, budget: float) -> Shapes | None:
+        """Return the shapes of the least ratios that fit a budget."""
+        return self._choose(budget)
+
+    @torch.no_grad()
+    def draft(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
+        """Cut the last units of every site: as fast as the model to come, and as large."""
+        allocation = {site: _first(site, shape) for site, shape in shapes.items()}
+        return shrink_(twin(self.subject.dense), allocation), allocation
+
+    def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
+        """Prune block after block, each on what the pruned ones before it give."""
+
+        def decide(site: Site, W: Float[Tensor, "rows columns"], split: Split) -> Keep:
+            H, damp = split.all.H, self.method.damp
+            return kept_units(site, W, H, [shapes[site]], self._remove, damp)[0]
+
+        return sequential(self.subject, self.method.ridges, decide)
+
+    def _remove(
+        self, W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None
+    ) -> Removal:
+        H = damped(H.double(), self.method.damp)
+        if width == 1:
+            return batched(W, H, self.method.group_sizes(steps))
+        grouped = self.method.score is HeadScore.grouped_cholesky
+        return greedy(W, H, width, steps, partition, grouped_cholesky=grouped)
+
+
+def _first(site: Site, shape: Shape) -> Keep:
+    """Keep the first units: channels, or heads of the first KV groups."""
+    keep = torch.zeros(site.groups, site.heads_per_group, dtype=torch.bool)
+    if isinstance(shape, tuple):
+        keep[: shape[0], : shape[1]] = True
+    else:
+        keep[:, :shape] = True
+    return keep.flatten()
