@@ -27,8 +27,8 @@ SEARCHES = {
     "uniform": ["search=uniform"],
     "dp on held-out errors": ["search=spdy", "search.inits=0", "search.steps=0"],
     "spdy, 20 + 60": ["search=spdy", "search.inits=20", "search.steps=60", "search.tokens=256"],
-    "calibrated, no climb": ["search.steps=0"],
     "calibrated": [],
+    "calibrated, 20 steps": ["search.steps=20"],
 }
 JUDGE_TOKENS = 2048
 

@@ -53,12 +53,13 @@ def sequential(
             split = block_moments(
                 pruned, index, states, [site], calibration.weight, advance=False, targets=targets
             )[site]
-            W = weight(output_projection(dense, site)).to(split.fit.H.dtype)
-            keep = decide(site, W, split)
-            allocation[site] = keep
+            with subject.clock("solve"):
+                W = weight(output_projection(dense, site)).to(split.fit.H.dtype)
+                allocation[site] = keep = decide(site, W, split)
+                W_K = _solved(site, W, split, keep, ridges)
             shrink_(pruned, {site: keep})
-            if keep.any() and not keep.all():
-                set_weight_(output_projection(pruned, site), _solved(site, W, split, keep, ridges))
+            if keep.any() and not keep.all():  # else the weight is the dense model's, or gone
+                set_weight_(output_projection(pruned, site), W_K)
         for state in states:
             state.advance(index, blocks(pruned)[index])
     return pruned, allocation

@@ -115,7 +115,7 @@ class Result:
     latency: Latencies
     params: Params
     evaluation: Evaluation
-    seconds: dict[str, float]  # stage -> wall-clock seconds; `total` is all of the job
+    seconds: dict[str, float]  # per stage; `solve` is part of `prune`, `total` the whole job
     memory: Memory
     allocation: list[Block]  # one entry per block, in order
     environment: dict[str, Any]  # of `environment()`

@@ -1,4 +1,4 @@
-"""Coefficient searches: structured SPDY, and the short climb after measured sensitivities."""
+"""Coefficient searches: structured SPDY, and the DP on measured sensitivities."""
 
 from collections.abc import Callable, Sequence
 
@@ -40,6 +40,8 @@ class _Climb:
         self, steps: int, share: float, change: Callable[[np.ndarray], np.ndarray], seed: int = 0
     ) -> None:
         """Offer `steps` mutants of the best coefficients, each with a `share` of them changed."""
+        if steps == 0:
+            return
         random = np.random.default_rng(seed)
         for _ in track(range(steps), "search: local"):
             changed = random.random(len(self.loss)) < share
@@ -64,7 +66,7 @@ def spdy(search: Spdy, problem: Problem, budget: float) -> Chooser:
 
 
 def calibrated(search: Calibrated, problem: Problem, budget: float) -> Chooser:
-    """Solve on measured sensitivities, then try mutants of the coefficients (factors e^(N/2))."""
+    """Solve on measured sensitivities; try mutants of the coefficients, factors e^(N/2)."""
     measured = problem.sensitivities(search.anchors)
     loss = [scaled(prior, at) for prior, at in zip(problem.loss, measured, strict=True)]
     random = np.random.default_rng(0)

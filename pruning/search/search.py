@@ -173,7 +173,7 @@ class Spdy(Guided):
 
 @dataclass
 class Calibrated(Guided):
-    """The DP on measured sensitivities, then a short local search.
+    """The DP on measured sensitivities, then a local search if `steps` asks for one.
 
     Each sub-block's loss increase is measured at the levels nearest `anchors` (shares of the units
     kept), alone, once for all targets; the prior losses between them are scaled to fit.
