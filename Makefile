@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check gpu clean
+.PHONY: help run test slow check gpu clean
 
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -14,6 +14,9 @@ run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (abo
 
 test: $(STAMP)  ## Install, then run the tests, real weights included (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest $(ARGS)
+
+slow: $(STAMP)  ## Run the further tests on real weights
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 gpu: $(STAMP)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -21,7 +21,7 @@ from pruning.experiment import compose
 from pruning.methods.method import Subject
 from pruning.models.source import fingerprint
 from pruning.results.cache import Cache
-from pruning.results.result import memory
+from pruning.results.environment import peaks
 from pruning.results.stopwatch import Stopwatch
 
 METHODS = ["ziplm", "slimgpt", "uniform_ffn", "depth", "flap", "wanda_sp", "magnitude", "random"]
@@ -77,7 +77,7 @@ def cost(method: str, overrides: list[str]) -> dict:
         "total_s": round(total, 1),
         "forward_passes": round(total / unit, 2),
         "without_solves": round((total - solves) / unit, 2),
-        "peak_gib": round(memory().peak_host_gib, 2),
+        "peak_gib": round(peaks()[0], 2),
     }
 
 

@@ -80,7 +80,7 @@ class Hardware:
     def _identity(self, model: "PreTrainedModel") -> dict:
         """Return what a profile depends on: shapes, precision, setting, environment."""
         from pruning.models.sites import sites
-        from pruning.results.result import environment
+        from pruning.results.environment import environment
 
         config = model.config
         return {

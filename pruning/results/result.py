@@ -1,19 +1,16 @@
 """The result of one job, as `result.json`: a contract that tracker, report and reader rely on."""
 
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
-import resource
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from pruning.results.environment import environment, peaks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,8 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "numpy", "hydra-core")
-GIB = 2**30
 T = TypeVar("T")
 
 
@@ -146,7 +141,7 @@ def compose(
         params=Params(whole, left, left / whole),
         evaluation=Evaluation(evaluation["dense"], evaluation["pruned"]),
         seconds=seconds,
-        memory=memory(),
+        memory=Memory(*peaks()),
         allocation=kept(dense, met.allocation),
         environment=environment(),
     )
@@ -244,73 +239,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def memory() -> Memory:
-    """Return the peaks of this process so far."""
-    import torch
-
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, KiB on Linux
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
-    device = torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
-    return Memory(host, device)
-
-
-def environment() -> dict[str, Any]:
-    """Return what numbers depend on besides the config; no host names and no paths.
-
-    Keys `commit` and `dirty` are null where this package does not run from a git checkout.
-    """
-    import torch
-
-    cuda = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "cpu": cpu(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if cuda else None,
-        "cuda": torch.version.cuda if cuda else None,
-        **checkout(),
-    }
-
-
-def version(package: str) -> str | None:
-    """Return the version of an installed package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def cpu() -> str:
-    """Return the processor's model name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def checkout() -> dict[str, Any]:
-    """Return the git commit this package runs from and whether tracked files differ from it."""
-
-    def git(*command: str) -> str:
-        here = Path(__file__).parent
-        done = subprocess.run(
-            ["git", *command], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        )
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # not just inside another checkout
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
-        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}

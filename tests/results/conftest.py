@@ -2,6 +2,7 @@
 
 import pytest
 
+from pruning.results.environment import environment
 from pruning.results.result import (
     Block,
     Evaluation,
@@ -11,7 +12,6 @@ from pruning.results.result import (
     Params,
     Result,
     Speedup,
-    environment,
 )
 
 

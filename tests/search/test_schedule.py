@@ -74,12 +74,12 @@ def test_a_budget_is_met_by_the_least_ratio():
     sites = [Site(b, Kind.FFN, 100, 1) for b in range(8)]
     options = {site: list(range(100, 0, -10)) for site in sites}
     choose = chooser(schedule(), options, lambda left: float(sum(left.values())))
+    looser = [shapes(schedule(), options, step / 1000) for step in range(1001)]
     least = sum(shapes(schedule(), options, 1.0).values())
     for budget in (800.0, 700.0, 500.0, float(least)):
         left = choose(budget)
         assert left is not None
         assert sum(left.values()) <= budget
-        looser = [shapes(schedule(), options, step / 1000) for step in range(1001)]
         removed = sum(left.values())
         fits = [sum(x.values()) for x in looser if sum(x.values()) <= budget]
         assert removed == fits[0]
