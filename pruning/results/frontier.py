@@ -182,6 +182,7 @@ def plot(study: str, points: Sequence[Point]) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     keys = [key for key in metrics(points) if "perplexity" in key] or metrics(points)
     panels: list[str | None] = [*keys[:4]] or [None]
@@ -198,6 +199,9 @@ def plot(study: str, points: Sequence[Point]) -> str:
             axes.axhline(dense, color="0.8", lw=0.8, zorder=0)
         if key and "perplexity" in key:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel="measured speedup", ylabel=key or "parameters", title=study)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="small")
