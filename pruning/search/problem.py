@@ -47,14 +47,14 @@ class Problem:
 
     def sensitivities(self, anchors: list[float]) -> list[dict[int, float]]:
         """Return each site's measured loss increase at the levels nearest `anchors`; cached."""
-        levels = [sorted({_nearest(row, anchor) for anchor in anchors}) for row in self.kept]
+        at = [sorted({_nearest(row, anchor) for anchor in anchors}) for row in self.kept]
 
         def build(directory: Path) -> None:
             assert self.trial is not None
-            found = self.trial.sensitivities(levels)
+            found = self.trial.sensitivities(at)
             (directory / "sensitivities.json").write_text(json.dumps(found))
 
-        entry = self.cache.stage("sensitivities", {**self.identity, "levels": levels}, build)
+        entry = self.cache.stage("sensitivities", {"of": self.identity, "at": at}, build)
         rows = json.loads((entry / "sensitivities.json").read_text())
         return [{int(level): loss for level, loss in row.items()} for row in rows]
 
@@ -62,7 +62,7 @@ class Problem:
 def pose(levels: Levels, table: LatencyTable, trial: Trial | None, cache: Cache) -> Problem:
     """Put losses, milliseconds and measurements together for a search."""
     sites = list(levels)
-    identity: dict = {"version": 2, "levels": levels.identity}
+    identity: dict = {"version": 3, "levels": levels.identity}
     if trial is not None:
         identity["batches"] = [state.batch.digest() for state in trial.states]
         identity["objective"] = trial.objective

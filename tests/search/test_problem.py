@@ -147,6 +147,15 @@ def test_sensitivities_are_measured_once(tmp_path):
     assert set(first[1]) == {3, 5}  # widths 4 and 0 are nearest the anchors 0.5 and 0
 
 
+def test_sensitivities_belong_to_their_levels(tmp_path):
+    """Other levels of the same shapes, on the same text, are measured anew."""
+    posed, other = problem(tmp_path), problem(tmp_path)
+    posed.identity, other.identity = {"levels": "of one method"}, {"levels": "of another"}
+    posed.trial = Measured(posed, np.ones(2 * BLOCKS))
+    other.trial = Measured(other, np.full(2 * BLOCKS, 3.0))
+    assert posed.sensitivities([0.5, 0.0]) != other.sensitivities([0.5, 0.0])
+
+
 def test_the_dense_choice_needs_no_search(tmp_path):
     posed = problem(tmp_path)
     dense = [0] * 2 * BLOCKS
