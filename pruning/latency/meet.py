@@ -46,17 +46,22 @@ def meet(
     """Prune to `speedup` as measured end to end, within `hardware.tolerance` where it can be had.
 
     What the table predicts and what is measured differ by a factor that barely depends on the
-    allocation; each round divides the target by the median of the factors seen so far. Without a
-    speedup the plan's own shapes are built and timed.
+    allocation; each round divides the target by the median of the factors seen so far. What was
+    timed of a model of the same shapes before counts along: shapes alone decide how long it takes.
+    Without a speedup the plan's own shapes are built and timed.
     """
     rounds: list[dict[str, float | None]] = []
+    of_shapes: dict[tuple, tuple[Timing, Timing]] = {}
 
     def timed(make: Make, shapes: Shapes, aim: float | None) -> Met:
         with clock("prune"):
             model, allocation = make(shapes)
         with clock("measure"):
             timings = hardware.compare(dense, model)
-        measured, doubt = ratio(*timings)
+        slow, fast = of_shapes.setdefault(tuple(shapes.items()), (Timing([]), Timing([])))
+        slow.values += timings[0].values
+        fast.values += timings[1].values
+        measured, doubt = ratio(slow, fast)
         left = {site: shape(site, keep) for site, keep in allocation.items()}
         predicted = table.dense / table.total(left) if table.knows(left) else None
         rounds.append({"aim": aim, "predicted": predicted, "measured": measured, "stderr": doubt})
@@ -67,7 +72,7 @@ def meet(
             measured,
             doubt,
         )
-        return Met(model, allocation, speedup, predicted, measured, *timings, rounds)
+        return Met(model, allocation, speedup, predicted, measured, slow, fast, rounds)
 
     if speedup is None:
         assert plan.given is not None
@@ -80,7 +85,8 @@ def meet(
             log.warning("no allocation is predicted to reach %.2fx: keeping the nearest round", aim)
             break
         met = timed(plan.draft, shapes, aim)
-        if best is None or abs(met.measured - speedup) < abs(best.measured - speedup):
+        nearer = best is None or abs(met.measured - speedup) < abs(best.measured - speedup)
+        if nearer or shapes == settled:  # the same shapes again: known better now
             best, settled = met, shapes
         if abs(met.measured / speedup - 1) <= hardware.tolerance or speedup == 1:
             break

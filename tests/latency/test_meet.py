@@ -83,6 +83,19 @@ def test_the_nearest_round_is_kept_when_none_is_near_enough(case, caplog):
     assert "nearest measured speedup after 4 rounds" in caplog.text
 
 
+def test_the_same_shapes_again_are_known_better(case):
+    """A slow spell in one round of a costly plan does not decide alone."""
+    model, levels, table, choose = case
+    plan = levels_plan(model, levels, choose)
+    plan.costly, plan.build = True, plan.draft
+    met = meet(model, plan, table, fake(table, 1.0, 1.2), 1.5, Stopwatch())
+    assert len(met.rounds) == 2  # the draft was near enough; then the model itself
+    low, high = met.predicted, 1.2 * met.predicted
+    assert met.rounds[0]["measured"] == pytest.approx(low)
+    assert met.measured == pytest.approx((low + high) / 2)  # median of three pairs of each
+    assert len(met.dense_timing.values) == len(met.pruned_timing.values) == 6
+
+
 def test_what_no_search_reaches_is_an_error(case, tmp_path):
     model, levels, table, _ = case
     uniform = Uniform(name="uniform")
