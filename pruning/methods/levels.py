@@ -65,7 +65,8 @@ class Levels(Mapping[Site, SiteLevels]):
             cls(found, moments).write(directory)
 
         shapes = [table.levels(site) for site in of]
-        settings = asdict(method)
+        # not its name: uniform_ffn has the levels of ziplm
+        settings = {"kind": type(method).__name__, **asdict(method), "name": None}
         key = {"version": 3, "moments": moments.identity, "method": settings, "shapes": shapes}
         entry = cache.stage("levels", key, build)
         return cls.read(entry, of, moments)

@@ -74,7 +74,7 @@ def scored_levels(
     judge = HeldOut(site, W, split, method.bias)
     losses = [judge([keep], NO_UPDATE) for keep in order(split.fit)]
     final = torch.stack(order(split.all))
-    return SiteLevels(list(shapes), final, losses, NO_UPDATE, method.name, method.bias)
+    return SiteLevels(list(shapes), final, losses, NO_UPDATE, type(method).__name__, method.bias)
 
 
 class HeldOut:
