@@ -5,6 +5,7 @@ import re
 import resource
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def test_a_method_names_its_paper_and_the_searches_it_works_with(method):
                 compose([f"method={method}", f"search={search}"])
 
 
+@cache
 def _search(name: str):
     return compose([f"search={name}", "method=dense" if name == "none" else "method=ziplm"]).search
 

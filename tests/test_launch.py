@@ -318,9 +318,7 @@ def test_slimgpt_gives_a_checkpoint_like_any_other(place, job, jobs, dial):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "method", ["uniform_ffn", "random", "magnitude", "wanda_sp", "flap", "flap_no_bias", "depth"]
-)
+@pytest.mark.parametrize("method", ["uniform_ffn", "random", "flap", "flap_no_bias", "depth"])
 def test_baselines_go_the_same_way(place, job, jobs, method):
     before = place.entries()
     done = jobs(*place.arguments(f"method={method}", "speedup=1.3", outputs=method))
@@ -339,7 +337,9 @@ def test_baselines_go_the_same_way(place, job, jobs, method):
     model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
     assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
     biased = [name for name, _ in model.named_parameters() if name.endswith("down_proj.bias")]
-    assert bool(biased) == (method == "flap")
+    whole = {"query_heads": 4, "ffn": 1024}
+    cut = any(0 < b[key] < most for b in result["allocation"] for key, most in whole.items())
+    assert bool(biased) == (method == "flap" and cut)  # the search may have taken whole sub-blocks
 
 
 def test_a_comparison_is_one_table_and_one_plot(place, job, jobs):

@@ -7,7 +7,7 @@ import platform
 
 import pytest
 
-from pruning.results import result as module
+from pruning.results import environment as module
 from pruning.results.environment import environment, peaks
 from pruning.results.result import finished, read, write
 
