@@ -180,7 +180,7 @@ def greedy(
 
     unit = torch.arange(units, device=W.device)  # at each place of the matrices
     gone = torch.zeros(units, dtype=torch.bool, device=W.device)
-    order, score = [], []
+    order, score = [unit[:0]], [Hinv.diagonal()[:0]]  # nothing yet, and maybe nothing at all
     taken = 0
     while taken < steps:
         count = min(steps - taken, max(block // width, 1))
@@ -288,7 +288,7 @@ def batched(W: Matrix, H: Moment, sizes: Sequence[int]) -> Removal:
     W = torch.where(live, W.double(), 0.0)
     Hinv = torch.cholesky_inverse(cholesky(damped(H.double(), 0.0)))
     alive = torch.arange(W.shape[1], device=W.device)
-    order, score = [], []
+    order, score = [alive[:0]], [Hinv.diagonal()[:0]]
     for size in sizes:
         cost = W.square().sum(0) / Hinv.diagonal()
         S = cost.argsort(stable=True)[:size]

@@ -201,6 +201,12 @@ def test_a_partition_is_emptied_evenly(data, remove):
     assert some.tolist() == order[:7].tolist()
 
 
+def test_nothing_may_be_asked_for(data):
+    W, _, H = data
+    for removal in (greedy(W, H, steps=0), greedy(W, H, 4, steps=0), batched(W, H, [])):
+        assert removal.order.tolist() == removal.score.tolist() == []
+
+
 def test_groups_of_one_are_greedy_columns(data):
     W, _, H = data
     one_by_one, expected = batched(W, H, [1] * COLUMNS), greedy(W, H, 1)

@@ -106,6 +106,17 @@ def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, target, t
         assert (found - W[:, columns]).abs().max() > 1e-3
 
 
+def test_a_schedule_that_removes_nothing_gives_the_dense_model(tmp_path):
+    """The closed loop may come to it, where noise says that nothing need be removed."""
+    model = llama()
+    plan = slimgpt().plan(subject(model, tmp_path))
+    shapes = plan.choose(linear_table(model).dense)
+    built, allocation = plan.build(shapes)
+    assert all(keep.all() for keep in allocation.values())
+    ids = BATCHES[0].ids
+    assert torch.equal(built(ids).logits, model(ids).logits)
+
+
 @pytest.mark.parametrize("score", list(HeadScore))
 def test_a_draft_is_as_large_as_the_model_to_come(score, tmp_path):
     model = llama()
