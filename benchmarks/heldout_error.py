@@ -19,7 +19,7 @@ from pruning.calibration.stream import enter, pack
 from pruning.experiment import compose
 from pruning.methods.obs import by_score, change, energy, least_squares, wanda
 from pruning.methods.solve import HeldOut, choose_ridge
-from pruning.models.sites import Kind, blocks, output_projection, sites, weight
+from pruning.models.sites import Kind, blocks, projection, sites, weight
 from pruning.results.cache import Cache
 from pruning.results.progress import track
 
@@ -37,7 +37,7 @@ def moments(model, batches, site_of) -> dict:
     states = [enter(model, batch) for batch in batches]
     seen = {}
     for site in site_of.values():
-        output_projection(model, site).register_forward_pre_hook(
+        projection(model, site).register_forward_pre_hook(
             lambda _, args: seen.__setitem__("x", args[0])
         )
     found = {}
@@ -78,7 +78,7 @@ def main() -> None:
     found = moments(model, rows.split(BATCH), site_of)
     table = []
     for block, site in site_of.items():
-        W = weight(output_projection(model, site)).double()
+        W = weight(projection(model, site)).double()
         other = found[block, "other"].H.double()
         for n in COUNTS:
             split = found[block, n]

@@ -43,7 +43,7 @@ def cost(method: str, overrides: list[str]) -> dict:
     experiment = compose([f"method={method}", *overrides])
     cache, clock = Cache(experiment.cache), Stopwatch()
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
-    table = experiment.hardware.profile(model, cache)
+    table = experiment.hardware.profile(model, experiment.method.sites(model), cache)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     assert experiment.speedup is not None
     before = forward(model, batches)

@@ -43,9 +43,10 @@ def main() -> None:
     assert isinstance(experiment.method, Leveled)
     cache = Cache(experiment.cache)
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
-    table = experiment.hardware.profile(model, cache)
+    sites = experiment.method.sites(model)
+    table = experiment.hardware.profile(model, sites, cache)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
-    moments = Moments.of(model, fingerprint(model), batches, experiment.calibration, cache)
+    moments = Moments.of(model, fingerprint(model), batches, experiment.calibration, sites, cache)
     levels = Levels.of(model, moments, experiment.method, table, cache)
     held_out = [batch for batch in batches if batch.held_out]
     fresh = evaluation_text(held_out[1:], JUDGE_TOKENS, 512)  # searches read the first batch

@@ -16,7 +16,7 @@ from pruning.evaluation.perplexity import token_perplexity, tokenize
 from pruning.experiment import compose
 from pruning.methods.leveled import Leveled
 from pruning.methods.levels import Levels
-from pruning.models.sites import Kind, output_projection, set_weight_, sites, weight
+from pruning.models.sites import Kind, projection, set_weight_, sites, weight
 from pruning.models.source import fingerprint
 from pruning.results.cache import Cache
 from pruning.results.progress import track
@@ -47,10 +47,12 @@ def main() -> None:
         tokens = tokenize(tokenizer, [file.read()], None)[: WINDOW * WINDOWS]
     dense = token_perplexity(model, tokens, WINDOW, 1)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
-    moments = Moments.of(model, fingerprint(model), batches, experiment.calibration, cache)
+    moments = Moments.of(
+        model, fingerprint(model), batches, experiment.calibration, sites(model), cache
+    )
     chosen = {}
     for site in track([s for s in sites(model) if s.kind is Kind.FFN], "sites"):
-        module = output_projection(model, site)
+        module = projection(model, site)
         W = weight(module).clone()
         shapes = [site.units, round((1 - REMOVED) * site.units)]
         levels = experiment.method.site_levels(site, W, moments[site], shapes)

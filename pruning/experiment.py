@@ -20,6 +20,7 @@ from pruning.methods.magnitude import Magnitude
 from pruning.methods.method import Method
 from pruning.methods.random import Random
 from pruning.methods.slimgpt import SlimGPT
+from pruning.methods.svd import SVD
 from pruning.methods.wanda_sp import WandaSp
 from pruning.methods.ziplm import ZipLM
 from pruning.models.source import Model
@@ -37,6 +38,7 @@ METHODS = {
     "wanda_sp": WandaSp,
     "flap": Flap,
     "depth": Depth,
+    "svd": SVD,
 }
 SEARCHES = {
     "calibrated": Calibrated,

@@ -10,7 +10,6 @@ from pruning.experiment import Experiment
 from pruning.latency.meet import meet
 from pruning.methods.method import Subject
 from pruning.models import checkpoint
-from pruning.models.sites import sites
 from pruning.models.source import fingerprint
 from pruning.results import report, result
 from pruning.results.cache import Cache
@@ -33,9 +32,10 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     with clock("calibrate"):
         batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     with clock("profile"):
-        table = experiment.hardware.profile(dense, cache)
+        sites = experiment.method.sites(dense)
+        table = experiment.hardware.profile(dense, sites, cache)
         if experiment.speedup is not None:
-            table.check(experiment.speedup, sites(dense), experiment.hardware.name)
+            table.check(experiment.speedup, sites, experiment.hardware.name)
     with clock("evaluate"):  # before the long stages, so that a bad suite is noticed now
         evaluation = {"dense": experiment.suite.dense(dense, tokenizer, identity, cache)}
     plan = experiment.method.plan(

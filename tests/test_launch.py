@@ -342,6 +342,27 @@ def test_baselines_go_the_same_way(place, job, jobs, method):
     assert bool(biased) == (method == "flap" and cut)  # the search may have taken whole sub-blocks
 
 
+@torch.no_grad()
+def test_low_rank_goes_the_same_way(place, job, jobs):
+    before = place.entries()
+    given = ("method=svd", "method.modules=mlp.*", "hardware.alignment=16", "speedup=1.1")
+    done = jobs(*place.arguments(*given, outputs="svd"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results("svd")
+    new = {entry.split("/")[0] for entry in set(place.entries()) - set(before)}
+    assert new == {"profile", "moments", "levels", "sensitivities"}  # of projections
+    assert result["speedup"]["measured"] > 1
+    ranks = [(b["block"], m, r) for b in result["allocation"] for m, r in b["ranks"].items()]
+    (out,) = (place.root / "svd").glob("*/")
+    model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
+    assert ranks
+    for block, module, rank in ranks:
+        assert model.model.layers[block].get_submodule(module).rank == rank
+    card = (out / "model" / "README.md").read_text()
+    assert f"rank of {ranks[0][1]}" in card
+
+
 def test_a_comparison_is_one_table_and_one_plot(place, job, jobs):
     arguments = place.arguments(
         "experiment=compare", "suite=wikitext", "method=uniform_ffn,depth", outputs="compare"

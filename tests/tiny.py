@@ -16,7 +16,7 @@ from pruning.methods.levels import Levels
 from pruning.methods.method import Subject
 from pruning.methods.plans import LevelsPlan
 from pruning.methods.ziplm import Score, ZipLM
-from pruning.models.sites import output_projection, sites, weight
+from pruning.models.sites import projection, sites, weight
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
 from pruning.search.search import Chooser, NoSearch
@@ -58,7 +58,8 @@ def linear_table(model: PreTrainedModel, alignment: int = 1, rest: float = 2.0) 
     }
     of_ffn = {w: 2.0 * w / ffn.units for w in widths(ffn.units, alignment)}
     count = len(sites(model)) // 2
-    return LatencyTable(of_attention, of_ffn, rest, count, 1.0, rest + 3.0 * count)
+    parts = {"attention": of_attention, "ffn": of_ffn}
+    return LatencyTable(parts, rest, count, 1.0, rest + 3.0 * count)
 
 
 def ziplm(score: Score, ridges: list[float]) -> ZipLM:
@@ -96,11 +97,11 @@ def solve_levels(
     """Solve the levels of a model without a cache."""
     directory.mkdir(parents=True, exist_ok=True)
     moments = Moments(directory)
-    for index, block in enumerate(collect(model, batches, Weight.none)):
+    for index, block in enumerate(collect(model, batches, Weight.none, sites(model))):
         moments.write(index, block)
     method = ziplm(Score.obs, list(ridges))
     of = {}
     for site in sites(model):
-        W = weight(output_projection(model, site))
+        W = weight(projection(model, site))
         of[site] = method.site_levels(site, W, moments[site].to(W.device), table.levels(site))
     return Levels(of, moments)

@@ -1,7 +1,7 @@
 """Moments of what the output projections read, one block in memory at a time."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Calibration, Weight
 from pruning.calibration.stream import Batch, State, behind, enter
-from pruning.models.sites import Site, blocks, output_projection, sites
+from pruning.models.sites import Site, blocks, projection
+from pruning.models.sites import weight as matrix
 from pruning.results.cache import Cache
 from pruning.results.progress import track
 
@@ -104,15 +105,24 @@ class Accumulator:
         return Moment((upper + upper.triu(1).T) / weight, self.first / weight, target)
 
 
+class _Seen(Exception):
+    """All inputs that are asked for were there; what follows in the block is not needed."""
+
+
 @contextmanager
-def _inputs(model: PreTrainedModel, of: list[Site]) -> Iterator[dict[Site, Tensor]]:
-    """Note the last input of each site's output projection."""
+def _inputs(model: PreTrainedModel, of: list[Site], stop: bool) -> Iterator[dict[Site, Tensor]]:
+    """Note the last input of each site's projection; with `stop` leave the block by _Seen then."""
     seen: dict[Site, Tensor] = {}
 
     def note(site: Site):
-        return lambda module, args: seen.__setitem__(site, args[0])
+        def hook(module, args) -> None:
+            seen[site] = args[0]
+            if stop and len(seen) == len(of):
+                raise _Seen
 
-    handles = [output_projection(model, s).register_forward_pre_hook(note(s)) for s in of]
+        return hook
+
+    handles = [projection(model, s).register_forward_pre_hook(note(s)) for s in of]
     try:
         yield seen
     finally:
@@ -122,9 +132,9 @@ def _inputs(model: PreTrainedModel, of: list[Site]) -> Iterator[dict[Site, Tenso
 
 @torch.no_grad()
 def collect(
-    model: PreTrainedModel, batches: list[Batch], weight: Weight
+    model: PreTrainedModel, batches: list[Batch], weight: Weight, of: list[Site]
 ) -> Iterator[dict[Site, Split]]:
-    """Yield the moments of one block after the other.
+    """Yield the moments of the sites of one block after the other.
 
     Beyond the model, memory holds the hidden states of every batch and one block's moments. With
     `weight` residual a token counts 1 / mean(h^2), h the residual stream behind the block: the
@@ -132,10 +142,10 @@ def collect(
     """
     states = [enter(model, batch) for batch in batches]
     of_block: dict[int, list[Site]] = {}
-    for site in sites(model):
+    for site in of:
         of_block.setdefault(site.block, []).append(site)
     for index in track(range(len(blocks(model))), "calibrate: blocks"):
-        yield block_moments(model, index, states, of_block[index], weight, advance=True)
+        yield block_moments(model, index, states, of_block.get(index, []), weight, advance=True)
 
 
 @torch.no_grad()
@@ -150,31 +160,50 @@ def block_moments(
 ) -> dict[Site, Split]:
     """Run block `index` on every state; return the moments of its sites `of`.
 
-    With `advance` the states go on behind the block, else they stay in front of it. `targets` are
-    what the sites should give for every state, where that is not what their own weights give.
+    With `advance` the states go on behind the block, else they stay in front of it: then the first
+    call says how much each token weighs in this block, and further ones run only as much of it as
+    they need. `targets` are what the sites should give for every state, where that is not what
+    their own weights give.
     """
-    block = blocks(model)[index]
+    block, device = blocks(model)[index], states[0].hidden.device
+    reading = {site.reads: site for site in reversed(of)}  # one site for each kind of inputs
     sums = {
-        site: [Accumulator(site.columns, states[0].hidden.device) for _ in range(2)] for site in of
+        site: [Accumulator(matrix(projection(model, site)).shape[1], device) for _ in range(2)]
+        for site in reading.values()
     }
-    with _inputs(model, of) as inputs:
+    known = not advance and all(state.weights is not None for state in states)
+    with _inputs(model, list(sums), stop=known) as inputs:
         for number, state in enumerate(states):
-            hidden = (
-                state.advance(index, block)
-                if advance
-                else behind(block, state.hidden, state.calls[index])
-            )
-            w = state.batch.mask.to(hidden.device).float()
-            if weight is Weight.residual:
-                w = w / hidden.float().square().mean(-1).clamp(min=1e-12)
+            inputs.clear()
+            if known:
+                with suppress(_Seen):
+                    behind(block, state.hidden, state.calls[index])
+                w = state.weights
+            else:
+                before, hidden = state.hidden, state.advance(index, block)
+                w = _weights(state.batch, hidden, weight)
+                if not advance:
+                    state.hidden, state.weights = before, w
+            assert w is not None
             for site, (fit, held) in sums.items():
-                X = inputs[site].reshape(-1, site.columns)
+                X = inputs[site].flatten(0, -2)
                 Y = None if targets is None else targets[site][number]
                 (held if state.batch.held_out else fit).add_(X, w.flatten(), Y)
-    return {
-        site: Split(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
+    found = {
+        site.reads: Split(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
         for site, (fit, held) in sums.items()
     }
+    return {site: found[site.reads] for site in of}
+
+
+def _weights(
+    batch: Batch, behind: Float[Tensor, "batch sequence hidden"], weight: Weight
+) -> Float[Tensor, "batch sequence"]:
+    """Say how much every token counts; padding not at all."""
+    w = batch.mask.to(behind.device).float()
+    if weight is Weight.residual:
+        w = w / behind.float().square().mean(-1).clamp(min=1e-12)
+    return w
 
 
 @torch.no_grad()
@@ -189,7 +218,7 @@ def outputs(model: PreTrainedModel, index: int, states: list[State], of: list[Si
 
         return hook
 
-    handles = [output_projection(model, s).register_forward_hook(note(s)) for s in of]
+    handles = [projection(model, s).register_forward_hook(note(s)) for s in of]
     try:
         for state in states:
             state.advance(index, blocks(model)[index])
@@ -212,20 +241,22 @@ class Moments:
         identity: str,
         batches: list[Batch],
         calibration: Calibration,
+        of: list[Site],
         cache: Cache,
     ) -> "Moments":
-        """Collect the moments of a model, or find them in the cache."""
+        """Collect the moments of the sites `of` of a model, or find them in the cache."""
 
         def build(directory: Path) -> None:
             found = cls(directory)
-            for index, block in enumerate(collect(model, batches, calibration.weight)):
+            for index, block in enumerate(collect(model, batches, calibration.weight, of)):
                 found.write(index, block)
 
         key = {
-            "version": 2,
+            "version": 3,
             "model": identity,
             "batches": [batch.digest() for batch in batches],
             "weight": calibration.weight,
+            "reads": sorted({site.reads for site in of}),
         }
         return cls(cache.stage("moments", key, build))
 
@@ -237,22 +268,22 @@ class Moments:
     def write(self, index: int, block: dict[Site, Split]) -> None:
         """Write the moments of block `index`."""
         tensors = {
-            f"{site.kind}.{part}.{name}": getattr(getattr(split, part), name).cpu()
+            f"{site.reads}.{part}.{name}": getattr(getattr(split, part), name).cpu()
             for site, split in block.items()
             for part in ("fit", "held")
             for name in ("H", "mean")
         }
-        shares = {f"{site.kind}.share": str(split.share) for site, split in block.items()}
+        shares = {f"{site.reads}.share": str(split.share) for site, split in block.items()}
         save_file(tensors, self._file(index), metadata=shares)
 
     def __getitem__(self, site: Site) -> Split:
         """Read the moments of one site."""
         with safe_open(self._file(site.block), "pt") as file:
             fit, held = (
-                Moment(*(file.get_tensor(f"{site.kind}.{part}.{name}") for name in ("H", "mean")))
+                Moment(*(file.get_tensor(f"{site.reads}.{part}.{name}") for name in ("H", "mean")))
                 for part in ("fit", "held")
             )
-            return Split(fit, held, float(file.metadata()[f"{site.kind}.share"]))
+            return Split(fit, held, float(file.metadata()[f"{site.reads}.share"]))
 
     def _file(self, index: int) -> Path:
         return self.directory / f"block-{index:03}.safetensors"

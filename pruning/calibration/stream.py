@@ -99,10 +99,11 @@ class State:
     batch: Batch
     hidden: Hidden
     calls: list[tuple[tuple, dict]]  # what the model passes to each block beside the hidden states
+    weights: Tensor | None = None  # of its tokens in the block in front of it, once they are known
 
     def advance(self, index: int, block: nn.Module) -> Hidden:
         """Replace the hidden states by those behind `block` and return them."""
-        self.hidden = behind(block, self.hidden, self.calls[index])
+        self.hidden, self.weights = behind(block, self.hidden, self.calls[index]), None
         return self.hidden
 
 

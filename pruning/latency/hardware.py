@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pruning.latency.clock import Timing
     from pruning.latency.table import LatencyTable
+    from pruning.models.sites import Site
 
 
 @dataclass
@@ -58,14 +59,16 @@ class Hardware:
             ) from error
         return device
 
-    def profile(self, model: "PreTrainedModel", cache: Cache) -> "LatencyTable":
-        """Time attention and FFN sub-blocks at every level, once per shape and environment."""
+    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+        """Time what the sites of each block have at every level, once per shape and environment."""
         from pruning.latency.profile import profile
         from pruning.latency.table import LatencyTable
 
-        key = self._identity(model)
+        first = [site for site in of if site.block == of[0].block]
         entry = cache.stage(
-            "profile", key, lambda path: profile(model, self).write(path / "table.json")
+            "profile",
+            self._identity(model, first),
+            lambda path: profile(model, self, first).write(path / "table.json"),
         )
         return LatencyTable.read(entry / "table.json")
 
@@ -77,16 +80,16 @@ class Hardware:
 
         return compare(dense, pruned, self)
 
-    def _identity(self, model: "PreTrainedModel") -> dict:
+    def _identity(self, model: "PreTrainedModel", of: "list[Site]") -> dict:
         """Return what a profile depends on: shapes, precision, setting, environment."""
-        from pruning.models.sites import sites
+        from pruning.models.sites import blocks
         from pruning.results.environment import environment
 
         config = model.config
         return {
-            "version": 1,
-            "shape": [config.model_type, config.hidden_size, len({s.block for s in sites(model)})]
-            + [str(s) for s in sites(model)[:2]]
+            "version": 2,
+            "shape": [config.model_type, config.hidden_size, len(blocks(model))]
+            + [str(site) for site in of]
             + [config.vocab_size, config._attn_implementation, str(model.dtype)],
             "setting": [str(model.device), self.batch, self.sequence, self.threads],
             "measurement": [self.repetitions, self.alignment],

@@ -1,21 +1,25 @@
 """Measure sub-blocks at every level, and models end to end."""
 
 import logging
+from collections.abc import Callable
 from copy import deepcopy
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from pruning.calibration.stream import Batch, behind, enter
 from pruning.latency.clock import Timing, interleaved, speedup
 from pruning.latency.hardware import Hardware
 from pruning.latency.table import LatencyTable, Shape
-from pruning.models.modeling_pruned import resize_block_
-from pruning.models.sites import Kind, architecture, blocks, sites
+from pruning.models.modeling_pruned import factorise_, resize_block_
+from pruning.models.sites import Kind, Site, architecture, blocks, weight
 
 log = logging.getLogger(__name__)
 
+Call = Callable[[], object]
+NOTHING = ""  # the part of a block that is left when both halves are gone
 NOISY = 1.2  # p90/p50 beyond which a timing deserves a warning
 
 
@@ -63,26 +67,40 @@ def _warn_if_noisy(what: str, timing: Timing) -> None:
         )
 
 
-def profile(model: PreTrainedModel, hardware: Hardware) -> LatencyTable:
-    """Time one block's sub-blocks at every level, alone and interleaved, and the dense model.
+def profile(model: PreTrainedModel, hardware: Hardware, of: list[Site]) -> LatencyTable:
+    """Time the parts of one block at every level, alone and interleaved, and the dense model.
 
-    A sub-block is timed as a block whose other half is gone, norm and residual included; what a
-    block with both halves gone takes is subtracted and counts to the rest.
+    `of` are the sites of a block. A sub-block is timed as a block whose other half is gone, norm
+    and residual included; what a block with both halves gone takes is subtracted and counts to the
+    rest. A projection is timed by itself, at each rank as two.
     """
-    attention, ffn = sites(model)[:2]
     state = enter(model, _tokens(model, hardware))
-    grid: dict[tuple[Kind | None, Shape], tuple[tuple[int, int], int]] = {(None, 0): ((0, 0), 0)}
-    for level in heads(attention.groups, attention.units // attention.groups)[:-1]:
-        grid[Kind.ATTENTION, level] = (level, 0)
-    for width in widths(ffn.units, hardware.alignment)[:-1]:
-        grid[Kind.FFN, width] = ((0, 0), width)
-    calls = {}
-    for key, (level, width) in grid.items():
-        block = deepcopy(blocks(model)[0])
-        resize_block_(block, architecture(model), *level, width)
-        for parameter in block.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
-        calls[key] = lambda block=block: behind(block, state.hidden, state.calls[0])
+
+    def block(groups: int, per_group: int, width: int) -> Call:
+        shrunk = deepcopy(blocks(model)[0])
+        resize_block_(shrunk, architecture(model), groups, per_group, width)
+        _randomise_(shrunk)
+        return lambda: behind(shrunk, state.hidden, state.calls[0])
+
+    def projections(site: Site, rank: int) -> Call:
+        shrunk = deepcopy(blocks(model)[0])
+        module = shrunk.get_submodule(site.module)
+        inputs = torch.randn(*state.hidden.shape[:2], weight(module).shape[1]).to(state.hidden)
+        if rank < site.units:
+            module = factorise_(shrunk, site.module, rank)
+        _randomise_(module)
+        return lambda: module(inputs)
+
+    calls: dict[tuple[str, Shape], Call] = {(NOTHING, 0): block(0, 0, 0)}
+    for site in of:
+        if site.kind is Kind.ATTENTION:
+            for level in heads(site.groups, site.heads_per_group)[:-1]:
+                calls[site.part, level] = block(*level, 0)
+        for width in widths(site.units, hardware.alignment)[:-1]:
+            if site.kind is Kind.FFN:
+                calls[site.part, width] = block(0, 0, width)
+            elif site.kind is Kind.LINEAR:
+                calls[site.part, width] = projections(site, width)
     timings = interleaved(calls, model.device, hardware.repetitions, "profile: levels")
     whole = interleaved(
         {"dense": _prefill(model, hardware)}, model.device, hardware.repetitions, "profile: model"
@@ -91,30 +109,36 @@ def profile(model: PreTrainedModel, hardware: Hardware) -> LatencyTable:
     worst = max(timings.values(), key=lambda timing: timing.spread)
     _warn_if_noisy("profile of the levels", worst)
 
-    empty = timings[None, 0].p50
-    of_attention = _monotone(
-        {k[1]: t.p50 - empty for k, t in timings.items() if k[0] is Kind.ATTENTION}
-    )
-    of_ffn = _monotone({k[1]: t.p50 - empty for k, t in timings.items() if k[0] is Kind.FFN})
-    of_attention[0, 0] = of_ffn[0] = 0.0
+    parts: dict[str, dict[Shape, float]] = {}
+    for site in of:
+        ms = {level: t.p50 for (part, level), t in timings.items() if part == site.part}
+        if site.kind is not Kind.LINEAR:
+            empty = timings[NOTHING, 0].p50
+            ms = _monotone({level: p50 - empty for level, p50 in ms.items()})
+            ms[(0, 0) if site.kind is Kind.ATTENTION else 0] = 0.0
+        parts[site.part] = ms
     count = len(blocks(model))
-    dense_level = next(iter(of_attention)), next(iter(of_ffn))
-    prunable = count * (of_attention[dense_level[0]] + of_ffn[dense_level[1]])
+    prunable = count * sum(next(iter(ms.values())) for ms in parts.values())
     if prunable > whole.p50:
         log.warning(
-            "the sub-blocks alone (%.1f ms) take longer than the model (%.1f ms): scaled to fit",
+            "the parts of the blocks alone (%.1f ms) take longer than the model (%.1f ms): "
+            "scaled to fit",
             prunable,
             whole.p50,
         )
     fit = min(1.0, whole.p50 / prunable)
     return LatencyTable(
-        attention={level: ms * fit for level, ms in of_attention.items()},
-        ffn={level: ms * fit for level, ms in of_ffn.items()},
+        parts={part: {level: t * fit for level, t in ms.items()} for part, ms in parts.items()},
         rest=max(0.0, whole.p50 - prunable),
         blocks=count,
         spread=worst.spread,
         dense=whole.p50,
     )
+
+
+def _randomise_(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.02)
 
 
 def _monotone(ms: dict) -> dict:

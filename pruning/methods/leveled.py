@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
-    from pruning.methods.levels import SiteLevels
+    from pruning.methods.levels import Levels, SiteLevels
     from pruning.models.sites import Site
 
 
@@ -31,10 +31,15 @@ class Leveled(Method):
     ) -> "SiteLevels":
         """Return the levels of one site at the given shapes."""
 
+    def levels(self) -> "type[Levels]":
+        """Return what makes models of the levels."""
+        from pruning.methods.levels import Levels
+
+        return Levels
+
     def plan(self, subject: Subject) -> Plan:
         """Turn moments into levels; let the search prepare to choose among them."""
         from pruning.calibration.moments import Moments
-        from pruning.methods.levels import Levels
         from pruning.methods.plans import LevelsPlan
         from pruning.search.problem import pose
 
@@ -42,9 +47,10 @@ class Leveled(Method):
         assert isinstance(s.search, LevelSearch)
         assert s.speedup is not None, "Experiment asks for a ratio where there is no speedup"
         with s.clock("calibrate"):
-            moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, s.cache)
+            of = self.sites(s.dense)
+            moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, of, s.cache)
         with s.clock("levels"):
-            levels = Levels.of(s.dense, moments, self, s.table, s.cache)
+            levels = self.levels().of(s.dense, moments, self, s.table, s.cache)
         with s.clock("search"), s.search.trial(s.dense, levels, s.batches) as trial:
             problem = pose(levels, s.table, trial, s.cache)
             choose = s.search.prepare(problem, s.table.budget(s.speedup))

@@ -15,13 +15,8 @@ from pruning.calibration.moments import Moment, Moments
 from pruning.latency.table import LatencyTable, Shape
 from pruning.methods.leveled import Leveled
 from pruning.methods.obs import least_squares
-from pruning.models.sites import (
-    Allocation,
-    Site,
-    output_projection,
-    sites,
-    weight,
-)
+from pruning.models.shrink import shrink_, twin
+from pruning.models.sites import Allocation, Site, add_bias_, projection, set_weight_, weight
 from pruning.results.cache import Cache
 from pruning.results.progress import track
 
@@ -41,6 +36,8 @@ class SiteLevels:
 class Levels(Mapping[Site, SiteLevels]):
     """The levels of all sites; weights are solved from the moments when they are asked for."""
 
+    costly = False  # to cut: then drafts have weights of no meaning
+
     def __init__(self, of: dict[Site, SiteLevels], moments: Moments, identity: str = ""):
         self._of, self._moments, self.identity = of, moments, identity
 
@@ -54,12 +51,12 @@ class Levels(Mapping[Site, SiteLevels]):
         cache: Cache,
     ) -> "Levels":
         """Solve the levels of every site of a dense model, or find them in the cache."""
-        of = sites(model)
+        of = method.sites(model)
 
         def build(directory: Path) -> None:
             found = {}
             for site in track(of, "levels: sites"):
-                W = weight(output_projection(model, site)).detach()
+                W = weight(projection(model, site)).detach()
                 split = moments[site].to(W.device)
                 found[site] = method.site_levels(site, W, split, table.levels(site))
             cls(found, moments).write(directory)
@@ -84,6 +81,29 @@ class Levels(Mapping[Site, SiteLevels]):
         """Return what a choice of one level per site keeps."""
         pairs = zip(self._of.items(), choice, strict=True)
         return {site: levels.keeps[level] for (site, levels), level in pairs}
+
+    @torch.no_grad()
+    def cut(
+        self, dense: PreTrainedModel, choice: Sequence[int]
+    ) -> tuple[PreTrainedModel, Allocation]:
+        """Shrink a twin of the dense model, and solve the weights of the chosen levels."""
+        pruned, allocation = twin(dense), self.allocation(choice)
+        shrink_(pruned, allocation)
+        for (site, keep), level in zip(allocation.items(), choice, strict=True):
+            if keep.any() and not keep.all():
+                W = weight(projection(dense, site))
+                W_K = self.kept_weight(site, level, W)
+                set_weight_(projection(pruned, site), W_K)
+                shift = self.kept_bias(site, level, W)
+                if shift is not None:
+                    add_bias_(pruned, site, shift)
+        return pruned, allocation
+
+    def draft(
+        self, dense: PreTrainedModel, choice: Sequence[int]
+    ) -> tuple[PreTrainedModel, Allocation]:
+        """Return a model of the same shapes, to time."""
+        return self.cut(dense, choice)
 
     def kept_weight(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pruning.calibration.calibration import Calibration
     from pruning.calibration.stream import Batch
     from pruning.latency.table import LatencyTable, Shapes
-    from pruning.models.sites import Allocation
+    from pruning.models.sites import Allocation, Site
     from pruning.results.cache import Cache
     from pruning.results.stopwatch import Stopwatch
 
@@ -63,6 +63,12 @@ class Method(ABC):
     paper: ClassVar[str]  # URL
     searches: ClassVar[type[Search]]  # what it lets decide how much of every site goes
     name: str = MISSING
+
+    def sites(self, model: "PreTrainedModel") -> "list[Site]":
+        """List where it removes something; latency is profiled there."""
+        from pruning.models.sites import sites
+
+        return sites(model)
 
     @abstractmethod
     def plan(self, subject: Subject) -> Plan:

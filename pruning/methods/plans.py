@@ -18,15 +18,7 @@ from pruning.methods.sequential import sequential
 from pruning.methods.slimgpt import HeadScore, SlimGPT
 from pruning.methods.solve import kept_units
 from pruning.models.shrink import shrink_, twin
-from pruning.models.sites import (
-    Allocation,
-    Site,
-    add_bias_,
-    output_projection,
-    set_weight_,
-    sites,
-    weight,
-)
+from pruning.models.sites import Allocation, Site, sites
 from pruning.search.schedule import chooser, every_shape, shapes
 from pruning.search.search import Chooser, Schedule
 
@@ -39,7 +31,8 @@ class LevelsPlan(Plan):
     def __init__(self, subject: Subject, levels: Levels, choose: Chooser, ridges: Sequence[float]):
         self.subject, self.levels, self._choose = subject, levels, choose
         self.ridges = ridges  # candidates for an update behind pruned blocks
-        self.costly = subject.calibration.target is Target.dense and min(ridges) < math.inf
+        self._behind = subject.calibration.target is Target.dense and min(ridges) < math.inf
+        self.costly = levels.costly or self._behind
 
     def choose(self, budget: float) -> Shapes | None:
         """Return the shapes of the levels that the search chooses."""
@@ -49,29 +42,20 @@ class LevelsPlan(Plan):
         pairs = zip(self.levels.items(), choice, strict=True)
         return {site: of.shapes[level] for (site, of), level in pairs}
 
-    @torch.no_grad()
     def draft(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
-        """Shrink a twin of the dense model, and solve the weights of the levels."""
-        dense, pruned = self.subject.dense, twin(self.subject.dense)
-        level = {site: of.shapes.index(shapes[site]) for site, of in self.levels.items()}
-        allocation = {site: of.keeps[level[site]] for site, of in self.levels.items()}
-        shrink_(pruned, allocation)
-        for site, keep in allocation.items():
-            if keep.any() and not keep.all():
-                W = weight(output_projection(dense, site))
-                W_K = self.levels.kept_weight(site, level[site], W)
-                set_weight_(output_projection(pruned, site), W_K)
-                shift = self.levels.kept_bias(site, level[site], W)
-                if shift is not None:
-                    add_bias_(pruned, site, shift)
-        return pruned, allocation
+        """Return a model to time."""
+        return self.levels.draft(self.subject.dense, self._chosen(shapes))
 
     def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
-        """Return the draft; or for dense targets, solve its weights again behind pruned blocks."""
-        if not self.costly:
-            return self.draft(shapes)
-        keeps = {s: of.keeps[of.shapes.index(shapes[s])] for s, of in self.levels.items()}
+        """Cut the levels; for dense targets, solve their weights behind pruned blocks."""
+        choice = self._chosen(shapes)
+        if not self._behind:
+            return self.levels.cut(self.subject.dense, choice)
+        keeps = self.levels.allocation(choice)
         return sequential(self.subject, self.ridges, lambda site, W, split: keeps[site])
+
+    def _chosen(self, shapes: Shapes) -> list[int]:
+        return [of.shapes.index(shapes[site]) for site, of in self.levels.items()]
 
 
 class SchedulePlan(Plan):

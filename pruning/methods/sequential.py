@@ -18,7 +18,7 @@ from pruning.models.sites import (
     Allocation,
     Site,
     blocks,
-    output_projection,
+    projection,
     set_weight_,
     sites,
     weight,
@@ -54,12 +54,12 @@ def sequential(
                 pruned, index, states, [site], calibration.weight, advance=False, targets=targets
             )[site]
             with subject.clock("solve"):
-                W = weight(output_projection(dense, site)).to(split.fit.H.dtype)
+                W = weight(projection(dense, site)).to(split.fit.H.dtype)
                 allocation[site] = keep = decide(site, W, split)
                 W_K = _solved(site, W, split, keep, ridges)
             shrink_(pruned, {site: keep})
             if keep.any() and not keep.all():  # else the weight is the dense model's, or gone
-                set_weight_(output_projection(pruned, site), W_K)
+                set_weight_(projection(pruned, site), W_K)
         for state in states:
             state.advance(index, blocks(pruned)[index])
     return pruned, allocation

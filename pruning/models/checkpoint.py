@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from pruning.models import modeling_pruned
-from pruning.models.modeling_pruned import block_shape
+from pruning.models.modeling_pruned import block_shape, ranks
 from pruning.models.sites import architecture, blocks
 
 CODE = Path(modeling_pruned.__file__)
@@ -57,7 +57,7 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     config = deepcopy(model.config)
     config.per_layer_config = None
     config.dtype = str(model.dtype).removeprefix("torch.")
-    for stale in ("auto_map", "allow_global_per_layer_attribute_access"):
+    for stale in ("auto_map", "allow_global_per_layer_attribute_access", "ranks"):
         config.__dict__.pop(stale, None)
     shapes = [block_shape(block, a) for block in blocks(model)]
     config.head_dim = next(
@@ -68,6 +68,9 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     if getattr(config, a.intermediate) is None:  # gpt2's way to say four times the hidden size
         setattr(config, a.intermediate, 4 * config.hidden_size)
     dense = _dense_class(type(config))
+    low = {str(i): found for i, block in enumerate(blocks(model)) if (found := ranks(block))}
+    if low:
+        config.ranks = low
     if len(set(shapes)) == 1 and (plain := _plain(config, *shapes[0])) is not None:
         return plain
     config.architectures = [f"Pruned{dense}"]
@@ -103,7 +106,7 @@ def _plain(
     a = modeling_pruned.ARCHITECTURES[config.model_type]
     kind = type(config)
     values = config.to_dict()
-    if 0 in (groups, heads, width) or values.get("output_bias"):
+    if 0 in (groups, heads, width) or values.get("output_bias") or values.get("ranks"):
         return None
     values[a.intermediate] = width
     if a.kv_heads is None:

@@ -4,6 +4,7 @@ This file travels inside pruned checkpoints and needs nothing but torch and tran
 of every block comes from `per_layer_config` in config.json, in the schema of transformers itself:
 `{block: {heads, kv heads, intermediate size, "skip": ["attention", "mlp"]}}`, differences only.
 With `output_bias` the projections back to the residual stream have biases that the family has not.
+`ranks` names the projections that are a product of two: `{block: {"self_attn.q_proj": 96}}`.
 """
 
 from dataclasses import dataclass
@@ -76,6 +77,26 @@ ARCHITECTURES = {
 }
 
 
+class LowRank(nn.Module):
+    """Stand in for a projection of rank `rank`: out = B A x + bias."""
+
+    def __init__(self, columns: int, rank: int, rows: int, bias: bool = False):
+        super().__init__()
+        self.A = nn.Linear(columns, rank, bias=False)
+        self.B = nn.Linear(rank, rows, bias=bias)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        return self.B.bias
+
+    @property
+    def rank(self) -> int:
+        return self.A.out_features
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.B(self.A(inputs))
+
+
 class Zero(nn.Module):
     """Stand in for a removed FFN: the residual stream plus a 0-dim zero is itself."""
 
@@ -103,7 +124,7 @@ def block_shape(block: nn.Module, architecture: Architecture) -> tuple[int, int,
         assert total % groups == 0, f"{total} query heads do not spread over {groups} KV heads"
         heads = total // groups
     output = getattr(_ffn(block, architecture), architecture.ffn_output, None)
-    if getattr(output, "weight", None) is not None:
+    if not isinstance(output, Zero | None):
         width = _size(output)[1]
     return groups, heads, width
 
@@ -171,6 +192,8 @@ def _ffn(block: nn.Module, architecture: Architecture) -> Any:
 
 def _size(module: Any) -> tuple[int, int]:
     """Return the output and input features of a projection."""
+    if isinstance(module, LowRank):
+        return module.B.out_features, module.A.in_features
     rows, columns = module.weight.shape
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
 
@@ -184,9 +207,26 @@ def add_output_biases_(model: nn.Module, architecture: Architecture) -> None:
             (_ffn(block, architecture), architecture.ffn_output),
         ):
             output: Any = getattr(part, name, None)
-            if getattr(output, "weight", None) is not None and output.bias is None:
+            if isinstance(output, nn.Linear) and output.bias is None:
                 zeros = output.weight.new_zeros(_size(output)[0])
                 output.bias = nn.Parameter(zeros, output.weight.requires_grad)
+
+
+def factorise_(block: nn.Module, path: str, rank: int) -> LowRank:
+    """Replace the projection at `path` in a block by two with undefined values, and return them."""
+    parent, _, name = path.rpartition(".")
+    old: Any = block.get_submodule(path)
+    rows, columns = _size(old)
+    with torch.device("meta"):
+        new = LowRank(columns, rank, rows, bias=old.bias is not None)
+    new = new.to(old.weight.dtype).to_empty(device=old.weight.device).train(old.training)
+    setattr(block.get_submodule(parent), name, new.requires_grad_(old.weight.requires_grad))
+    return new
+
+
+def ranks(block: nn.Module) -> dict[str, int]:
+    """Return the rank of every projection of a block that is a product of two, by its path."""
+    return {path: m.rank for path, m in block.named_modules() if isinstance(m, LowRank)}
 
 
 def _resize_(parent: nn.Module, name: str, rows: int | None = None, columns: int | None = None):
@@ -233,6 +273,9 @@ class _Pruned:
             resize_block_(block, a, groups, heads, 0 if "mlp" in skip else width)
         if getattr(config, "output_bias", False):
             add_output_biases_(self, a)  # type: ignore[arg-type]
+        for index, paths in (getattr(config, "ranks", None) or {}).items():
+            for path, rank in paths.items():
+                factorise_(blocks[int(index)], path, rank)  # type: ignore[index]
         self.post_init()  # type: ignore[attr-defined]
 
 

@@ -4,18 +4,18 @@ from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.models.modeling_pruned import Architecture, resize_block_
+from pruning.models.modeling_pruned import Architecture, factorise_, resize_block_
 from pruning.models.sites import (
     Allocation,
     Kind,
     Site,
     architecture,
     blocks,
-    output_projection,
+    projection,
     set_weight_,
     shape,
     sites,
@@ -39,7 +39,7 @@ def mask_(model: M, allocation: Allocation) -> M:
     """
     _check(model, allocation)
     for site, keep in allocation.items():
-        module = output_projection(model, site)
+        module = projection(model, site)
         W = weight(module)
         columns = keep.to(W.device).repeat_interleave(site.width)
         W[:, ~columns] = 0
@@ -85,6 +85,22 @@ def shrink_(model: M, allocation: Allocation) -> M:
             if isinstance(old_output.bias, Tensor):
                 output.bias.copy_(old_output.bias)
     return model
+
+
+@torch.no_grad()
+def factor_(
+    model: PreTrainedModel,
+    site: Site,
+    A: Float[Tensor, "rank columns"],
+    B: Float[Tensor, "rows rank"],
+) -> None:
+    """Put two projections B A in the place of one; its bias, if any, stays."""
+    old = projection(model, site)
+    new = factorise_(blocks(model)[site.block], site.module, len(A))
+    new.A.weight.copy_(A)
+    new.B.weight.copy_(B)
+    if isinstance(old.bias, Tensor):
+        new.B.bias.copy_(old.bias)
 
 
 def _check(model: PreTrainedModel, allocation: Allocation) -> None:

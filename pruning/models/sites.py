@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatch
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,30 +19,45 @@ from pruning.models.modeling_pruned import (
 
 
 class Kind(StrEnum):
-    """The two sub-blocks of a transformer block."""
+    """The two sub-blocks of a transformer block, and a single projection of them."""
 
     ATTENTION = "attention"
     FFN = "ffn"
+    LINEAR = "linear"
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place where structure can be removed: columns of an output projection, in units.
+    """One place where structure can be removed.
 
-    Query heads of one KV group are neighbours: unit `g * heads_per_group + h` is head h of group g.
+    Of a sub-block, units are columns of its output projection; query heads of one KV group are
+    neighbours: unit `g * heads_per_group + h` is head h of group g. Of a single projection, units
+    are the rank-one terms of its factors.
     """
 
     block: int
     kind: Kind
-    units: int  # query heads, or FFN channels
-    width: int  # columns of the output projection per unit: head_dim, or 1
+    units: int  # query heads, FFN channels, or the largest rank
+    width: int = 1  # columns of the output projection per unit: head_dim, or 1
     groups: int = 1  # KV groups over which the query heads are spread evenly
     removable: bool = True  # False for the first attention of each layer type: caches look there
+    module: str = ""  # of a single projection: its path within the block
+    shared: str = ""  # of a single projection: the first one that reads the same inputs
 
     @property
     def columns(self) -> int:
-        """Count the columns of the output projection."""
+        """Count the columns of a sub-block's output projection."""
         return self.units * self.width
+
+    @property
+    def part(self) -> str:
+        """Return what is alike in all blocks: the kind of sub-block, or the projection's path."""
+        return self.module or self.kind.value
+
+    @property
+    def reads(self) -> str:
+        """Return the part whose inputs this site has; moments are kept once for it."""
+        return self.shared or self.part
 
     @property
     def heads_per_group(self) -> int:
@@ -51,7 +67,7 @@ class Site:
     @property
     def name(self) -> str:
         """Return a readable key such as `block.3.ffn`."""
-        return f"block.{self.block}.{self.kind}"
+        return f"block.{self.block}.{self.part}"
 
 
 Allocation = dict[Site, Bool[Tensor, " units"]]  # True = keep
@@ -110,10 +126,33 @@ def sites(model: PreTrainedModel) -> list[Site]:
     return found
 
 
-def output_projection(model: PreTrainedModel, site: Site) -> nn.Module:
-    """Return the projection back to the residual stream, whose input columns are the units."""
+def linears(model: PreTrainedModel, pattern: str = "*") -> list[Site]:
+    """List the projections of each block whose path in it, such as `mlp.up_proj`, fits a glob."""
+    a = architecture(model)
+    found = []
+    for index, block in enumerate(blocks(model)):
+        for part, inputs, output in (
+            (a.attention, a.attention_inputs, a.attention_output),
+            (a.ffn, a.ffn_inputs, a.ffn_output),
+        ):
+            for name, reads in (*((i, inputs[0]) for i in inputs), (output, output)):
+                path, shared = (f"{part}.{n}" if part else n for n in (name, reads))
+                try:
+                    module = block.get_submodule(path)
+                except AttributeError:  # the sub-block is gone
+                    continue
+                if isinstance(module, nn.Linear | Conv1D) and fnmatch(path, pattern):
+                    rank = min(weight(module).shape)
+                    found.append(Site(index, Kind.LINEAR, rank, module=path, shared=shared))
+    return found
+
+
+def projection(model: PreTrainedModel, site: Site) -> nn.Module:
+    """Return the projection whose weight a site changes; a sub-block's is that of its output."""
     a = architecture(model)
     block = blocks(model)[site.block]
+    if site.module:
+        return block.get_submodule(site.module)
     if site.kind is Kind.ATTENTION:
         return getattr(getattr(block, a.attention), a.attention_output)
     return getattr(getattr(block, a.ffn) if a.ffn else block, a.ffn_output)
@@ -136,7 +175,7 @@ def set_weight_(module: nn.Module, W: Float[Tensor, "rows columns"]) -> None:
 @torch.no_grad()
 def add_bias_(model: PreTrainedModel, site: Site, shift: Float[Tensor, " rows"]) -> None:
     """Add to the bias of an output projection; a family without such biases gets them all."""
-    module = output_projection(model, site)
+    module = projection(model, site)
     if module.bias is None:
         add_output_biases_(model, architecture(model))
         model.config.output_bias = True  # type: ignore[attr-defined]
@@ -146,12 +185,12 @@ def add_bias_(model: PreTrainedModel, site: Site, shift: Float[Tensor, " rows"])
 
 
 def shape(site: Site, keep: Bool[Tensor, " units"]) -> tuple[int, int] | int:
-    """Return what is left of a site: (KV groups, query heads per group), or the FFN width.
+    """Return what is left of a site: (KV groups, query heads per group), FFN width, or rank.
 
     ValueError where the kept KV groups would keep different numbers of query heads: `repeat_kv`
     would then pair queries with the wrong keys without a word.
     """
-    if site.kind is Kind.FFN:
+    if site.kind is not Kind.ATTENTION:
         return int(keep.sum())
     counts = keep.reshape(site.groups, -1).sum(1)
     counts = counts[counts > 0].tolist()

@@ -71,12 +71,13 @@ def measured(result: Result) -> str:
 
 def kept(result: Result) -> str:
     """Tabulate what is left of each block."""
-    rows = [
-        (str(b.block), str(b.query_heads), str(b.kv_heads), str(b.ffn)) for b in result.allocation
-    ]
-    return "## Kept per block\n\n" + markdown(
-        ("block", "query heads", "KV heads", "FFN channels"), rows
-    )
+    modules = dict.fromkeys(module for b in result.allocation for module in b.ranks)
+    rows = []
+    for b in result.allocation:
+        ranks = (b.ranks.get(module, "") for module in modules)
+        rows.append(tuple(map(str, (b.block, b.query_heads, b.kv_heads, b.ffn, *ranks))))
+    head = ("block", "query heads", "KV heads", "FFN channels", *(f"rank of {m}" for m in modules))
+    return "## Kept per block\n\n" + markdown(head, rows)
 
 
 def load() -> str:

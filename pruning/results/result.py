@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -97,6 +97,7 @@ class Block:
     query_heads: int
     kv_heads: int
     ffn: int  # channels
+    ranks: dict[str, int] = field(default_factory=dict)  # of the projections that are two now
 
 
 @dataclass
@@ -154,6 +155,9 @@ def kept(dense: "PreTrainedModel", allocation: "Allocation") -> list[Block]:
     from pruning.models.sites import Kind, blocks, shape, sites
 
     found = [Block(index, 0, 0, 0) for index in range(len(blocks(dense)))]
+    for site, keep in allocation.items():
+        if site.kind is Kind.LINEAR and not keep.all():
+            found[site.block].ranks[site.module] = int(keep.sum())
     for site in sites(dense):
         left = shape(site, allocation.get(site, torch.ones(site.units, dtype=torch.bool)))
         if site.kind is Kind.FFN:
@@ -221,12 +225,12 @@ def finished(directory: Path) -> bool:
 def parse(kind: type[T], data: dict[str, Any]) -> T:
     """Build a dataclass and those inside it; keys that it has no field for are left out."""
     assert is_dataclass(kind)
-    values = {field.name: data[field.name] for field in fields(kind)}
-    for field in fields(kind):
-        if is_dataclass(field.type):
-            values[field.name] = parse(field.type, values[field.name])  # type: ignore[arg-type]
-        elif field.type == list[Block]:
-            values[field.name] = [parse(Block, entry) for entry in values[field.name]]
+    values = {f.name: data[f.name] for f in fields(kind) if f.name in data}
+    for f in fields(kind):
+        if is_dataclass(f.type):
+            values[f.name] = parse(f.type, values[f.name])  # type: ignore[arg-type]
+        elif f.type == list[Block]:
+            values[f.name] = [parse(Block, entry) for entry in values[f.name]]
     return kind(**values)
 
 

@@ -76,9 +76,11 @@ class Tracker:
             dir=directory,
             settings=settings,
         ) as run:
-            columns: list[Any] = ["block", "query_heads", "kv_heads", "ffn"]
+            modules = dict.fromkeys(module for b in result.allocation for module in b.ranks)
+            columns: list[Any] = ["block", "query_heads", "kv_heads", "ffn", *modules]
             rows: list[Any] = [
-                [getattr(b, column) for column in columns] for b in result.allocation
+                [b.block, b.query_heads, b.kv_heads, b.ffn, *(b.ranks.get(m) for m in modules)]
+                for b in result.allocation
             ]
             run.log({"per_layer/kept": wandb.Table(columns=columns, data=rows)})
             run.summary.update(summary(result))

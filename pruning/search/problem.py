@@ -70,7 +70,7 @@ def pose(levels: Levels, table: LatencyTable, trial: Trial | None, cache: Cache)
         sites,
         [of.shapes for of in levels.values()],
         [np.array(of.loss) for of in levels.values()],
-        [np.array([table.ms(s.kind, shape) for shape in levels[s].shapes]) for s in sites],
+        [np.array([table.ms(s, shape) for shape in levels[s].shapes]) for s in sites],
         [of.keeps.float().mean(1).numpy() for of in levels.values()],
         table.rest,
         trial,

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.stream import Batch, State, behind, enter
 from pruning.methods.levels import Levels
-from pruning.models.sites import Site, blocks, final, output_projection, set_weight_, weight
+from pruning.models.sites import Site, blocks, final, projection, set_weight_, weight
 from pruning.results.progress import track
 from pruning.search.search import Objective
 
@@ -98,7 +98,7 @@ class Trial:
         if self.installed[index] == level:
             return
         site = self.sites[index]
-        module: Any = output_projection(self.model, site)
+        module: Any = projection(self.model, site)
         if site not in self.original:
             self.original[site] = weight(module).clone(), module.bias
         W, b = self.original[site]

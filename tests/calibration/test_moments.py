@@ -28,7 +28,7 @@ def reference(model, family: str, weight: Weight):
         block.register_forward_hook(
             lambda m, a, out, i=index: seen.update({i: out[0] if isinstance(out, tuple) else out})
         )
-        for kind, path in zip(Kind, paths, strict=True):
+        for kind, path in zip((Kind.ATTENTION, Kind.FFN), paths, strict=True):
             block.get_submodule(path).register_forward_pre_hook(
                 lambda m, args, k=(index, kind): seen.update({k: args[0]})
             )
@@ -55,7 +55,9 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_moments_are_those_of_the_plain_forward_pass(family, weight):
     model = FAMILIES[family]()
-    found = {s: m for block in collect(model, BATCHES, weight) for s, m in block.items()}
+    found = {
+        s: m for block in collect(model, BATCHES, weight, sites(model)) for s, m in block.items()
+    }
     assert list(found) == sites(model)
     expected = reference(model, family, weight)
     for site, moment in found.items():
@@ -78,8 +80,8 @@ def test_padding_counts_for_nothing():
     for batch in changed:
         batch.ids = torch.where(batch.mask.bool(), batch.ids, 77)
     for one, other in zip(
-        collect(model, BATCHES, Weight.residual),
-        collect(model, changed, Weight.residual),
+        collect(model, BATCHES, Weight.residual, sites(model)),
+        collect(model, changed, Weight.residual, sites(model)),
         strict=True,
     ):
         for site, moment in one.items():
@@ -100,7 +102,7 @@ def test_one_block_at_a_time(monkeypatch):
         most.append(len(alive))
 
     monkeypatch.setattr(Accumulator, "__init__", note)
-    found = collect(model, BATCHES, Weight.none)
+    found = collect(model, BATCHES, Weight.none, sites(model))
     for index in range(len(model.model.layers)):
         block = next(found)
         assert {site.block for site in block} == {index}
@@ -112,7 +114,7 @@ def test_one_block_at_a_time(monkeypatch):
 
 def test_hooks_are_removed():
     model = llama()
-    list(collect(model, BATCHES, Weight.none))
+    list(collect(model, BATCHES, Weight.none, sites(model)))
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
 
 
@@ -139,7 +141,7 @@ def test_float32_sums_stay_accurate_over_200_batches(columns):
 def test_moments_survive_the_disk(tmp_path):
     model = llama()
     stored, kept = Moments(tmp_path), {}
-    for index, block in enumerate(collect(model, BATCHES, Weight.none)):
+    for index, block in enumerate(collect(model, BATCHES, Weight.none, sites(model))):
         stored.write(index, block)
         kept |= block
     assert sorted(p.name for p in tmp_path.iterdir()) == [

@@ -28,11 +28,10 @@ class Fake(Hardware):
     rounds_seen: int = 0
 
     def compare(self, dense, pruned):
-        left = {(s.block, s.kind): s for s in sites(pruned)}
         ms = self.table.rest
-        for (_, kind), s in left.items():
-            shape = s.units if kind is Kind.FFN else (s.groups, s.heads_per_group)
-            ms += self.table.ms(kind, shape)
+        for s in sites(pruned):
+            shape = s.units if s.kind is Kind.FFN else (s.groups, s.heads_per_group)
+            ms += self.table.ms(s, shape)
         factor = self.factors[min(self.rounds_seen, len(self.factors) - 1)]
         self.rounds_seen += 1
         return Timing([self.table.dense] * 3), Timing([ms / factor] * 3)

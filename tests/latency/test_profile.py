@@ -5,7 +5,7 @@ from pruning.latency.hardware import Hardware
 from pruning.latency.meet import meet
 from pruning.latency.profile import compare, heads, profile, widths
 from pruning.models.shrink import shrink_, twin
-from pruning.models.sites import Kind, sites
+from pruning.models.sites import linears, sites
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
 from pruning.search.problem import pose
@@ -34,13 +34,15 @@ def hardware(**values) -> Hardware:
 def test_a_profile_has_every_level(family):
     model = FAMILIES[family]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    table = profile(model, hardware())
+    table = profile(model, hardware(), sites(model)[:2])
     attention, ffn = sites(model)[:2]
-    assert list(table.ffn) == widths(ffn.units, 16)
-    assert list(table.attention) == heads(attention.groups, attention.heads_per_group)
-    assert (table.ffn[0], table.attention[0, 0]) == (0, 0)
-    assert all(ms >= 0 for ms in [*table.ffn.values(), *table.attention.values(), table.rest])
-    assert list(table.ffn.values()) == sorted(table.ffn.values(), reverse=True)
+    assert list(table.parts["ffn"]) == widths(ffn.units, 16)
+    assert list(table.parts["attention"]) == heads(attention.groups, attention.heads_per_group)
+    assert (table.parts["ffn"][0], table.parts["attention"][0, 0]) == (0, 0)
+    assert table.rest >= 0
+    assert all(ms >= 0 for part in table.parts.values() for ms in part.values())
+    of_ffn = list(table.parts["ffn"].values())
+    assert of_ffn == sorted(of_ffn, reverse=True)
     dense = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)}
     assert table.predict(dense) == pytest.approx(table.dense, rel=1e-9)
     assert table.blocks == 3
@@ -48,12 +50,28 @@ def test_a_profile_has_every_level(family):
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_profile_of_projections(family):
+    """Each by itself, dense first; the sum of parts and rest is the dense model."""
+    model = FAMILIES[family]()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    of = [site for site in linears(model) if site.block == 0]
+    table = profile(model, hardware(), of)
+    assert list(table.parts) == [site.module for site in of]
+    for site in of:
+        assert list(table.parts[site.part]) == widths(site.units, 16)[:-1]
+        assert table.levels(site)[0] == site.units
+    whole = table.rest + 3 * sum(table.ms(site, site.units) for site in of)
+    assert whole == pytest.approx(table.dense, rel=1e-9)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
 def test_a_profile_is_measured_once_per_shape(tmp_path):
     cache = Cache(tmp_path)
-    first = hardware().profile(llama(), cache)
-    assert hardware().profile(llama(), cache) == first
+    first = hardware().profile(llama(), sites(llama()), cache)
+    assert hardware().profile(llama(), sites(llama()), cache) == first
     assert len([p for p in (tmp_path / "profile").iterdir() if p.is_dir()]) == 1
-    hardware(sequence=8).profile(llama(), cache)
+    hardware(sequence=8).profile(llama(), sites(llama()), cache)
     assert len([p for p in (tmp_path / "profile").iterdir() if p.is_dir()]) == 2
 
 
@@ -87,10 +105,10 @@ def test_profile_and_meet_on_cuda(tmp_path):
     here = hardware(device="cuda", batch=8, sequence=128, repetitions=20, threads=None)
     device = here.open()
     model = llama().to(device)
-    table = here.profile(model, Cache(tmp_path))
-    assert list(table.ffn) == widths(WIDE, 16)
+    table = here.profile(model, sites(model), Cache(tmp_path))
+    assert list(table.parts["ffn"]) == widths(WIDE, 16)
     assert table.dense > 0
-    assert table.ms(Kind.ATTENTION, (4, 2)) > 0
+    assert table.ms(sites(model)[0], (4, 2)) > 0
     most = table.most(sites(model))
     assert most > 1
     speedup = 1 + (most - 1) / 2

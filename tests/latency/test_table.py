@@ -10,8 +10,11 @@ BERT = """3072 2765 2488 2239 2016 1814 1633 1469 1322 1190 1071 964 868 781 703
 373 336 303 272 245 221 198 179 161 145 130 117 105 95 85 77 69 62 56 50 45 41 37 33"""
 
 TABLE = LatencyTable(
-    attention={(2, 2): 3.0, (2, 1): 2.5, (1, 2): 2.0, (1, 1): 1.25, (0, 0): 0.0},
-    ffn={8: 4.0, 5: 3.0, 2: 0.5, 0: 0.0},
+    parts={
+        "attention": {(2, 2): 3.0, (2, 1): 2.5, (1, 2): 2.0, (1, 1): 1.25, (0, 0): 0.0},
+        "ffn": {8: 4.0, 5: 3.0, 2: 0.5, 0: 0.0},
+        "mlp.up_proj": {8: 2.0, 7: 2.5, 5: 1.9, 3: 1.9, 2: 1.0},
+    },
     rest=6.0,
     blocks=2,
     spread=1.05,
@@ -98,5 +101,10 @@ def test_a_table_survives_the_disk(tmp_path):
     TABLE.write(tmp_path / "table.json")
     again = LatencyTable.read(tmp_path / "table.json")
     assert again == TABLE
-    assert list(again.attention) == list(TABLE.attention)  # dense first
-    assert list(again.ffn) == list(TABLE.ffn)
+    for part, of in TABLE.parts.items():
+        assert list(again.parts[part]) == list(of)  # dense first
+
+
+def test_a_rank_is_offered_only_if_it_is_faster_than_every_larger_one():
+    up = Site(0, Kind.LINEAR, 8, module="mlp.up_proj")
+    assert TABLE.levels(up) == [8, 5, 2]

@@ -15,7 +15,7 @@ from pruning.methods.magnitude import Magnitude
 from pruning.methods.random import Random
 from pruning.methods.wanda_sp import WandaSp
 from pruning.models import checkpoint
-from pruning.models.sites import Kind, Site, output_projection, shape, sites, weight
+from pruning.models.sites import Kind, Site, projection, shape, sites, weight
 from pruning.results.cache import Cache
 from tests.families import FAMILIES, llama
 from tests.methods.data import inputs, moment, weights
@@ -118,7 +118,7 @@ def test_flap_leaves_the_mean_of_the_outputs_where_it_was(family, tmp_path):
     method = Flap("flap", bias=True)
     of = {}
     for site in sites(model):
-        W = weight(output_projection(model, site))
+        W = weight(projection(model, site))
         of[site] = method.site_levels(site, W, moments[site], table.levels(site))
     levels = Levels(of, moments)
     level = {site: len(of[site].shapes) // 2 for site in of}
@@ -128,7 +128,7 @@ def test_flap_leaves_the_mean_of_the_outputs_where_it_was(family, tmp_path):
     shapes = {site: of[site].shapes[level[site]] for site in of}
     pruned, allocation = plan.build(shapes)
     for site, keep in allocation.items():
-        before, after = (output_projection(m, site) for m in (model, pruned))
+        before, after = (projection(m, site) for m in (model, pruned))
         columns = keep.repeat_interleave(site.width)
         assert not columns.all()
         mean = moments[site].all.mean
@@ -145,7 +145,7 @@ def test_flap_leaves_the_mean_of_the_outputs_where_it_was(family, tmp_path):
 
 def _moments(model, batches, directory) -> Moments:
     found = Moments(directory)
-    for index, block in enumerate(collect(model, batches, Weight.none)):
+    for index, block in enumerate(collect(model, batches, Weight.none, sites(model))):
         found.write(index, block)
     return found
 

@@ -11,7 +11,7 @@ from pruning.latency.hardware import Hardware
 from pruning.methods.method import Subject
 from pruning.methods.plans import SchedulePlan
 from pruning.methods.slimgpt import HeadScore, SlimGPT
-from pruning.models.sites import Kind, output_projection, set_weight_, shape, sites, weight
+from pruning.models.sites import Kind, projection, set_weight_, shape, sites, weight
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
 from pruning.search.schedule import share
@@ -63,18 +63,18 @@ def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, target, t
     masked = deepcopy(model)  # all inputs of output projections are still there to be seen
     of = {(s.block, s.kind): s for s in sites(pruned)}
     for site, keep in allocation.items():
-        W = torch.zeros_like(weight(output_projection(model, site)))
+        W = torch.zeros_like(weight(projection(model, site)))
         columns = keep.repeat_interleave(site.width)
-        W[:, columns] = weight(output_projection(pruned, of[site.block, site.kind]))
-        set_weight_(output_projection(masked, site), W)
+        W[:, columns] = weight(projection(pruned, of[site.block, site.kind]))
+        set_weight_(projection(masked, site), W)
     seen = {site: [] for site in allocation}
     for site in allocation:
-        output_projection(masked, site).register_forward_pre_hook(
+        projection(masked, site).register_forward_pre_hook(
             lambda _, args, site=site: seen[site].append(args[0])
         )
     gave = {site: [] for site in allocation}
     for site in allocation:
-        output_projection(model, site).register_forward_hook(
+        projection(model, site).register_forward_hook(
             lambda m, _, out, site=site: gave[site].append(out if m.bias is None else out - m.bias)
         )
     for batch in BATCHES:
@@ -96,8 +96,8 @@ def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, target, t
             for of_batches in (seen, gave)
         )
         columns = keep.repeat_interleave(site.width)
-        W = weight(output_projection(model, site)).double()
-        found = weight(output_projection(pruned, of[site.block, site.kind]))
+        W = weight(projection(model, site)).double()
+        found = weight(projection(pruned, of[site.block, site.kind]))
         live = X.any(0)  # opt's ReLU leaves some channels without any input
         wanted = X @ W.T if target is Target.local else Y
         expected = lstsq(W, X, columns & live, RIDGE, wanted).float()

@@ -11,8 +11,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from pruning.models.checkpoint import describe, save
-from pruning.models.shrink import shrink_
-from pruning.models.sites import sites
+from pruning.models.shrink import factor_, shrink_
+from pruning.models.sites import linears, projection, sites, weight
 from tests.families import FAMILIES, llama
 from tests.models.allocations import mixed, uniform
 
@@ -91,6 +91,15 @@ print(json.dumps(found))
 """
 
 
+def low_rank(model):
+    """Make every other projection that is left a product of two."""
+    for site in linears(model)[::2]:
+        W = weight(projection(model, site))
+        U, S, V = torch.linalg.svd(W)
+        rank = site.units // 3
+        factor_(model, site, V[:rank], U[:, :rank] * S[:rank])
+
+
 @torch.no_grad()
 def answers(model):
     options = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
@@ -113,6 +122,9 @@ def stranger(tmp_path_factory):
         shrink_(model, mixed(model))
         save(model, None, root / f"mixed-{family}", "# card")
         expected[f"mixed-{family}"] = answers(model)
+        low_rank(model)
+        save(model, None, root / f"mixed-{family}-ranks", "# card")
+        expected[f"mixed-{family}-ranks"] = answers(model)
     for name, (groups, width, _) in PLAIN.items():
         model = FAMILIES[name.split("-")[0]]()
         shrink_(model, uniform(model, groups, width))
@@ -137,7 +149,8 @@ def stranger(tmp_path_factory):
     return root, expected, found, facts
 
 
-NAMES = [*(f"mixed-{family}" for family in FAMILIES), *(f"plain-{name}" for name in PLAIN)]
+NAMES = [*(f"mixed-{family}{what}" for family in FAMILIES for what in ("", "-ranks"))]
+NAMES += [*(f"plain-{name}" for name in PLAIN)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from pruning.models.sites import (
     architecture,
     blocks,
     final,
-    output_projection,
+    projection,
     set_weight_,
     shape,
     sites,
@@ -130,7 +130,7 @@ def test_sites_name_what_is_there(model):
     found = sites(model)
     assert [s.name for s in found[:3]] == ["block.0.attention", "block.0.ffn", "block.1.attention"]
     for site in found:
-        module = output_projection(model, site)
+        module = projection(model, site)
         assert weight(module).shape == (64, site.columns)
         set_weight_(module, torch.full((64, site.columns), 0.5))
         assert bool((module.weight == 0.5).all())

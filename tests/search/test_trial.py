@@ -35,7 +35,7 @@ def masked(family, model, levels, choice):
     copy = deepcopy(model)
     layers, *paths = OUTPUTS[family]
     for (site, of), level in zip(levels.items(), choice, strict=True):
-        path = dict(zip(Kind, paths, strict=True))[site.kind]
+        path = dict(zip((Kind.ATTENTION, Kind.FFN), paths, strict=True))[site.kind]
         module = copy.get_submodule(layers)[site.block].get_submodule(path)
         keep = of.keeps[level].repeat_interleave(site.width)
         inputs = 0 if family == "gpt2" else 1  # Conv1D stores [inputs, outputs]
@@ -150,7 +150,7 @@ def test_solved_weights_are_what_is_evaluated(tmp_path):
     updated = deepcopy(model)
     layers, *paths = OUTPUTS["llama"]
     for site, level in zip(levels, choice, strict=True):
-        path = dict(zip(Kind, paths, strict=True))[site.kind]
+        path = dict(zip((Kind.ATTENTION, Kind.FFN), paths, strict=True))[site.kind]
         W = updated.get_submodule(layers)[site.block].get_submodule(path).weight
         if level:
             W.copy_(levels.trial_weight(site, level, W.clone())[0])

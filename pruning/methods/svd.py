@@ -1,0 +1,59 @@
+"""SVD: projections become products of low rank, without training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from omegaconf import MISSING
+
+from pruning.methods.leveled import Leveled
+from pruning.search.search import Guided
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from pruning.calibration.moments import Split
+    from pruning.latency.table import Shape
+    from pruning.methods.levels import Levels, SiteLevels
+    from pruning.models.sites import Site
+
+
+@dataclass
+class SVD(Leveled):
+    """The truncated SVD of W, whitened by the moments of its inputs (SVD-LLM).
+
+    Levels are ranks, and only those that this hardware runs faster than the dense projection.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2403.07378"
+    searches: ClassVar[type[Guided]] = Guided
+
+    modules: str = MISSING  # glob of the projections' paths within a block
+    whiten: bool = MISSING  # least error of the outputs on the calibration text, or of the weights
+
+    def sites(self, model: "PreTrainedModel") -> "list[Site]":
+        """List the projections; ValueError where the glob fits none."""
+        from pruning.models.sites import linears
+
+        found = linears(model, self.modules)
+        if not found:
+            names = dict.fromkeys(site.module for site in linears(model))
+            raise ValueError(
+                f"method.modules={self.modules!r} fits no projection: there are {', '.join(names)}"
+            )
+        return found
+
+    def levels(self) -> "type[Levels]":
+        """Return what makes models of ranks."""
+        from pruning.methods.ranks import Ranks
+
+        return Ranks
+
+    def site_levels(
+        self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
+    ) -> "SiteLevels":
+        """Keep the main components of the outputs; judge every rank by held-out error."""
+        from pruning.methods.ranks import rank_levels
+
+        return rank_levels(site, W, split, shapes, plain=not self.whiten)
