@@ -56,6 +56,7 @@ def cost(method: str, overrides: list[str]) -> dict:
             table,
             experiment.search,
             experiment.speedup,
+            experiment.seed,
             Cache(fresh),
             clock,
         )

@@ -16,6 +16,7 @@ from pruning.latency.hardware import Hardware
 from pruning.methods.dense import Dense
 from pruning.methods.depth import Depth
 from pruning.methods.flap import Flap
+from pruning.methods.flop import FLOP
 from pruning.methods.magnitude import Magnitude
 from pruning.methods.method import Method
 from pruning.methods.random import Random
@@ -39,6 +40,7 @@ METHODS = {
     "flap": Flap,
     "depth": Depth,
     "svd": SVD,
+    "flop": FLOP,
 }
 SEARCHES = {
     "calibrated": Calibrated,
@@ -77,16 +79,17 @@ class Experiment:
                 f"search={self.search.name} does not go with method={self.method.name}: leave it "
                 "out, and the method's own default is taken"
             )
-        ratio = getattr(self.method, "ratio", None)
+        dial = getattr(self.method, "dial", "")
+        ratio = getattr(self.method, dial) if dial else None
         if self.speedup is None and ratio is None:
             raise ValueError(
                 "speedup=null needs a ratio in its place: give a speedup, or method=slimgpt with "
-                "method.ratio"
+                "method.ratio, or method=flop with method.sparsity"
             )
         if self.speedup is not None and ratio is not None:
             raise ValueError(
-                f"method.ratio={ratio} and speedup={self.speedup:g} exclude each other: leave out "
-                "the ratio, or give speedup=null"
+                f"method.{dial}={ratio} and speedup={self.speedup:g} exclude each other: leave out "
+                f"the {dial}, or give speedup=null"
             )
 
 
@@ -102,7 +105,8 @@ def run_name(config: DictConfig) -> str:
     assert isinstance(content, dict)
     parts = [content[group]["name"] for group in ("model", "method", "hardware")]  # type: ignore[index]
     speedup = content["speedup"]
-    dial = str(content["method"].get("ratio")) if speedup is None else f"{speedup:g}x"
+    option = getattr(OmegaConf.get_type(config.method), "dial", "")  # type: ignore[arg-type]
+    dial = str(content["method"].get(option)) if speedup is None else f"{speedup:g}x"
     return "-".join([*parts, dial, digest({"schema": SCHEMA, **content})[:8]])
 
 

@@ -47,6 +47,7 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
             table,
             experiment.search,
             experiment.speedup,
+            experiment.seed,
             cache,
             clock,
         )
@@ -55,6 +56,7 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     with clock("evaluate"):
         evaluation["pruned"] = experiment.suite.evaluate(met.pruned, tokenizer, cache)
     found = result.compose(experiment, out.name, dense, met, evaluation, clock.total())
+    found.training = list(plan.history)
     with clock("save"):
         checkpoint.save(met.pruned, tokenizer, out / "model", card(found, command))
         result.write_allocation(met.allocation, out / "allocation.json")

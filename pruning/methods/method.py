@@ -1,6 +1,7 @@
 """What a pruning method is: the config group `method`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,6 +31,7 @@ class Subject:
     table: "LatencyTable"
     search: Search
     speedup: float | None
+    seed: int
     cache: "Cache"
     clock: "Stopwatch"
 
@@ -39,6 +41,7 @@ class Plan(ABC):
 
     costly = False  # to build: then drafts are timed while shapes are sought
     given: "Shapes | None" = None  # settled by the method itself, for jobs without a speedup
+    history: "Sequence[dict[str, float]]" = ()  # curves of what was trained, by logged step
 
     @abstractmethod
     def choose(self, budget: float) -> "Shapes | None":
@@ -62,6 +65,7 @@ class Method(ABC):
 
     paper: ClassVar[str]  # URL
     searches: ClassVar[type[Search]]  # what it lets decide how much of every site goes
+    dial: ClassVar[str] = ""  # the option that may take the place of a speedup
     name: str = MISSING
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":

@@ -72,7 +72,8 @@ class Ranks(Levels):
         pruned = twin(dense)
         for site, level in zip(self, choice, strict=True):
             if level:
-                factor_(pruned, site, *self.factors(site, level, weight(projection(dense, site))))
+                old = projection(dense, site)
+                factor_(pruned, site, *self.factors(site, level, weight(old)), old.bias)  # type: ignore[arg-type]
         return pruned, self.allocation(choice)
 
     def draft(
@@ -82,6 +83,7 @@ class Ranks(Levels):
         pruned, allocation = twin(dense), self.allocation(choice)
         for (site, keep), level in zip(allocation.items(), choice, strict=True):
             if level:
-                W, rank = weight(projection(dense, site)), int(keep.sum())
-                factor_(pruned, site, W[:rank], W[:, :rank])
+                old, rank = projection(dense, site), int(keep.sum())
+                W = weight(old)
+                factor_(pruned, site, W[:rank], W[:, :rank], old.bias)  # type: ignore[arg-type]
         return pruned, allocation

@@ -28,6 +28,7 @@ class SlimGPT(Method):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.18110"
     searches: ClassVar[type[Schedule]] = Schedule
+    dial: ClassVar[str] = "ratio"
 
     ratio: float | None = MISSING  # mean share of every block to remove; null: as speedup asks
     score: HeadScore = MISSING

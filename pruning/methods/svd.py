@@ -33,16 +33,10 @@ class SVD(Leveled):
     whiten: bool = MISSING  # least error of the outputs on the calibration text, or of the weights
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
-        """List the projections; ValueError where the glob fits none."""
-        from pruning.models.sites import linears
+        """List the projections."""
+        from pruning.models.sites import chosen_linears
 
-        found = linears(model, self.modules)
-        if not found:
-            names = dict.fromkeys(site.module for site in linears(model))
-            raise ValueError(
-                f"method.modules={self.modules!r} fits no projection: there are {', '.join(names)}"
-            )
-        return found
+        return chosen_linears(model, self.modules)
 
     def levels(self) -> "type[Levels]":
         """Return what makes models of ranks."""

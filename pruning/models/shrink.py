@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.models.modeling_pruned import Architecture, factorise_, resize_block_
+from pruning.models.modeling_pruned import Architecture, LowRank, resize_block_
 from pruning.models.sites import (
     Allocation,
     Kind,
@@ -93,14 +93,23 @@ def factor_(
     site: Site,
     A: Float[Tensor, "rank columns"],
     B: Float[Tensor, "rows rank"],
+    bias: Tensor | None,
 ) -> None:
-    """Put two projections B A in the place of one; its bias, if any, stays."""
-    old = projection(model, site)
-    new = factorise_(blocks(model)[site.block], site.module, len(A))
+    """Put two projections B A in the place of one."""
+    with torch.device("meta"):
+        new = LowRank(A.shape[1], len(A), len(B), bias=bias is not None)
+    new = new.to(A.dtype).to_empty(device=A.device)
     new.A.weight.copy_(A)
     new.B.weight.copy_(B)
-    if isinstance(old.bias, Tensor):
-        new.B.bias.copy_(old.bias)
+    if bias is not None:
+        new.B.bias.copy_(bias)
+    replace_(model, site, new)
+
+
+def replace_(model: PreTrainedModel, site: Site, module: nn.Module) -> None:
+    """Put another module in the place of a single projection."""
+    parent, _, name = site.module.rpartition(".")
+    setattr(blocks(model)[site.block].get_submodule(parent), name, module)
 
 
 def _check(model: PreTrainedModel, allocation: Allocation) -> None:

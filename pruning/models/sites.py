@@ -147,6 +147,17 @@ def linears(model: PreTrainedModel, pattern: str = "*") -> list[Site]:
     return found
 
 
+def chosen_linears(model: PreTrainedModel, modules: str) -> list[Site]:
+    """List the projections that `method.modules` names; ValueError where there are none."""
+    found = linears(model, modules)
+    if not found:
+        names = dict.fromkeys(site.module for site in linears(model))
+        raise ValueError(
+            f"method.modules={modules!r} fits no projection: there are {', '.join(names)}"
+        )
+    return found
+
+
 def projection(model: PreTrainedModel, site: Site) -> nn.Module:
     """Return the projection whose weight a site changes; a sub-block's is that of its output."""
     a = architecture(model)

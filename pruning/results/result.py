@@ -115,6 +115,7 @@ class Result:
     memory: Memory
     allocation: list[Block]  # one entry per block, in order
     environment: dict[str, Any]  # of `environment()`
+    training: list[dict[str, float]] = field(default_factory=list)  # curves of what was trained
     schema: int = SCHEMA
 
 

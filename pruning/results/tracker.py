@@ -82,6 +82,8 @@ class Tracker:
                 [b.block, b.query_heads, b.kv_heads, b.ffn, *(b.ranks.get(m) for m in modules)]
                 for b in result.allocation
             ]
+            for entry in result.training:
+                run.log({f"training/{key}": value for key, value in entry.items()})
             run.log({"per_layer/kept": wandb.Table(columns=columns, data=rows)})
             run.summary.update(summary(result))
 

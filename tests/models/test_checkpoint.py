@@ -94,10 +94,11 @@ print(json.dumps(found))
 def low_rank(model):
     """Make every other projection that is left a product of two."""
     for site in linears(model)[::2]:
-        W = weight(projection(model, site))
+        old = projection(model, site)
+        W = weight(old)
         U, S, V = torch.linalg.svd(W)
         rank = site.units // 3
-        factor_(model, site, V[:rank], U[:, :rank] * S[:rank])
+        factor_(model, site, V[:rank], U[:, :rank] * S[:rank], old.bias)
 
 
 @torch.no_grad()

@@ -1,0 +1,63 @@
+"""What FLOP holds training to: a cost of the expected ranks, by an augmented Lagrangian."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pruning.latency.table import LatencyTable
+from pruning.models.sites import Site
+
+
+@dataclass
+class Cost:
+    """The cost of a factorised site, linear in the rank between `ranks`, and of the dense whole."""
+
+    ranks: dict[Site, Float[Tensor, " points"]]  # ascending, from 0
+    costs: dict[Site, Float[Tensor, " points"]]  # not falling
+    rest: float  # what no rank changes
+    whole: float  # of the dense model
+
+    @classmethod
+    def params(cls, sizes: Mapping[Site, tuple[int, int]]) -> "Cost":
+        """Count parameters: rows + columns per rank, against rows x columns where dense."""
+        ranks = {site: torch.tensor([0.0, min(size)]) for site, size in sizes.items()}
+        costs = {site: torch.tensor([0.0, min(s) * (s[0] + s[1])]) for site, s in sizes.items()}
+        return cls(ranks, costs, 0.0, float(sum(r * c for r, c in sizes.values())))
+
+    @classmethod
+    def ms(cls, table: LatencyTable, sites: list[Site]) -> "Cost":
+        """Take the milliseconds of a latency table, of factorised projections at every rank."""
+        ranks, costs = {}, {}
+        for site in sites:
+            points = sorted((r, ms) for r, ms in table.parts[site.part].items() if r != site.units)  # type: ignore[type-var]
+            of, ms = (torch.tensor([0.0, *column]) for column in zip(*points, strict=True))  # type: ignore[misc]
+            ranks[site], costs[site] = of, ms.cummax(0).values
+        return cls(ranks, costs, table.rest, table.dense)
+
+    def saved(self, ranks: Mapping[Site, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """Return the share of the whole that these ranks save; differentiable in them."""
+        spent = [self._of(site, rank) for site, rank in ranks.items()]
+        return 1 - (self.rest + torch.stack(spent).sum()) / self.whole
+
+    def _of(self, site: Site, rank: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Interpolate; beyond the last point go on at its slope."""
+        x, y = (points[site].to(rank) for points in (self.ranks, self.costs))
+        right = int(torch.searchsorted(x, rank.detach()).clamp(1, len(x) - 1))
+        slope = (y[right] - y[right - 1]) / (x[right] - x[right - 1])
+        return y[right] + slope * (rank - x[right])
+
+
+class Lagrangian(nn.Module):
+    """l1 (s - t) + l2 (s - t)^2, lowered by the model and raised by the multipliers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Parameter(torch.zeros(()))
+        self.quadratic = nn.Parameter(torch.zeros(()))
+
+    def forward(self, saved: Float[Tensor, ""], target: float) -> Float[Tensor, ""]:
+        """Return the penalty for saving `saved` where `target` is asked for."""
+        return self.linear * (saved - target) + self.quadratic * (saved - target).square()

@@ -1,0 +1,70 @@
+"""FLOP: low-rank factors whose ranks are learned by gates (arXiv:1910.04732)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from omegaconf import MISSING
+
+from pruning.methods.method import Method, Plan, Subject
+from pruning.search.search import NoSearch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.models.sites import Site
+
+
+@dataclass
+class FLOP(Method):
+    """Every projection is a product B G A with gates G; weights and gates are trained together.
+
+    An augmented Lagrangian holds the expected cost to the target: milliseconds of the latency table
+    where there is a speedup, else parameters. Factors start as the whitened SVD of `method=svd`.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1910.04732"
+    searches: ClassVar[type[NoSearch]] = NoSearch
+    dial: ClassVar[str] = "sparsity"
+
+    sparsity: float | None = MISSING  # share of the projections' parameters to remove
+    modules: str = MISSING  # glob of the projections' paths within a block
+    whiten: bool = MISSING  # factors from the SVD of the outputs on the calibration text
+    start: float = MISSING  # starting rank, as a share of the one with as many parameters as dense
+    dropped: float = MISSING  # probability, about, that a gate is closed at the start
+    spectrum: float = MISSING  # how much small singular values lower a gate at the start
+    beta: float = MISSING  # temperature of the gates
+    noise: bool = MISSING  # of the gates in training
+    steps: int = MISSING
+    warmup: float = MISSING  # share of the steps over which the target grows
+    batch: int = MISSING  # sequences per step
+    rate: float = MISSING  # learning rate of the weights
+    gate_rate: float = MISSING  # of the gates
+    multiplier_rate: float = MISSING  # of the multipliers
+    clip: float = MISSING  # largest norm of the weights' gradient
+    save: int = MISSING  # steps between checkpoints, from which a killed run goes on
+
+    def __post_init__(self) -> None:
+        for field in ("sparsity", "dropped", "warmup"):
+            value = getattr(self, field)
+            if isinstance(value, float) and not 0 < value < 1:
+                raise ValueError(f"method.{field}={value} must lie between 0 and 1")
+        for field in ("start", "beta", "rate", "gate_rate", "multiplier_rate", "clip"):
+            value = getattr(self, field)
+            if isinstance(value, float) and value <= 0:
+                raise ValueError(f"method.{field}={value} must be above 0")
+        for field in ("steps", "batch", "save"):
+            value = getattr(self, field)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"method.{field}={value} must be at least 1")
+
+    def sites(self, model: "PreTrainedModel") -> "list[Site]":
+        """List the projections."""
+        from pruning.models.sites import chosen_linears
+
+        return chosen_linears(model, self.modules)
+
+    def plan(self, subject: Subject) -> Plan:
+        """Train; what is kept of every projection then follows from its gates."""
+        from pruning.methods.learned import LearnedPlan
+
+        return LearnedPlan.of(self, subject)

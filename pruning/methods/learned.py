@@ -1,0 +1,202 @@
+"""FLOP's plan: a model with gates, trained or found in the cache, and what its gates keep."""
+
+import json
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from pruning.calibration.moments import Moments
+from pruning.latency.table import LatencyTable, Shape, Shapes
+from pruning.methods.constraint import Cost
+from pruning.methods.flop import FLOP
+from pruning.methods.gates import GatedLowRank, Gates
+from pruning.methods.method import Plan, Subject
+from pruning.methods.ranks import components
+from pruning.methods.training import Goal, train
+from pruning.models.shrink import factor_, replace_, twin
+from pruning.models.sites import Allocation, Site, projection, set_weight_, weight
+from pruning.results.cache import digest
+
+LIMIT = 30.0  # shifts of log_alpha beyond which nothing changes
+
+
+class LearnedPlan(Plan):
+    """Ranks by the gates of a trained model, all shifted alike until a budget is met.
+
+    A shift of 0 is FLOP's own rule: a projection keeps as many terms as E||z||_0 says.
+    """
+
+    def __init__(
+        self,
+        dense: PreTrainedModel,
+        trained: PreTrainedModel,
+        sites: list[Site],
+        table: LatencyTable,
+        sparsity: float | None,
+        history: list[dict[str, float]],
+    ):
+        self.dense, self.trained, self.table, self.history = dense, trained, table, history
+        self.gated: dict[Site, GatedLowRank] = {s: projection(trained, s) for s in sites}  # type: ignore[misc]
+        if sparsity is not None:
+            self.given = self._largest(self._exact, lambda left: self._sparsity(left) >= sparsity)
+
+    @classmethod
+    def of(cls, method: FLOP, subject: Subject) -> "LearnedPlan":
+        """Factorise, insert gates and train; or find all that in the cache."""
+        s = subject
+        sites = method.sites(s.dense)
+        with s.clock("calibrate"):
+            moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
+        sizes = {}
+        for site in sites:
+            rows, columns = weight(projection(s.dense, site)).shape
+            sizes[site] = rows, columns
+        if method.sparsity is not None:
+            cost, target = Cost.params(sizes), method.sparsity
+        else:
+            assert s.speedup is not None
+            cost, target = Cost.ms(s.table, sites), 1 - 1 / s.speedup
+        goal = Goal(cost, target, round(method.warmup * method.steps))
+        settings = {k: v for k, v in asdict(method).items() if k not in ("name", "save")}
+        table = asdict(s.table) if method.sparsity is None else None
+        key = {
+            "version": 1,
+            "moments": moments.identity,
+            "method": settings,
+            "target": target,
+            "table": digest(str(table)),
+            "seed": s.seed,
+        }
+        scratch = s.cache.root / "checkpoints" / digest(key)
+
+        def build(directory: Path) -> None:
+            model = gated_(deepcopy(s.dense), moments, sites, method)
+            history = train(model, sites, goal, method, s.batches, s.seed, scratch)
+            state = {n: t.detach().cpu().contiguous() for n, t in model.named_parameters()}
+            save_file(state, directory / "parameters.safetensors")
+            (directory / "history.json").write_text(json.dumps(history, indent=1))
+
+        with s.clock("train"):
+            entry = s.cache.stage("training", key, build)
+            shutil.rmtree(scratch, ignore_errors=True)
+            trained = gated_(deepcopy(s.dense), moments, sites, method)
+            state = load_file(entry / "parameters.safetensors", device=str(trained.device))
+            with torch.no_grad():
+                for name, parameter in trained.named_parameters():
+                    parameter.copy_(state[name])
+        history = json.loads((entry / "history.json").read_text())
+        return cls(s.dense, trained.eval(), sites, s.table, method.sparsity, history)
+
+    def choose(self, budget: float) -> Shapes | None:
+        """Keep as many terms as fit the budget, at ranks that the table offers."""
+        return self._largest(
+            self._offered, lambda left: self.table.total(left) <= budget * (1 + 1e-9)
+        )
+
+    @torch.no_grad()
+    def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
+        """Fold the gates in: two projections, or one where the rank is full again."""
+        pruned = twin(self.trained)
+        allocation = Allocation()
+        for site, module in self.gated.items():
+            rank = shapes[site]
+            assert isinstance(rank, int)
+            if rank < site.units:
+                factor_(pruned, site, *module.folded(rank), module.bias)
+            else:
+                A, B = module.folded()
+                merged = deepcopy(projection(self.dense, site))
+                set_weight_(merged, B @ A)
+                if module.bias is not None:
+                    merged.bias.copy_(module.bias)  # type: ignore[union-attr, operator]
+                replace_(pruned, site, merged)
+            allocation[site] = torch.arange(site.units) < rank
+        return pruned, allocation
+
+    def _exact(self, shift: float) -> Shapes:
+        """Return the ranks that the gates say; full where two factors hold more than one matrix."""
+        found: Shapes = {}
+        for site, module in self.gated.items():
+            rank = max(1, round(float(module.gates.rank(shift))))
+            rows, columns = len(module.B), module.A.shape[1]
+            found[site] = rank if rank * (rows + columns) < rows * columns else site.units
+        return found
+
+    def _offered(self, shift: float) -> Shapes:
+        """Return the offered ranks nearest those that the gates say; beyond the largest, dense."""
+        found: Shapes = {}
+        for site, module in self.gated.items():
+            rank = float(module.gates.rank(shift))
+            below = [r for r in self.table.levels(site)[1:] if r <= len(module.A)]  # type: ignore[operator]
+            found[site] = _nearest(rank, below) if below and rank <= below[0] else site.units  # type: ignore[operator]
+        return found
+
+    def _sparsity(self, shapes: Shapes) -> float:
+        left = whole = 0
+        for site, module in self.gated.items():
+            rank, rows, columns = shapes[site], len(module.B), module.A.shape[1]
+            assert isinstance(rank, int)
+            whole += rows * columns
+            left += rows * columns if rank == site.units else rank * (rows + columns)
+        return 1 - left / whole
+
+    @torch.no_grad()
+    def _largest(
+        self, shapes: Callable[[float], Shapes], fits: Callable[[Shapes], bool]
+    ) -> Shapes | None:
+        """Return the shapes of the largest shift whose shapes fit."""
+        low, high = -LIMIT, LIMIT
+        if not fits(shapes(low)):
+            return None
+        if fits(shapes(high)):
+            return shapes(high)
+        while high - low > 1e-4:
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(shapes(middle)) else (low, middle)
+        return shapes(low)
+
+
+def _nearest(rank: float, offered: list[Shape]) -> Shape:
+    return min(offered, key=lambda r: abs(r - rank))  # type: ignore[operator]
+
+
+@torch.no_grad()
+def gated_(
+    model: PreTrainedModel, moments: Moments, sites: list[Site], method: FLOP
+) -> PreTrainedModel:
+    """Replace projections by gated products of the starting rank, each the best of its rank.
+
+    Gates start at log_alpha = log((1 - dropped) / dropped), moved by `spectrum` standard deviations
+    of what the logarithm of a term's share of the outputs' energy is off its mean. B makes up for
+    gates that are not fully open.
+    """
+    factors, shares = {}, {}
+    for site in sites:
+        W = weight(projection(model, site)).double()
+        H = moments[site].all.H.to(W)
+        H = H if method.whiten else torch.eye(len(H)).to(H)
+        rows, columns = W.shape
+        rank = min(site.units, max(1, round(method.start * rows * columns / (rows + columns))))
+        U = components(W, H)[:, :rank]
+        A = U.T @ W
+        energies = ((A @ H) * A).sum(1)
+        factors[site] = A, U
+        shares[site] = (energies / (W @ H * W).sum()).clamp(min=1e-12).log()
+    every = torch.cat(list(shares.values()))
+    middle, spread = every.mean(), every.std().clamp(min=1e-6)
+    start = torch.logit(torch.tensor(1 - method.dropped))
+    for site, (A, B) in factors.items():
+        old = projection(model, site)
+        kind, device = weight(old).dtype, weight(old).device
+        log_alpha = start + method.spectrum * (shares[site] - middle) / spread
+        gates = Gates(log_alpha.float().to(device), method.beta, method.noise)
+        bias = old.bias if isinstance(old.bias, torch.Tensor) else None
+        B = B / gates.fixed(len(A)).to(B)
+        replace_(model, site, GatedLowRank(A.to(kind), B.to(kind), bias, gates))
+    return model

@@ -1,0 +1,195 @@
+"""Train gates and weights together with the Trainer of transformers."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from pruning.calibration.stream import Batch
+from pruning.methods.constraint import Cost, Lagrangian
+from pruning.methods.flop import FLOP
+from pruning.methods.gates import GatedLowRank
+from pruning.models.sites import Site, projection
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100  # the label of a token that is not predicted
+Row = dict[str, Tensor]
+
+
+@dataclass
+class Goal:
+    """The share of the cost that training is to save."""
+
+    cost: Cost
+    target: float
+    warmup: int  # steps over which it grows
+
+    def at(self, step: int) -> float:
+        """Return what is asked for at a step."""
+        return self.target * min(1.0, step / max(1, self.warmup))
+
+
+def rows(batches: list[Batch]) -> list[Row]:
+    """Turn the text that is not held out into training examples."""
+    found = []
+    for batch in batches:
+        if not batch.held_out:
+            labels = batch.ids.masked_fill(batch.mask == 0, IGNORED)
+            for ids, mask, label in zip(batch.ids, batch.mask, labels, strict=True):
+                found.append({"input_ids": ids, "attention_mask": mask, "labels": label})
+    return found
+
+
+class GateTrainer(Trainer):
+    """The task's loss plus the Lagrangian; weights, gates and multipliers at rates of their own."""
+
+    def __init__(
+        self, model: PreTrainedModel, sites: list[Site], goal: Goal, method: FLOP, **options: Any
+    ):
+        self.gated: dict[Site, GatedLowRank] = {s: projection(model, s) for s in sites}  # type: ignore[misc]
+        self.goal, self.method = goal, method
+        self.saved = 0.0  # in the last step
+        self.losses: list[float] = []  # of the task, since the last log
+        model.lagrangian = Lagrangian().to(model.device)  # in the model, so in its checkpoints
+        super().__init__(model, **options)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over tokens
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        """Return the loss of a batch under the constraint of this step."""
+        outputs = model(**inputs)
+        ranks = {site: module.gates.rank() for site, module in self.gated.items()}
+        saved = self.goal.cost.saved(ranks)
+        self.saved = float(saved.detach())
+        self.losses.append(float(outputs.loss.detach()))
+        loss = outputs.loss + model.lagrangian(saved, self.goal.at(self.state.global_step))
+        return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make Adam of three groups; the multipliers climb."""
+        assert isinstance(self.model, nn.Module)
+        m = self.method
+        gates = [module.gates.log_alpha for module in self.gated.values()]
+        multipliers = list(self.model.lagrangian.parameters())  # type: ignore[union-attr]
+        groups = [
+            {"params": weights(self.model), "lr": m.rate},
+            {"params": gates, "lr": m.gate_rate},
+            {"params": multipliers, "lr": m.multiplier_rate, "maximize": True},
+        ]
+        self.optimizer = torch.optim.Adam(groups)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Let the rate of the weights rise for a tenth of the steps and fall to 0; others stay."""
+
+        def falling(step: int) -> float:
+            return min(1.0, 10 * (step + 1) / num_training_steps) * (1 - step / num_training_steps)
+
+        def constant(step: int) -> float:
+            return 1.0
+
+        optimizer = optimizer or self.optimizer
+        self.lr_scheduler = LambdaLR(optimizer, [falling, constant, constant])
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the constraint to what is logged."""
+        assert isinstance(self.model, nn.Module)
+        lagrangian = self.model.lagrangian
+        assert isinstance(lagrangian, Lagrangian)
+        if "loss" in logs:
+            logs |= {
+                "task_loss": sum(self.losses) / len(self.losses),
+                "saved": self.saved,
+                "target": self.goal.at(self.state.global_step),
+                "multiplier_linear": float(lagrangian.linear),
+                "multiplier_quadratic": float(lagrangian.quadratic),
+            }
+            self.losses.clear()
+        super().log(logs, *args, **kwargs)
+
+
+def weights(model: nn.Module) -> list[nn.Parameter]:
+    """List the parameters that are neither gates nor multipliers."""
+    named = model.named_parameters()
+    return [p for n, p in named if not n.endswith("log_alpha") and "lagrangian." not in n]
+
+
+class Guard(TrainerCallback):
+    """Clips the gradient of the weights, and stops before a step that is not finite."""
+
+    def __init__(self, clip: float, directory: Path):
+        self.clip, self.directory = clip, directory
+
+    def on_pre_optimizer_step(self, args, state, control, model: Any = None, **kwargs: Any) -> None:
+        """Look at all gradients; ValueError where one is NaN or infinite."""
+        norm = nn.utils.clip_grad_norm_(weights(model), self.clip)
+        others = [p.grad for p in model.parameters() if p.grad is not None]
+        if not (norm.isfinite() and all(grad.isfinite().all() for grad in others)):
+            raise ValueError(
+                f"method.rate={args.learning_rate:g}: training left the finite numbers at step "
+                f"{state.global_step + 1}; lower it (or method.gate_rate). The last good "
+                f"checkpoint is kept in {self.directory}"
+            )
+
+
+def train(
+    model: PreTrainedModel,
+    sites: list[Site],
+    goal: Goal,
+    method: FLOP,
+    batches: list[Batch],
+    seed: int,
+    directory: Path,
+) -> list[dict[str, float]]:
+    """Train in place and return the logged curves; goes on from a checkpoint in `directory`."""
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        max_steps=method.steps,
+        per_device_train_batch_size=method.batch,
+        learning_rate=method.rate,
+        max_grad_norm=0.0,  # Guard clips
+        logging_steps=max(1, method.steps // 50),
+        logging_nan_inf_filter=False,
+        save_steps=method.save,
+        save_total_limit=2,
+        seed=seed,
+        report_to=[],
+        use_cpu=model.device.type == "cpu",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    trainer = GateTrainer(
+        model,
+        sites,
+        goal,
+        method,
+        args=arguments,
+        train_dataset=rows(batches),
+        callbacks=[Guard(method.clip, directory)],
+    )
+    model.config.use_cache = False
+    trainer.train(resume_from_checkpoint=last_checkpoint(directory))
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def last_checkpoint(directory: Path) -> str | None:
+    """Return the newest checkpoint that was written whole: its state is written last."""
+    found = {}
+    for path in directory.glob("checkpoint-*/trainer_state.json"):
+        try:
+            found[json.loads(path.read_text())["global_step"]] = path.parent
+        except (ValueError, KeyError):
+            log.warning("%s was cut short and is not used", path.parent)
+    return str(found[max(found)]) if found else None
