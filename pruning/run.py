@@ -8,6 +8,7 @@ import transformers
 
 from pruning.experiment import Experiment
 from pruning.latency.meet import meet
+from pruning.latency.profile import break_even
 from pruning.methods.method import Subject
 from pruning.models import checkpoint
 from pruning.models.source import fingerprint
@@ -56,7 +57,7 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     with clock("evaluate"):
         evaluation["pruned"] = experiment.suite.evaluate(met.pruned, tokenizer, cache)
     found = result.compose(experiment, out.name, dense, met, evaluation, clock.total())
-    found.training = list(plan.history)
+    found.training, found.break_even = list(plan.history), break_even(dense, sites, table)
     with clock("save"):
         checkpoint.save(met.pruned, tokenizer, out / "model", card(found, command))
         result.write_allocation(met.allocation, out / "allocation.json")

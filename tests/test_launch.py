@@ -58,7 +58,7 @@ class Place:
 
     def arguments(self, *overrides: str, outputs: str = "outputs") -> list[str]:
         """Return the command line of a job that takes about two seconds."""
-        of_method = {"slimgpt", "depth", "dense", "uniform_ffn", "uniform_ffn,depth"}
+        of_method = {"slimgpt", "flop", "depth", "dense", "uniform_ffn", "uniform_ffn,depth"}
         own_search = of_method & {override.removeprefix("method=") for override in overrides}
         return [
             "model=gpt2",
@@ -361,6 +361,39 @@ def test_low_rank_goes_the_same_way(place, job, jobs):
         assert model.model.layers[block].get_submodule(module).rank == rank
     card = (out / "model" / "README.md").read_text()
     assert f"rank of {ranks[0][1]}" in card
+    assert "faster here up to rank" in card
+    assert result["break_even"]["mlp.up_proj"]["smaller"] == 113  # below 128 * 1024 / (128 + 1024)
+    assert all(result["break_even"][module]["faster"] >= rank for _, module, rank in ranks)
+
+
+FLOP = ("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch=4", "method.save=4")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "dial", [("speedup=1.1", "hardware.alignment=16"), ("speedup=null", "method.sparsity=0.5")]
+)
+def test_learned_ranks_go_the_same_way(place, job, jobs, dial):
+    outputs = "flop-" + dial[0].replace("=", "-")
+    arguments = place.arguments(*FLOP, *dial, outputs=outputs)
+    step = "pruning.methods.training:GateTrainer.compute_loss"
+    killed = jobs(*arguments, kill_at=step, call=7)  # two steps after a checkpoint
+    assert killed.returncode == -9
+    done = jobs(*arguments, kill_at=step, call=9)  # eight are left: the ninth would kill it
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results(outputs)
+    assert [row["step"] for row in result["training"]] == list(range(1, 13))
+    assert list((place.cache / "checkpoints").iterdir()) == []
+    (out,) = (place.root / outputs).glob("*/")
+    model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
+    if "speedup=null" in dial:
+        assert "-0.5-" in out.name
+        linears = 3 * 3 * 128 * 1024  # blocks, projections, their sizes
+        gone = result["params"]["dense"] - result["params"]["pruned"]
+        assert gone / linears == pytest.approx(0.5, abs=0.02)
+    else:
+        assert result["speedup"]["measured"] > 1
 
 
 def test_a_comparison_is_one_table_and_one_plot(place, job, jobs):

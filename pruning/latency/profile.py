@@ -14,7 +14,7 @@ from pruning.latency.clock import Timing, interleaved, speedup
 from pruning.latency.hardware import Hardware
 from pruning.latency.table import LatencyTable, Shape
 from pruning.models.modeling_pruned import factorise_, resize_block_
-from pruning.models.sites import Kind, Site, architecture, blocks, weight
+from pruning.models.sites import Kind, Site, architecture, blocks, projection, weight
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +134,20 @@ def profile(model: PreTrainedModel, hardware: Hardware, of: list[Site]) -> Laten
         spread=worst.spread,
         dense=whole.p50,
     )
+
+
+def break_even(
+    model: PreTrainedModel, of: list[Site], table: LatencyTable
+) -> dict[str, dict[str, int]]:
+    """Say up to which rank two projections have fewer parameters than one, and are faster here."""
+    found = {}
+    for site in of:
+        if site.kind is Kind.LINEAR:
+            rows, columns = weight(projection(model, site)).shape
+            faster = max((r for r in table.levels(site) if r != site.units), default=0)
+            smaller = (rows * columns - 1) // (rows + columns)
+            found[site.module] = {"full": site.units, "smaller": smaller, "faster": faster}
+    return found
 
 
 def _randomise_(module: nn.Module) -> None:

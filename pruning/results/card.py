@@ -74,10 +74,29 @@ def kept(result: Result) -> str:
     modules = dict.fromkeys(module for b in result.allocation for module in b.ranks)
     rows = []
     for b in result.allocation:
-        ranks = (b.ranks.get(module, "") for module in modules)
-        rows.append(tuple(map(str, (b.block, b.query_heads, b.kv_heads, b.ffn, *ranks))))
+        left = (b.ranks.get(module, "") for module in modules)
+        rows.append(tuple(map(str, (b.block, b.query_heads, b.kv_heads, b.ffn, *left))))
     head = ("block", "query heads", "KV heads", "FFN channels", *(f"rank of {m}" for m in modules))
-    return "## Kept per block\n\n" + markdown(head, rows)
+    return "## Kept per block\n\n" + markdown(head, rows) + ranks(result)
+
+
+def ranks(result: Result) -> str:
+    """Say which ranks pay on this hardware, where projections were factorised."""
+    if not result.break_even:
+        return ""
+    head = ("projection", "full rank", "fewer parameters up to rank", "faster here up to rank")
+    rows = [
+        (module, *(str(of[key]) for key in ("full", "smaller", "faster")))
+        for module, of in result.break_even.items()
+    ]
+    slower = [module for module, of in result.break_even.items() if of["faster"] < of["smaller"]]
+    text = "\n\nTwo projections in the place of one:\n\n" + markdown(head, rows)
+    if slower:
+        text += (
+            "\n\nBetween the two ranks a product has fewer parameters than the dense projection "
+            f"and takes longer: {', '.join(slower)}. Such ranks are not offered to the search."
+        )
+    return text
 
 
 def load() -> str:

@@ -115,6 +115,7 @@ class Result:
     memory: Memory
     allocation: list[Block]  # one entry per block, in order
     environment: dict[str, Any]  # of `environment()`
+    break_even: dict[str, dict[str, int]] = field(default_factory=dict)  # ranks, by projection
     training: list[dict[str, float]] = field(default_factory=list)  # curves of what was trained
     schema: int = SCHEMA
 
