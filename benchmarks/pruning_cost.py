@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 import torch
 
@@ -44,7 +45,8 @@ def cost(method: str, overrides: list[str]) -> dict:
     cache, clock = Cache(experiment.cache), Stopwatch()
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     table = experiment.hardware.profile(model, experiment.method.sites(model), cache)
-    batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
+    seed = experiment.seed
+    batches = experiment.calibration.batches(tokenizer, cache, seed)
     assert experiment.speedup is not None
     before = forward(model, batches)
     with tempfile.TemporaryDirectory() as fresh:
@@ -52,11 +54,12 @@ def cost(method: str, overrides: list[str]) -> dict:
             model,
             fingerprint(model),
             batches,
+            partial(experiment.calibration.up_to, tokenizer=tokenizer, cache=cache, seed=seed),
             experiment.calibration,
             table,
             experiment.search,
             experiment.speedup,
-            experiment.seed,
+            seed,
             Cache(fresh),
             clock,
         )

@@ -1,6 +1,7 @@
 """The main line: from an experiment to a smaller model, its measured speedup and its quality."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,12 +27,13 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     transformers.logging.set_verbosity_error()  # its advice on per-layer configs is for authors
     cache, clock = Cache(experiment.cache), Stopwatch()
     device = experiment.hardware.open()
-    torch.manual_seed(experiment.seed)
+    seed = experiment.seed
+    torch.manual_seed(seed)
     with clock("load"):
         dense, tokenizer = experiment.model.load(cache, device)
         identity = fingerprint(dense)
     with clock("calibrate"):
-        batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
+        batches = experiment.calibration.batches(tokenizer, cache, seed)
     with clock("profile"):
         sites = experiment.method.sites(dense)
         table = experiment.hardware.profile(dense, sites, cache)
@@ -44,11 +46,12 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
             dense,
             identity,
             batches,
+            partial(experiment.calibration.up_to, tokenizer=tokenizer, cache=cache, seed=seed),
             experiment.calibration,
             table,
             experiment.search,
             experiment.speedup,
-            experiment.seed,
+            seed,
             cache,
             clock,
         )

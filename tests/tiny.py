@@ -83,7 +83,10 @@ def levels_plan(
     """Make the plan of some levels."""
     table, cache, clock = linear_table(model), Cache("nowhere"), Stopwatch()
     search = NoSearch("none")
-    subject = Subject(model, "", batches or [], text(target), table, search, 1.5, 0, cache, clock)
+    given = batches or []
+    subject = Subject(
+        model, "", given, lambda n: given, text(target), table, search, 1.5, 0, cache, clock
+    )
     return LevelsPlan(subject, levels, choose, ridges)
 
 

@@ -58,20 +58,28 @@ class Calibration:
         self, tokenizer: "PreTrainedTokenizerBase", cache: Cache, seed: int
     ) -> list["Batch"]:
         """Tokenise shuffled documents into batches; every tenth or so (`held_out`) is held out."""
+        found = self.up_to(self.tokens, tokenizer, cache, seed)
+        there = sum(batch.tokens for batch in found)
+        if there < self.tokens:
+            raise ValueError(
+                f"calibration.tokens={self.tokens} is more than the {there} tokens of "
+                f"calibration.text.path={self.text.path!r}: ask for fewer, or give more text"
+            )
+        return found
+
+    def up_to(
+        self, tokens: int, tokenizer: "PreTrainedTokenizerBase", cache: Cache, seed: int
+    ) -> list["Batch"]:
+        """Return batches of so many tokens, or of all there are; more begin with the same ones."""
         from pruning.calibration.stream import pack, pad
 
         documents = self.text.documents(cache, "calibration.text")
-        rows = (pack if self.pack else pad)(tokenizer, documents, self.sequence, self.tokens, seed)
-        if rows.tokens < self.tokens:
-            raise ValueError(
-                f"calibration.tokens={self.tokens} is more than the {rows.tokens} tokens of "
-                f"calibration.text.path={self.text.path!r}: ask for fewer, or give more text"
-            )
+        rows = (pack if self.pack else pad)(tokenizer, documents, self.sequence, tokens, seed)
         batches = rows.split(self.batch)
         every = max(2, round(1 / self.held_out))
         if len(batches) < every:
             raise ValueError(
-                f"calibration.tokens={self.tokens} makes {len(batches)} batches of "
+                f"calibration.tokens={tokens} makes {len(batches)} batches of "
                 f"{self.batch} x {self.sequence}, too few to hold out a share of {self.held_out}: "
                 "lower calibration.batch or raise calibration.tokens"
             )

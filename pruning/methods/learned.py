@@ -65,9 +65,14 @@ class LearnedPlan(Plan):
         goal = Goal(cost, target, round(method.warmup * method.steps))
         settings = {k: v for k, v in asdict(method).items() if k not in ("name", "save")}
         table = asdict(s.table) if method.sparsity is None else None
+        held_out = s.calibration.held_out
+        batches = s.text(
+            round(method.steps * method.batch * s.calibration.sequence / (1 - held_out))
+        )
         key = {
-            "version": 1,
+            "version": 2,
             "moments": moments.identity,
+            "batches": [batch.digest() for batch in batches],
             "method": settings,
             "target": target,
             "table": digest(str(table)),
@@ -77,7 +82,7 @@ class LearnedPlan(Plan):
 
         def build(directory: Path) -> None:
             model = gated_(deepcopy(s.dense), moments, sites, method)
-            history = train(model, sites, goal, method, s.batches, s.seed, scratch)
+            history = train(model, sites, goal, method, batches, s.seed, scratch)
             state = {n: t.detach().cpu().contiguous() for n, t in model.named_parameters()}
             save_file(state, directory / "parameters.safetensors")
             (directory / "history.json").write_text(json.dumps(history, indent=1))

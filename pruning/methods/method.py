@@ -1,7 +1,7 @@
 """What a pruning method is: the config group `method`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,6 +27,7 @@ class Subject:
     dense: "PreTrainedModel"
     identity: str  # fingerprint of the dense model
     batches: "list[Batch]"  # calibration text
+    text: "Callable[[int], list[Batch]]"  # up to so many tokens of it, the first the same
     calibration: "Calibration"
     table: "LatencyTable"
     search: Search
