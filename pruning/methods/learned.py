@@ -19,8 +19,9 @@ from pruning.methods.gates import GatedLowRank, Gates
 from pruning.methods.method import Plan, Subject
 from pruning.methods.ranks import components
 from pruning.methods.training import Goal, train
-from pruning.models.shrink import factor_, replace_, twin
-from pruning.models.sites import Allocation, Site, projection, set_weight_, weight
+from pruning.models.modeling_pruned import replace_
+from pruning.models.shrink import factor_, twin
+from pruning.models.sites import Allocation, Site, blocks, projection, set_weight_, weight
 from pruning.results.cache import digest
 
 LIMIT = 30.0  # shifts of log_alpha beyond which nothing changes
@@ -120,7 +121,7 @@ class LearnedPlan(Plan):
                 set_weight_(merged, B @ A)
                 if module.bias is not None:
                     merged.bias.copy_(module.bias)  # type: ignore[union-attr, operator]
-                replace_(pruned, site, merged)
+                replace_(blocks(pruned)[site.block], site.module, merged)
             allocation[site] = torch.arange(site.units) < rank
         return pruned, allocation
 
@@ -203,5 +204,6 @@ def gated_(
         gates = Gates(log_alpha.float().to(device), method.beta, method.noise)
         bias = old.bias if isinstance(old.bias, torch.Tensor) else None
         B = B / gates.fixed(len(A)).to(B)
-        replace_(model, site, GatedLowRank(A.to(kind), B.to(kind), bias, gates))
+        gated = GatedLowRank(A.to(kind), B.to(kind), bias, gates)
+        replace_(blocks(model)[site.block], site.module, gated)
     return model

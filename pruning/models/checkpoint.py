@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from pruning.models import modeling_pruned
-from pruning.models.modeling_pruned import block_shape, ranks
+from pruning.models.modeling_pruned import block_shape, find, ranks
 from pruning.models.sites import architecture, blocks
 
 CODE = Path(modeling_pruned.__file__)
@@ -61,7 +61,7 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
         config.__dict__.pop(stale, None)
     shapes = [block_shape(block, a) for block in blocks(model)]
     config.head_dim = next(
-        getattr(block, a.attention).head_dim
+        find(block, a.attention).head_dim
         for block, (groups, _, _) in zip(blocks(model), shapes, strict=True)
         if groups
     )

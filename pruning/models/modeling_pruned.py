@@ -27,19 +27,22 @@ from transformers.pytorch_utils import Conv1D
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where a family keeps what can be cut: module paths and names of config values."""
+    """Where a family keeps what can be cut: paths in the model, in a block, names in the config."""
 
     blocks: str = "model.layers"
     norm: str = "model.norm"
     project_out: str | None = None  # between the final norm and the head
-    attention: str = "self_attn"
+    attention: str = "self_attn"  # what knows the size of a head
     attention_norm: str = "input_layernorm"
-    attention_inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")  # one name: fused
-    attention_output: str = "o_proj"
-    ffn: str | None = "mlp"  # None: the projections are in the block itself
+    attention_inputs: tuple[str, ...] = (  # one name: fused
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+    )
+    attention_output: str = "self_attn.o_proj"
     ffn_norm: str = "post_attention_layernorm"
-    ffn_inputs: tuple[str, ...] = ("gate_proj", "up_proj")
-    ffn_output: str = "down_proj"
+    ffn_inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    ffn_output: str = "mlp.down_proj"
     heads: str = "num_attention_heads"
     kv_heads: str | None = "num_key_value_heads"  # None: as many as query heads
     intermediate: str = "intermediate_size"
@@ -52,11 +55,11 @@ ARCHITECTURES = {
         norm="transformer.ln_f",
         attention="attn",
         attention_norm="ln_1",
-        attention_inputs=("c_attn",),
-        attention_output="c_proj",
+        attention_inputs=("attn.c_attn",),
+        attention_output="attn.c_proj",
         ffn_norm="ln_2",
-        ffn_inputs=("c_fc",),
-        ffn_output="c_proj",
+        ffn_inputs=("mlp.c_fc",),
+        ffn_output="mlp.c_proj",
         heads="n_head",
         kv_heads=None,
         intermediate="n_inner",
@@ -66,8 +69,7 @@ ARCHITECTURES = {
         norm="model.decoder.final_layer_norm",
         project_out="model.decoder.project_out",
         attention_norm="self_attn_layer_norm",
-        attention_output="out_proj",
-        ffn=None,
+        attention_output="self_attn.out_proj",
         ffn_norm="final_layer_norm",
         ffn_inputs=("fc1",),
         ffn_output="fc2",
@@ -98,7 +100,7 @@ class LowRank(nn.Module):
 
 
 class Zero(nn.Module):
-    """Stand in for a removed FFN: the residual stream plus a 0-dim zero is itself."""
+    """Stand in for a removed projection: the residual stream plus a 0-dim zero is itself."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         return hidden_states.new_zeros(())
@@ -111,20 +113,33 @@ class ZeroAttention(Zero):
         return hidden_states.new_zeros(()), None
 
 
+def find(block: nn.Module, path: str) -> Any:
+    """Return the module at a path in a block, None where there is none."""
+    module: Any = block
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
+
+
+def replace_(block: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a path in a block."""
+    parent, _, name = path.rpartition(".")
+    setattr(block.get_submodule(parent), name, module)
+
+
 def block_shape(block: nn.Module, architecture: Architecture) -> tuple[int, int, int]:
     """Return (KV groups, query heads per group, FFN width) of a block; 0 where it is gone."""
     groups = heads = width = 0
-    attention = getattr(block, architecture.attention)
-    output = getattr(attention, architecture.attention_output, None)
-    if output is not None:
-        total = groups = _size(output)[1] // attention.head_dim
+    output = find(block, architecture.attention_output)
+    if not _gone(output):
+        head_dim = find(block, architecture.attention).head_dim
+        total = groups = _size(output)[1] // head_dim
         if len(architecture.attention_inputs) > 1:
-            key = getattr(attention, architecture.attention_inputs[1])
-            groups = _size(key)[0] // attention.head_dim
+            groups = _size(find(block, architecture.attention_inputs[1]))[0] // head_dim
         assert total % groups == 0, f"{total} query heads do not spread over {groups} KV heads"
         heads = total // groups
-    output = getattr(_ffn(block, architecture), architecture.ffn_output, None)
-    if not isinstance(output, Zero | None):
+    output = find(block, architecture.ffn_output)
+    if not _gone(output):
         width = _size(output)[1]
     return groups, heads, width
 
@@ -154,17 +169,17 @@ def resize_block_(
 
 def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: int) -> None:
     if groups == 0:
-        setattr(block, a.attention, ZeroAttention())
-        setattr(block, a.attention_norm, nn.Identity())
+        replace_(block, a.attention, ZeroAttention())
+        replace_(block, a.attention_norm, nn.Identity())
         return
     assert a.kv_heads or heads == 1, "without GQA every group is one query head"
-    attention = getattr(block, a.attention)
+    attention = find(block, a.attention)
     rows = [groups * heads * attention.head_dim, *2 * [groups * attention.head_dim]]
     if len(a.attention_inputs) == 1:
         rows = [sum(rows)]
-    for name, count in zip(a.attention_inputs, rows, strict=True):
-        _resize_(attention, name, rows=count)
-    _resize_(attention, a.attention_output, columns=groups * heads * attention.head_dim)
+    for path, count in zip(a.attention_inputs, rows, strict=True):
+        _resize_(block, path, rows=count)
+    _resize_(block, a.attention_output, columns=groups * heads * attention.head_dim)
     if a.kv_heads:
         attention.num_key_value_groups = heads
     else:
@@ -173,26 +188,27 @@ def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: in
 
 
 def _resize_ffn_(block: nn.Module, a: Architecture, width: int) -> None:
-    ffn = _ffn(block, a)
     if width == 0:
-        for name in (a.ffn,) if a.ffn else (*a.ffn_inputs, a.ffn_output):
-            setattr(block, name, Zero())
-        setattr(block, a.ffn_norm, nn.Identity())
+        for path in (*a.ffn_inputs, a.ffn_output):
+            replace_(block, path, Zero())
+        replace_(block, a.ffn_norm, nn.Identity())
         return
-    for name in a.ffn_inputs:
-        _resize_(ffn, name, rows=width)
-    _resize_(ffn, a.ffn_output, columns=width)
+    for path in a.ffn_inputs:
+        _resize_(block, path, rows=width)
+    _resize_(block, a.ffn_output, columns=width)
+    ffn: Any = block.get_submodule(a.ffn_output.rpartition(".")[0])
     if hasattr(ffn, "intermediate_size"):
         ffn.intermediate_size = width
 
 
-def _ffn(block: nn.Module, architecture: Architecture) -> Any:
-    return getattr(block, architecture.ffn) if architecture.ffn else block
+def _gone(module: Any) -> bool:
+    """Tell whether a projection was removed; by what it has, since loaded code has its own Zero."""
+    return module is None or next(module.parameters(), None) is None
 
 
 def _size(module: Any) -> tuple[int, int]:
     """Return the output and input features of a projection."""
-    if isinstance(module, LowRank):
+    if isinstance(getattr(module, "rank", None), int):
         return module.B.out_features, module.A.in_features
     rows, columns = module.weight.shape
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
@@ -201,12 +217,8 @@ def _size(module: Any) -> tuple[int, int]:
 def add_output_biases_(model: nn.Module, architecture: Architecture) -> None:
     """Give every projection back to the residual stream a bias, of zeros where it had none."""
     for block in model.get_submodule(architecture.blocks).children():
-        attention = getattr(block, architecture.attention)
-        for part, name in (
-            (attention, architecture.attention_output),
-            (_ffn(block, architecture), architecture.ffn_output),
-        ):
-            output: Any = getattr(part, name, None)
+        for path in (architecture.attention_output, architecture.ffn_output):
+            output = find(block, path)
             if isinstance(output, nn.Linear) and output.bias is None:
                 zeros = output.weight.new_zeros(_size(output)[0])
                 output.bias = nn.Parameter(zeros, output.weight.requires_grad)
@@ -214,24 +226,24 @@ def add_output_biases_(model: nn.Module, architecture: Architecture) -> None:
 
 def factorise_(block: nn.Module, path: str, rank: int) -> LowRank:
     """Replace the projection at `path` in a block by two with undefined values, and return them."""
-    parent, _, name = path.rpartition(".")
     old: Any = block.get_submodule(path)
     rows, columns = _size(old)
     with torch.device("meta"):
         new = LowRank(columns, rank, rows, bias=old.bias is not None)
     new = new.to(old.weight.dtype).to_empty(device=old.weight.device).train(old.training)
-    setattr(block.get_submodule(parent), name, new.requires_grad_(old.weight.requires_grad))
+    replace_(block, path, new.requires_grad_(old.weight.requires_grad))
     return new
 
 
 def ranks(block: nn.Module) -> dict[str, int]:
     """Return the rank of every projection of a block that is a product of two, by its path."""
-    return {path: m.rank for path, m in block.named_modules() if isinstance(m, LowRank)}
+    found = {path: getattr(module, "rank", None) for path, module in block.named_modules()}
+    return {path: rank for path, rank in found.items() if isinstance(rank, int)}
 
 
-def _resize_(parent: nn.Module, name: str, rows: int | None = None, columns: int | None = None):
+def _resize_(block: nn.Module, path: str, rows: int | None = None, columns: int | None = None):
     """Replace a projection by an empty one with other numbers of rows or columns."""
-    old = getattr(parent, name)
+    old = find(block, path)
     rows, columns = rows or _size(old)[0], columns or _size(old)[1]
     with torch.device("meta"):
         if isinstance(old, Conv1D):
@@ -239,7 +251,7 @@ def _resize_(parent: nn.Module, name: str, rows: int | None = None, columns: int
         else:
             new = nn.Linear(columns, rows, bias=old.bias is not None)
     new = new.to(old.weight.dtype).to_empty(device=old.weight.device).train(old.training)
-    setattr(parent, name, new.requires_grad_(old.weight.requires_grad))
+    replace_(block, path, new.requires_grad_(old.weight.requires_grad))
 
 
 class _Pruned:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.models.modeling_pruned import Architecture, LowRank, resize_block_
+from pruning.models.modeling_pruned import Architecture, LowRank, find, replace_, resize_block_
 from pruning.models.sites import (
     Allocation,
     Kind,
@@ -103,13 +103,7 @@ def factor_(
     new.B.weight.copy_(B)
     if bias is not None:
         new.B.bias.copy_(bias)
-    replace_(model, site, new)
-
-
-def replace_(model: PreTrainedModel, site: Site, module: nn.Module) -> None:
-    """Put another module in the place of a single projection."""
-    parent, _, name = site.module.rpartition(".")
-    setattr(blocks(model)[site.block].get_submodule(parent), name, module)
+    replace_(blocks(model)[site.block], site.module, new)
 
 
 def _check(model: PreTrainedModel, allocation: Allocation) -> None:
@@ -131,15 +125,14 @@ def _whole(site: Site) -> tuple[int, int] | int:
 
 def _projections(block: nn.Module, a: Architecture) -> dict[Kind, tuple[list[Any], Any]]:
     """Return the input projections and the output projection of each sub-block still there."""
-    ffn = getattr(block, a.ffn) if a.ffn else block
     parts = {
-        Kind.ATTENTION: (getattr(block, a.attention), a.attention_inputs, a.attention_output),
-        Kind.FFN: (ffn, a.ffn_inputs, a.ffn_output),
+        Kind.ATTENTION: (a.attention_inputs, a.attention_output),
+        Kind.FFN: (a.ffn_inputs, a.ffn_output),
     }
     return {
-        kind: ([getattr(part, name) for name in inputs], getattr(part, output))
-        for kind, (part, inputs, output) in parts.items()
-        if hasattr(part, output)
+        kind: ([find(block, path) for path in inputs], find(block, output))
+        for kind, (inputs, output) in parts.items()
+        if find(block, output) is not None
     }
 
 

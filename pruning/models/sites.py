@@ -15,6 +15,7 @@ from pruning.models.modeling_pruned import (
     Architecture,
     add_output_biases_,
     block_shape,
+    find,
 )
 
 
@@ -118,7 +119,7 @@ def sites(model: PreTrainedModel) -> list[Site]:
     for index, block in enumerate(blocks(model)):
         groups, heads, width = block_shape(block, a)
         if groups:
-            head_dim = getattr(block, a.attention).head_dim
+            head_dim = find(block, a.attention).head_dim
             removable = index != types.index(types[index])
             found.append(Site(index, Kind.ATTENTION, groups * heads, head_dim, groups, removable))
         if width:
@@ -131,16 +132,12 @@ def linears(model: PreTrainedModel, pattern: str = "*") -> list[Site]:
     a = architecture(model)
     found = []
     for index, block in enumerate(blocks(model)):
-        for part, inputs, output in (
-            (a.attention, a.attention_inputs, a.attention_output),
-            (a.ffn, a.ffn_inputs, a.ffn_output),
+        for inputs, output in (
+            (a.attention_inputs, a.attention_output),
+            (a.ffn_inputs, a.ffn_output),
         ):
-            for name, reads in (*((i, inputs[0]) for i in inputs), (output, output)):
-                path, shared = (f"{part}.{n}" if part else n for n in (name, reads))
-                try:
-                    module = block.get_submodule(path)
-                except AttributeError:  # the sub-block is gone
-                    continue
+            for path, shared in (*((i, inputs[0]) for i in inputs), (output, output)):
+                module = find(block, path)
                 if isinstance(module, nn.Linear | Conv1D) and fnmatch(path, pattern):
                     rank = min(weight(module).shape)
                     found.append(Site(index, Kind.LINEAR, rank, module=path, shared=shared))
@@ -162,11 +159,8 @@ def projection(model: PreTrainedModel, site: Site) -> nn.Module:
     """Return the projection whose weight a site changes; a sub-block's is that of its output."""
     a = architecture(model)
     block = blocks(model)[site.block]
-    if site.module:
-        return block.get_submodule(site.module)
-    if site.kind is Kind.ATTENTION:
-        return getattr(getattr(block, a.attention), a.attention_output)
-    return getattr(getattr(block, a.ffn) if a.ffn else block, a.ffn_output)
+    of = {Kind.ATTENTION: a.attention_output, Kind.FFN: a.ffn_output, Kind.LINEAR: site.module}
+    return block.get_submodule(of[site.kind])
 
 
 def weight(module: nn.Module) -> Float[Tensor, "rows columns"]:

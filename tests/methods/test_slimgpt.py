@@ -42,7 +42,8 @@ def subject(model, tmp_path, search=None, target=Target.local) -> Subject:
     table = linear_table(model)
     search = search or Schedule("schedule", ramp=Ramp.log, first=0.0625, last=0.25)
     cache = Cache(tmp_path)
-    return Subject(model, "", BATCHES, text(target), table, search, 1.5, cache, Stopwatch())
+    given = BATCHES, lambda tokens: BATCHES, text(target), table, search
+    return Subject(model, "", *given, 1.5, 0, cache, Stopwatch())
 
 
 @torch.no_grad()
