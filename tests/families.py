@@ -5,6 +5,9 @@ from collections.abc import Callable
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
@@ -14,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    RobertaConfig,
 )
 
 COMMON = {
@@ -30,15 +34,18 @@ GATED = {**COMMON, "num_key_value_heads": 4, "intermediate_size": 96}
 
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Build a model whose every parameter, biases and norms included, is random and matters."""
-    model = AutoModelForCausalLM.from_config(config)
+    labels = config.id2label is not None and config.num_labels == 3
+    model = (AutoModelForSequenceClassification if labels else AutoModelForCausalLM).from_config(
+        config
+    )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if "norm" in name or "ln_" in name:
                 parameter.add_(0.2 * noise)
-            else:
-                parameter.copy_(0.15 * noise)
+            else:  # a classifier of real weights tells texts apart
+                parameter.copy_((0.6 if "classifier" in name else 0.15) * noise)
     return model.eval()
 
 
@@ -71,6 +78,22 @@ def opt() -> PreTrainedModel:
     return random_model(OPTConfig(**COMMON, **values))
 
 
+ENCODER = {**COMMON, "intermediate_size": 96, "num_labels": 3, "max_position_embeddings": 128}
+
+
+def bert() -> PreTrainedModel:
+    return random_model(BertConfig(**ENCODER))
+
+
+def roberta() -> PreTrainedModel:
+    return random_model(RobertaConfig(**ENCODER))
+
+
+def distilbert() -> PreTrainedModel:
+    values = {"dim": 64, "n_layers": 3, "n_heads": 8, "hidden_dim": 96, "num_labels": 3}
+    return random_model(DistilBertConfig(vocab_size=128, max_position_embeddings=128, **values))
+
+
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": llama,
     "mistral": mistral,
@@ -80,3 +103,9 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt2": gpt2,
     "opt": opt,
 }
+ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "bert": bert,
+    "roberta": roberta,
+    "distilbert": distilbert,
+}
+EVERY = FAMILIES | ENCODERS

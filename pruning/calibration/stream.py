@@ -1,7 +1,7 @@
 """The residual stream of a model, block by block: one loop for moments and for sensitivities."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.models.sites import blocks
+from pruning.models.sites import architecture, blocks, final
 
 Hidden = Float[Tensor, "batch sequence hidden"]
 
@@ -114,8 +114,19 @@ def behind(block: nn.Module, hidden: Hidden, call: tuple[tuple, dict]) -> Hidden
     return out[0] if isinstance(out, tuple) else out
 
 
+class _Player(nn.Module):
+    """Stands in for a block: whatever comes, these hidden states leave."""
+
+    def __init__(self, hidden: Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        return self.hidden
+
+
 @contextmanager
-def _replaced(layers: nn.ModuleList, stand_ins: list[_Recorder]) -> Iterator[None]:
+def _replaced(layers: nn.ModuleList, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
     own = list(layers)
     try:
         for index, stand_in in enumerate(stand_ins):
@@ -132,11 +143,25 @@ def enter(model: PreTrainedModel, batch: Batch) -> State:
     layers = blocks(model)
     recorders = [_Recorder() for _ in layers]
     with _replaced(layers, recorders):
+        options = {} if architecture(model).encoder else {"use_cache": False}
         model.base_model(
             input_ids=batch.ids.to(model.device),
             attention_mask=batch.mask.to(model.device),
-            use_cache=False,
+            **options,
         )
     hidden = recorders[0].hidden
     assert hidden is not None
     return State(batch, hidden, [recorder.call for recorder in recorders])
+
+
+@torch.no_grad()
+def leave(
+    model: PreTrainedModel, batch: Batch, hidden: Hidden
+) -> Float[Tensor, "predictions classes"]:
+    """Run what comes behind the blocks; return logits: of every real token, or of every row."""
+    if not architecture(model).encoder:
+        return final(model, hidden[batch.mask.bool().to(hidden.device)])
+    layers = blocks(model)
+    with _replaced(layers, [_Player(hidden) for _ in layers]):
+        ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
+        return model(input_ids=ids, attention_mask=mask).logits

@@ -52,9 +52,11 @@ def _tokens(model: PreTrainedModel, hardware: Hardware) -> Batch:
 
 
 def _prefill(model: PreTrainedModel, hardware: Hardware):
-    """Return a call that reads a prompt and gives the logits of its last token."""
+    """Return a call that reads a prompt and gives the logits of its last token, or of its task."""
     batch = _tokens(model, hardware)
     ids = batch.ids.to(model.device)
+    if architecture(model).encoder:
+        return lambda: model(input_ids=ids)
     return lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
 

@@ -53,10 +53,10 @@ class Cost:
 class Lagrangian(nn.Module):
     """l1 (s - t) + l2 (s - t)^2, lowered by the model and raised by the multipliers."""
 
-    def __init__(self) -> None:
+    def __init__(self, penalty: float) -> None:
         super().__init__()
         self.linear = nn.Parameter(torch.zeros(()))
-        self.quadratic = nn.Parameter(torch.zeros(()))
+        self.quadratic = nn.Parameter(torch.tensor(penalty))  # 0 as published
 
     def forward(self, saved: Float[Tensor, ""], target: float) -> Float[Tensor, ""]:
         """Return the penalty for saving `saved` where `target` is asked for."""

@@ -40,6 +40,7 @@ class FLOP(Method):
     rate: float = MISSING  # learning rate of the weights
     gate_rate: float = MISSING  # of the gates
     multiplier_rate: float = MISSING  # of the multipliers
+    penalty: float = MISSING  # multiplier of the squared distance from the target at the start
     clip: float = MISSING  # largest norm of the weights' gradient
     save: int = MISSING  # steps between checkpoints, from which a killed run goes on
 

@@ -62,7 +62,9 @@ class GateTrainer(Trainer):
         self.goal, self.method = goal, method
         self.saved = 0.0  # in the last step
         self.losses: list[float] = []  # of the task, since the last log
-        model.lagrangian = Lagrangian().to(model.device)  # in the model, so in its checkpoints
+        model.lagrangian = Lagrangian(method.penalty).to(
+            model.device
+        )  # in the model, so in its checkpoints
         super().__init__(model, **options)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over tokens
 

@@ -6,7 +6,6 @@ from copy import deepcopy
 from pathlib import Path
 
 from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -14,7 +13,7 @@ from transformers import (
 )
 
 from pruning.models import modeling_pruned
-from pruning.models.modeling_pruned import block_shape, find, ranks
+from pruning.models.modeling_pruned import block_shape, head_size, ranks
 from pruning.models.sites import architecture, blocks
 
 CODE = Path(modeling_pruned.__file__)
@@ -60,21 +59,22 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     for stale in ("auto_map", "allow_global_per_layer_attribute_access", "ranks"):
         config.__dict__.pop(stale, None)
     shapes = [block_shape(block, a) for block in blocks(model)]
-    config.head_dim = next(
-        find(block, a.attention).head_dim
-        for block, (groups, _, _) in zip(blocks(model), shapes, strict=True)
-        if groups
-    )
+    if a.kv_heads:  # other families take it from the dense model's heads
+        config.head_dim = next(
+            head_size(block, a)
+            for block, (groups, _, _) in zip(blocks(model), shapes, strict=True)
+            if groups
+        )
     if getattr(config, a.intermediate) is None:  # gpt2's way to say four times the hidden size
         setattr(config, a.intermediate, 4 * config.hidden_size)
-    dense = _dense_class(type(config))
+    dense = type(model).__name__.removeprefix("Pruned")
     low = {str(i): found for i, block in enumerate(blocks(model)) if (found := ranks(block))}
     if low:
         config.ranks = low
-    if len(set(shapes)) == 1 and (plain := _plain(config, *shapes[0])) is not None:
+    if len(set(shapes)) == 1 and (plain := _plain(config, dense, *shapes[0])) is not None:
         return plain
     config.architectures = [f"Pruned{dense}"]
-    config.auto_map = {"AutoModelForCausalLM": f"{CODE.stem}.Pruned{dense}"}
+    config.auto_map = {auto_class(model): f"{CODE.stem}.Pruned{dense}"}
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = {
         index: _override(config, *shape) for index, shape in enumerate(shapes)
@@ -82,8 +82,10 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     return config
 
 
-def _dense_class(kind: type[PreTrainedConfig]) -> str:
-    return MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__  # type: ignore[attr-defined]
+def auto_class(model: PreTrainedModel) -> str:
+    """Name what loads a checkpoint of the model."""
+    classifier = type(model).__name__.endswith("ForSequenceClassification")
+    return "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
 
 
 def _override(config: PreTrainedConfig, groups: int, heads: int, width: int) -> dict:
@@ -100,7 +102,7 @@ def _override(config: PreTrainedConfig, groups: int, heads: int, width: int) -> 
 
 
 def _plain(
-    config: PreTrainedConfig, groups: int, heads: int, width: int
+    config: PreTrainedConfig, dense: str, groups: int, heads: int, width: int
 ) -> PreTrainedConfig | None:
     """Return an ordinary config for blocks of one shape; None where the family has none."""
     a = modeling_pruned.ARCHITECTURES[config.model_type]
@@ -111,18 +113,17 @@ def _plain(
     values[a.intermediate] = width
     if a.kv_heads is None:
         if groups != values[a.heads]:
-            return None  # these families define head_dim as hidden size over heads
-        del values["head_dim"]
+            return None  # these families define the head size as hidden size over heads
     else:
         values |= {a.heads: groups * heads, a.kv_heads: groups}
         if config.model_type == "llama" and config.hidden_size % (groups * heads):
             # LlamaConfig refuses this; Mistral without a window is the same model without biases
             if config.attention_bias or config.mlp_bias:
                 return None
-            kind = MistralConfig
+            kind, dense = MistralConfig, "MistralForCausalLM"
             values["sliding_window"] = None
             for key in ("attention_bias", "mlp_bias", "pretraining_tp"):
                 values.pop(key, None)
-    values["architectures"] = [_dense_class(kind)]
+    values["architectures"] = [dense]
     values.pop("model_type", None)
     return kind(**values)

@@ -1,4 +1,4 @@
-"""Causal language models whose blocks differ in attention heads and FFN width.
+"""Transformers whose blocks differ in attention heads and FFN width.
 
 This file travels inside pruned checkpoints and needs nothing but torch and transformers. The shape
 of every block comes from `per_layer_config` in config.json, in the schema of transformers itself:
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    BertForSequenceClassification,
+    DistilBertForSequenceClassification,
     GemmaForCausalLM,
     GPT2LMHeadModel,
     LlamaForCausalLM,
@@ -21,6 +23,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    RobertaForSequenceClassification,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -30,7 +33,7 @@ class Architecture:
     """Where a family keeps what can be cut: paths in the model, in a block, names in the config."""
 
     blocks: str = "model.layers"
-    norm: str = "model.norm"
+    norm: str = "model.norm"  # of a decoder, in front of the head
     project_out: str | None = None  # between the final norm and the head
     attention: str = "self_attn"  # what knows the size of a head
     attention_norm: str = "input_layernorm"
@@ -46,6 +49,28 @@ class Architecture:
     heads: str = "num_attention_heads"
     kv_heads: str | None = "num_key_value_heads"  # None: as many as query heads
     intermediate: str = "intermediate_size"
+    head_size: str = "head_dim"  # attribute of the attention
+    encoder: bool = False  # norms behind the additions, no cache, logits of a task
+
+
+def _bert(blocks: str) -> Architecture:
+    return Architecture(
+        blocks=blocks,
+        attention="attention.self",
+        attention_norm="attention.output.LayerNorm",
+        attention_inputs=(
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+        ),
+        attention_output="attention.output.dense",
+        ffn_norm="output.LayerNorm",
+        ffn_inputs=("intermediate.dense",),
+        ffn_output="output.dense",
+        kv_heads=None,
+        head_size="attention_head_size",
+        encoder=True,
+    )
 
 
 ARCHITECTURES = {
@@ -75,6 +100,23 @@ ARCHITECTURES = {
         ffn_output="fc2",
         kv_heads=None,
         intermediate="ffn_dim",
+    ),
+    "bert": _bert("bert.encoder.layer"),
+    "roberta": _bert("roberta.encoder.layer"),
+    "distilbert": Architecture(
+        blocks="distilbert.transformer.layer",
+        attention="attention",
+        attention_norm="sa_layer_norm",
+        attention_inputs=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        attention_output="attention.out_lin",
+        ffn_norm="output_layer_norm",
+        ffn_inputs=("ffn.lin1",),
+        ffn_output="ffn.lin2",
+        heads="n_heads",
+        kv_heads=None,
+        intermediate="hidden_dim",
+        head_size="attention_head_size",
+        encoder=True,
     ),
 }
 
@@ -127,12 +169,17 @@ def replace_(block: nn.Module, path: str, module: nn.Module) -> None:
     setattr(block.get_submodule(parent), name, module)
 
 
+def head_size(block: nn.Module, architecture: Architecture) -> int:
+    """Return the columns of a head, of a block that has attention."""
+    return getattr(find(block, architecture.attention), architecture.head_size)
+
+
 def block_shape(block: nn.Module, architecture: Architecture) -> tuple[int, int, int]:
     """Return (KV groups, query heads per group, FFN width) of a block; 0 where it is gone."""
     groups = heads = width = 0
     output = find(block, architecture.attention_output)
     if not _gone(output):
-        head_dim = find(block, architecture.attention).head_dim
+        head_dim = head_size(block, architecture)
         total = groups = _size(output)[1] // head_dim
         if len(architecture.attention_inputs) > 1:
             groups = _size(find(block, architecture.attention_inputs[1]))[0] // head_dim
@@ -170,21 +217,26 @@ def resize_block_(
 def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: int) -> None:
     if groups == 0:
         replace_(block, a.attention, ZeroAttention())
+        if find(block, a.attention_output) is not None:  # it lies beside the attention
+            replace_(block, a.attention_output, Zero())
         replace_(block, a.attention_norm, nn.Identity())
         return
     assert a.kv_heads or heads == 1, "without GQA every group is one query head"
-    attention = find(block, a.attention)
-    rows = [groups * heads * attention.head_dim, *2 * [groups * attention.head_dim]]
+    attention, size = find(block, a.attention), head_size(block, a)
+    rows = [groups * heads * size, *2 * [groups * size]]
     if len(a.attention_inputs) == 1:
         rows = [sum(rows)]
     for path, count in zip(a.attention_inputs, rows, strict=True):
         _resize_(block, path, rows=count)
-    _resize_(block, a.attention_output, columns=groups * heads * attention.head_dim)
-    if a.kv_heads:
-        attention.num_key_value_groups = heads
-    else:
-        attention.num_heads = groups
-        attention.split_size = groups * attention.head_dim
+    _resize_(block, a.attention_output, columns=groups * heads * size)
+    counts = {
+        "num_key_value_groups": heads,
+        **dict.fromkeys(("num_heads", "num_attention_heads", "n_heads"), groups * heads),
+        **dict.fromkeys(("split_size", "all_head_size"), groups * heads * size),
+    }
+    for name, count in counts.items():
+        if hasattr(attention, name):
+            setattr(attention, name, count)
 
 
 def _resize_ffn_(block: nn.Module, a: Architecture, width: int) -> None:
@@ -316,4 +368,16 @@ class PrunedGPT2LMHeadModel(_Pruned, GPT2LMHeadModel):
 
 
 class PrunedOPTForCausalLM(_Pruned, OPTForCausalLM):
+    pass
+
+
+class PrunedBertForSequenceClassification(_Pruned, BertForSequenceClassification):
+    pass
+
+
+class PrunedRobertaForSequenceClassification(_Pruned, RobertaForSequenceClassification):
+    pass
+
+
+class PrunedDistilBertForSequenceClassification(_Pruned, DistilBertForSequenceClassification):
     pass

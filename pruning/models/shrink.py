@@ -15,6 +15,7 @@ from pruning.models.sites import (
     Site,
     architecture,
     blocks,
+    norm_behind,
     projection,
     set_weight_,
     shape,
@@ -35,7 +36,8 @@ def twin(model: M) -> M:
 def mask_(model: M, allocation: Allocation) -> M:
     """Zero the columns that the allocation drops, and the bias of a sub-block that is gone.
 
-    The logical twin of `shrink_`: same logits, same shapes. Writes into the model's parameters.
+    A norm behind a sub-block that is gone goes too. The logical twin of `shrink_`: same logits, and
+    same shapes. Writes into the model's parameters.
     """
     _check(model, allocation)
     for site, keep in allocation.items():
@@ -43,8 +45,12 @@ def mask_(model: M, allocation: Allocation) -> M:
         W = weight(module)
         columns = keep.to(W.device).repeat_interleave(site.width)
         W[:, ~columns] = 0
-        if not keep.any() and isinstance(module.bias, Tensor):
+        if keep.any():
+            continue
+        if isinstance(module.bias, Tensor):
             module.bias.zero_()
+        if norm := norm_behind(model, site):
+            replace_(blocks(model)[site.block], norm, nn.Identity())
     return model
 
 

@@ -16,6 +16,7 @@ from pruning.models.modeling_pruned import (
     add_output_biases_,
     block_shape,
     find,
+    head_size,
 )
 
 
@@ -82,6 +83,12 @@ def architecture(model: PreTrainedModel) -> Architecture:
             f"model: architecture '{kind}' is not supported; use one of {', '.join(ARCHITECTURES)}"
             " or add a row to ARCHITECTURES in pruning/models/modeling_pruned.py"
         )
+    name = type(model).__name__
+    if ARCHITECTURES[kind].encoder and not name.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"model: {name} is not supported; encoders are pruned for a task, as "
+            "...ForSequenceClassification"
+        )
     if getattr(model.config, "do_layer_norm_before", True) is False:
         raise ValueError(
             "model: OPT with do_layer_norm_before=False (opt-350m) is not supported, since its "
@@ -119,9 +126,9 @@ def sites(model: PreTrainedModel) -> list[Site]:
     for index, block in enumerate(blocks(model)):
         groups, heads, width = block_shape(block, a)
         if groups:
-            head_dim = find(block, a.attention).head_dim
-            removable = index != types.index(types[index])
-            found.append(Site(index, Kind.ATTENTION, groups * heads, head_dim, groups, removable))
+            size = head_size(block, a)
+            removable = a.encoder or index != types.index(types[index])
+            found.append(Site(index, Kind.ATTENTION, groups * heads, size, groups, removable))
         if width:
             found.append(Site(index, Kind.FFN, width, 1))
     return found
@@ -161,6 +168,17 @@ def projection(model: PreTrainedModel, site: Site) -> nn.Module:
     block = blocks(model)[site.block]
     of = {Kind.ATTENTION: a.attention_output, Kind.FFN: a.ffn_output, Kind.LINEAR: site.module}
     return block.get_submodule(of[site.kind])
+
+
+def norm_behind(model: PreTrainedModel, site: Site) -> str | None:
+    """Return the path in its block of the norm that goes with a site and reads what it gives.
+
+    None for decoders: there the norm in front of a sub-block reads the stream alone.
+    """
+    a = architecture(model)
+    if not a.encoder or site.kind is Kind.LINEAR:
+        return None
+    return a.attention_norm if site.kind is Kind.ATTENTION else a.ffn_norm
 
 
 def weight(module: nn.Module) -> Float[Tensor, "rows columns"]:

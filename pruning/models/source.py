@@ -45,7 +45,12 @@ class Model:
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Return the dense model on `device`, in evaluation mode, and its tokenizer."""
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import (
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoModelForSequenceClassification,
+            AutoTokenizer,
+        )
 
         from pruning.models.sites import architecture
 
@@ -55,9 +60,10 @@ class Model:
             dtype = Dtype.bfloat16 if device.type == "cuda" else Dtype.float32
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
-            model = AutoModelForCausalLM.from_pretrained(
-                where, revision=self.revision, dtype=getattr(torch, dtype)
-            )
+            config = AutoConfig.from_pretrained(where, revision=self.revision)
+            classifier = str(config.architectures).endswith("ForSequenceClassification']")
+            auto = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+            model = auto.from_pretrained(where, revision=self.revision, dtype=getattr(torch, dtype))
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(

@@ -20,7 +20,7 @@ def card(result: Result, command: str) -> str:
         front = {"base_model": base, **front}
     # JSON is YAML, and quotes what needs quoting
     matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
-    sections = [what(result, command), measured(result), kept(result), load()]
+    sections = [what(result, command), measured(result), kept(result), load(result)]
     return f"---\n{matter}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -99,10 +99,10 @@ def ranks(result: Result) -> str:
     return text
 
 
-def load() -> str:
+def load(result: Result) -> str:
     """Say how it is loaded."""
     return (
-        f"## Load\n\n```python\n{loading(URL, remote_code=True)}\n```\n\n"
+        f"## Load\n\n```python\n{loading(URL, True, result.loader)}\n```\n\n"
         "`trust_remote_code` lets transformers run the one modelling file in this directory; "
         "where `config.json` has no `auto_map` there is none, and the argument can go."
     )

@@ -59,12 +59,12 @@ def quantity(values: Mapping[str, float | None], key: str) -> str:
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
-def loading(path: str, remote_code: bool) -> str:
-    """Return the three lines of Python that load a checkpoint."""
+def loading(path: str, remote_code: bool, loader: str) -> str:
+    """Return the three lines of Python that load a checkpoint; `loader` is the Auto class."""
     trust = ", trust_remote_code=True" if remote_code else ""
     return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"model = AutoModelForCausalLM.from_pretrained({json.dumps(path)}{trust})\n"
+        f"from transformers import {loader}, AutoTokenizer\n"
+        f"model = {loader}.from_pretrained({json.dumps(path)}{trust})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(path)})"
     )
 
@@ -76,5 +76,5 @@ def show(result: Result, directory: Path, console: Console | None = None) -> Non
     config = json.loads((checkpoint / "config.json").read_text())
     console.print(table(result))
     console.print(f"\nThe checkpoint is in {checkpoint}\n", highlight=False, soft_wrap=True)
-    lines = loading(str(checkpoint), "auto_map" in config)
+    lines = loading(str(checkpoint), "auto_map" in config, result.loader)
     console.print(lines, markup=False, highlight=False, soft_wrap=True)

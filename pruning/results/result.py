@@ -59,7 +59,7 @@ class Latencies:
 
     dense: Latency
     pruned: Latency
-    phase: str  # prefill or decode
+    phase: str  # prefill of a decoder, or encode
     batch: int  # sequences
     sequence: int  # tokens per sequence
 
@@ -117,6 +117,7 @@ class Result:
     environment: dict[str, Any]  # of `environment()`
     break_even: dict[str, dict[str, int]] = field(default_factory=dict)  # ranks, by projection
     training: list[dict[str, float]] = field(default_factory=list)  # curves of what was trained
+    loader: str = "AutoModelForCausalLM"  # the class of transformers that loads the checkpoint
     schema: int = SCHEMA
 
 
@@ -129,7 +130,11 @@ def compose(
     seconds: dict[str, float],
 ) -> Result:
     """Gather what a job found out; `evaluation` has the keys dense and pruned."""
+    from pruning.models.checkpoint import auto_class
+    from pruning.models.sites import architecture
+
     hardware = experiment.hardware
+    phase = "encode" if architecture(dense).encoder else "prefill"
     before, after = (
         Latency(timing.p50, timing.p90, len(timing.values), timing.values)
         for timing in (met.dense_timing, met.pruned_timing)
@@ -140,13 +145,14 @@ def compose(
         study=experiment.study,
         config=json.loads(json.dumps(asdict(experiment))),  # enums become their values
         speedup=Speedup(met.target, met.predicted, met.measured, met.rounds),
-        latency=Latencies(before, after, "prefill", hardware.batch, hardware.sequence),
+        latency=Latencies(before, after, phase, hardware.batch, hardware.sequence),
         params=Params(whole, left, left / whole),
         evaluation=Evaluation(evaluation["dense"], evaluation["pruned"]),
         seconds=seconds,
         memory=Memory(*peaks()),
         allocation=kept(dense, met.allocation),
         environment=environment(),
+        loader=auto_class(met.pruned),
     )
 
 

@@ -10,9 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.calibration.stream import Batch, State, behind, enter
+from pruning.calibration.stream import Batch, State, behind, enter, leave
 from pruning.methods.levels import Levels
-from pruning.models.sites import Site, blocks, final, projection, set_weight_, weight
+from pruning.models.modeling_pruned import replace_
+from pruning.models.sites import (
+    Site,
+    architecture,
+    blocks,
+    norm_behind,
+    projection,
+    set_weight_,
+    weight,
+)
 from pruning.results.progress import track
 from pruning.search.search import Objective
 
@@ -21,16 +30,16 @@ from pruning.search.search import Objective
 class _Dense:
     """What the dense model says of a batch."""
 
-    p: Float[Tensor, "tokens vocabulary"]
-    log_p: Float[Tensor, "tokens vocabulary"]
+    p: Float[Tensor, "predictions classes"]
+    log_p: Float[Tensor, "predictions classes"]
 
     @classmethod
-    def of(cls, logits: Float[Tensor, "tokens vocabulary"]) -> "_Dense":
+    def of(cls, logits: Float[Tensor, "predictions classes"]) -> "_Dense":
         """Turn logits into probabilities."""
         log_p = logits.log_softmax(-1)
         return cls(log_p.exp(), log_p)
 
-    def divergence(self, logits: Float[Tensor, "tokens vocabulary"]) -> float:
+    def divergence(self, logits: Float[Tensor, "predictions classes"]) -> float:
         """Return sum_t KL(p_t || softmax(logits_t)) in nats.
 
         As sum p (log p - log q): small terms where the two agree, so that rounding is small too.
@@ -48,12 +57,15 @@ class Trial:
     def __init__(
         self, model: PreTrainedModel, levels: Levels, batches: list[Batch], objective: Objective
     ):
+        if objective is Objective.task and architecture(model).encoder:
+            raise ValueError("search.objective=task predicts the next token: for an encoder use kl")
         self.model, self.levels, self.objective = model, levels, objective
         self.sites = list(levels)
         self.states = [enter(model, batch) for batch in batches]
         self.installed = [0] * len(self.sites)
         self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None]] = {}
+        self.norms: dict[Site, nn.Module | None] = {}
         with torch.no_grad():
             self.dense = [_Dense.of(self._logits(s, 0, s.hidden)) for s in self.states]
 
@@ -99,14 +111,21 @@ class Trial:
             return
         site = self.sites[index]
         module: Any = projection(self.model, site)
+        norm = norm_behind(self.model, site)
+        block = blocks(self.model)[site.block]
         if site not in self.original:
             self.original[site] = weight(module).clone(), module.bias
+            self.norms[site] = block.get_submodule(norm) if norm else None
         W, b = self.original[site]
+        gone = level > 0 and not self.levels[site].keeps[level].any()
+        if norm:
+            kept = self.norms[site]
+            replace_(block, norm, nn.Identity() if gone or kept is None else kept)
         shift = None
         if level:
             installed, shift = self.levels.trial_weight(site, level, W)
             set_weight_(module, installed)
-            if not self.levels[site].keeps[level].any() and b is not None:
+            if gone and b is not None:
                 shift = -b
         else:
             set_weight_(module, W)
@@ -115,16 +134,15 @@ class Trial:
 
     def _logits(
         self, state: State, start: int, hidden: Tensor
-    ) -> Float[Tensor, "tokens vocabulary"]:
-        """Run the blocks from `start` on, and the head; return the logits of real tokens."""
+    ) -> Float[Tensor, "predictions classes"]:
+        """Run the blocks from `start` on, and the head."""
         for index, block in enumerate(blocks(self.model)):
             if index >= start:
                 hidden = behind(block, hidden, state.calls[index])
-        real = state.batch.mask.bool().to(hidden.device)
-        return final(self.model, hidden[real]).float()
+        return leave(self.model, state.batch, hidden).float()
 
     def _loss(self, start: int, hidden: Sequence[Tensor]) -> float:
-        """Return the objective in nats per token, with `hidden` entering block `start`."""
+        """Return the objective in nats per prediction, with `hidden` entering block `start`."""
         self.evaluations += 1
         total, tokens = 0.0, 0
         for state, dense, h in zip(self.states, self.dense, hidden, strict=True):

@@ -9,7 +9,7 @@ from pruning.models.sites import linears, sites
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
 from pruning.search.problem import pose
-from tests.families import FAMILIES, GATED, llama
+from tests.families import EVERY, GATED, llama
 from tests.models.allocations import mixed
 from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels
 
@@ -30,9 +30,9 @@ def hardware(**values) -> Hardware:
     return Hardware(name="here", **(settings | values))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_a_profile_has_every_level(family):
-    model = FAMILIES[family]()
+    model = EVERY[family]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     table = profile(model, hardware(), sites(model)[:2])
     attention, ffn = sites(model)[:2]
@@ -50,10 +50,10 @@ def test_a_profile_has_every_level(family):
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_a_profile_of_projections(family):
     """Each by itself, dense first; the sum of parts and rest is the dense model."""
-    model = FAMILIES[family]()
+    model = EVERY[family]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     of = [site for site in linears(model) if site.block == 0]
     table = profile(model, hardware(), of)

@@ -39,6 +39,7 @@ def flop(**values) -> FLOP:
         "rate": 1e-3,
         "gate_rate": 0.1,
         "multiplier_rate": 1.0,
+        "penalty": 0.0,
         "clip": 1.0,
         "save": 4,
     }
@@ -136,7 +137,7 @@ def test_costs_by_hand():
 
 def test_the_constraint_is_climbed_and_descended():
     """Gradients against finite differences: gates lower the penalty, multipliers raise it."""
-    cost, lagrangian = Cost.ms(TABLE, SITES), Lagrangian().double()
+    cost, lagrangian = Cost.ms(TABLE, SITES), Lagrangian(0.0).double()
     with torch.no_grad():
         lagrangian.linear.fill_(0.7)
         lagrangian.quadratic.fill_(2.0)

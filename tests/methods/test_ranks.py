@@ -11,7 +11,7 @@ from pruning.methods.ranks import Ranks, components, rank_levels
 from pruning.methods.svd import SVD
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, blocks, linears, projection, sites, weight
-from tests.families import FAMILIES, llama
+from tests.families import EVERY, llama
 from tests.methods.data import inputs, weights
 from tests.methods.test_levels import mean
 from tests.tiny import padded_batches
@@ -55,9 +55,9 @@ def test_losses_are_the_errors_on_the_held_out_inputs(plain):
         assert keep.tolist() == [True] * rank + [False] * (16 - rank)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_every_projection_has_the_moments_of_its_own_inputs(family):
-    model = FAMILIES[family]()
+    model = EVERY[family]()
     of = linears(model)
     seen = {site: [] for site in of}
     for site in of:
@@ -94,9 +94,9 @@ def ranks_of(model, directory, modules: str = "*") -> Ranks:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_the_cut_model_gives_what_the_product_gives(family, tmp_path):
-    dense, reference = FAMILIES[family](), FAMILIES[family]()
+    dense, reference = EVERY[family](), EVERY[family]()
     levels = ranks_of(dense, tmp_path)
     choice = [index % 3 for index in range(len(levels))]
     before = {name: p.clone() for name, p in dense.state_dict().items()}

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from pruning.models.checkpoint import describe, save
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import linears, projection, sites, weight
-from tests.families import FAMILIES, llama
+from tests.families import ENCODERS, FAMILIES, llama
 from tests.models.allocations import mixed, uniform
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
@@ -238,3 +238,57 @@ def test_the_tokenizer_travels_along(tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
     save(llama(), tokenizer, tmp_path / "model", "")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").encode("b") == [2]
+
+
+CLASSIFIER = """
+import json, sys
+from pathlib import Path
+
+sys.modules["pruning"] = None
+import torch
+torch.set_num_threads(1)
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+root = Path(sys.argv[1])
+ids = load_file(root / "ids.safetensors")["ids"]
+for path in sorted(p for p in root.iterdir() if p.is_dir()):
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        path, output_loading_info=True, trust_remote_code=path.name.startswith("mixed")
+    )
+    assert not any(info.values()), (path.name, info)
+    with torch.no_grad():
+        save_file({"logits": model(input_ids=ids).logits}, root / (path.name + ".safetensors"))
+"""
+
+
+@torch.no_grad()
+def test_a_stranger_gets_the_same_classifier(tmp_path):
+    """Heads, channels, sub-blocks and ranks; and one FFN width for all, which needs no code."""
+    from safetensors.torch import load_file, save_file
+
+    root, expected = tmp_path / "checkpoints", {}
+    for family, make in ENCODERS.items():
+        for name in ("mixed", "mixed-ranks", "plain"):
+            model = make()
+            shrink_(model, uniform(model, None, 40) if name == "plain" else mixed(model))
+            if name == "mixed-ranks":
+                low_rank(model)
+            save(model, None, root / f"{name}-{family}", "# card")
+            assert (root / f"{name}-{family}" / "modeling_pruned.py").exists() == (name != "plain")
+            expected[f"{name}-{family}"] = model(input_ids=IDS).logits
+    save_file({"ids": IDS}, root / "ids.safetensors")
+    (tmp_path / "stranger.py").write_text(CLASSIFIER)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [sys.executable, "stranger.py", str(root)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, logits in expected.items():
+        found = load_file(root / f"{name}.safetensors")["logits"]
+        torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)

@@ -2,8 +2,17 @@ from copy import deepcopy
 
 import pytest
 import torch
-from transformers import BertConfig, BertLMHeadModel, OPTConfig, OPTForCausalLM, Qwen2Config
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+)
 
+from pruning.calibration.stream import Batch, behind, enter
 from pruning.models.shrink import mask_, shrink_, twin
 from pruning.models.sites import (
     Kind,
@@ -17,7 +26,7 @@ from pruning.models.sites import (
     sites,
     weight,
 )
-from tests.families import FAMILIES, GATED, llama, random_model
+from tests.families import ENCODERS, EVERY, FAMILIES, GATED, llama, random_model
 from tests.models.allocations import heads, mixed
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
@@ -28,8 +37,13 @@ def logits(model):
     return model(input_ids=IDS).logits
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EVERY)
 def model(request):
+    return EVERY[request.param]()
+
+
+@pytest.fixture(params=FAMILIES)
+def decoder(request):
     return FAMILIES[request.param]()
 
 
@@ -109,10 +123,23 @@ def test_uneven_query_heads_are_refused():
         shrink_(model, {site: uneven})
 
 
-def test_the_first_attention_stays(model):
-    site = sites(model)[0]
+def test_the_first_attention_of_a_decoder_stays(decoder):
+    site = sites(decoder)[0]
     with pytest.raises(ValueError, match="caches read the sequence length there"):
-        shrink_(model, {site: torch.zeros(site.units, dtype=torch.bool)})
+        shrink_(decoder, {site: torch.zeros(site.units, dtype=torch.bool)})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ENCODERS)
+def test_an_encoder_loses_the_norm_with_its_sub_block(family):
+    """ALGORITHMS.md 1.3: the whole of attention or FFN, norm included, becomes the identity."""
+    model = ENCODERS[family]()
+    state = enter(model, Batch(IDS, torch.ones_like(IDS)))
+    gone = {s: torch.zeros(s.units, dtype=torch.bool) for s in sites(model) if s.block == 0}
+    assert all(site.removable for site in gone)
+    block = blocks(shrink_(model, gone))[0]
+    assert torch.equal(behind(block, state.hidden, state.calls[0]), state.hidden)
+    assert not list(block.parameters())
 
 
 def test_the_first_attention_of_every_layer_type_stays():
@@ -136,20 +163,23 @@ def test_sites_name_what_is_there(model):
         assert bool((module.weight == 0.5).all())
 
 
-def test_final_is_the_rest_of_the_model(model):
+def test_final_is_the_rest_of_the_model(decoder):
     seen = []
-    handle = blocks(model)[-1].register_forward_hook(lambda _, __, out: seen.append(out))
-    expected = logits(model)
+    handle = blocks(decoder)[-1].register_forward_hook(lambda _, __, out: seen.append(out))
+    expected = logits(decoder)
     handle.remove()
     hidden = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     with torch.no_grad():
-        assert torch.equal(final(model, hidden), expected)
+        assert torch.equal(final(decoder, hidden), expected)
 
 
 def test_unsupported_models_are_named():
     tiny = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    neox = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=8, num_hidden_layers=1, **tiny))
+    with pytest.raises(ValueError, match=r"model: architecture 'gpt_neox' is not supported.*llama"):
+        architecture(neox)
     bert = BertLMHeadModel(BertConfig(vocab_size=8, num_hidden_layers=1, is_decoder=True, **tiny))
-    with pytest.raises(ValueError, match=r"model: architecture 'bert' is not supported.*llama"):
+    with pytest.raises(ValueError, match="model: BertLMHeadModel is not supported"):
         architecture(bert)
     config = OPTConfig(
         vocab_size=8,
