@@ -12,7 +12,13 @@ from statistics import median
 import pytest
 import torch
 import transformers.dynamic_module_utils
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    LlamaConfig,
+)
 
 from tests.families import random_model
 from tests.jobs import ROOT, Jobs
@@ -364,6 +370,40 @@ def test_low_rank_goes_the_same_way(place, job, jobs):
     assert "faster here up to rank" in card
     assert result["break_even"]["mlp.up_proj"]["smaller"] == 113  # below 128 * 1024 / (128 + 1024)
     assert all(result["break_even"][module]["faster"] >= rank for _, module, rank in ranks)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["ziplm", "slimgpt", "depth"])
+def test_a_classifier_goes_the_same_way(place, job, jobs, method):
+    path = place.root / "bert"
+    if not path.exists():
+        sizes = {"hidden_size": 128, "intermediate_size": 1024, "num_attention_heads": 4}
+        random_model(
+            BertConfig(vocab_size=WORDS + 3, num_hidden_layers=3, num_labels=3, **sizes)
+        ).save_pretrained(path)
+        word_tokenizer(WORDS).save_pretrained(path)
+    text = place.root / "sentences.jsonl"
+    words = (place.root / "text.txt").read_text().split()
+    rows = [{"text": " ".join(words[i : i + 5 + i % 7])} for i in range(0, 3900, 9)]
+    text.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"method={method}", f"model.path={path}", "speedup=1.3"]
+    given += ["calibration.pack=false", f"calibration.text.path={text}"]
+    refused = jobs(*place.arguments(*given, outputs="refused"))
+    assert refused.returncode == 1
+    assert "suite='wikitext' measures what a decoder predicts" in refused.stderr
+    outputs = f"bert-{method}"
+    given += ["suite.perplexity=null"]
+    done = jobs(*place.arguments(*given, outputs=outputs))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results(outputs)
+    assert result["speedup"]["measured"] > 1
+    assert result["latency"]["phase"] == "encode"
+    (out,) = (place.root / outputs).glob("*/")
+    model = AutoModelForSequenceClassification.from_pretrained(
+        out / "model", trust_remote_code=True
+    )
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
+    assert "AutoModelForSequenceClassification.from_pretrained" in done.stdout
 
 
 FLOP = ("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch=4", "method.save=4")

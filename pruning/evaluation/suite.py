@@ -154,6 +154,13 @@ class Suite:
         Token perplexity is `<suite>/text/token_perplexity_<window>`. The model is left in the mode
         (train or eval) that it came in, the tokenizer as it was.
         """
+        from pruning.models.sites import architecture
+
+        if architecture(model).encoder and (self.perplexity is not None or self.tasks):
+            raise ValueError(
+                f"suite={self.name!r} measures what a decoder predicts, and this model is an "
+                "encoder: use suite=none, and evaluate the checkpoint on its task"
+            )
         found: dict[str, float] = {}
         training = model.training
         model.eval()
