@@ -14,13 +14,15 @@ from transformers import AutoModelForCausalLM
 
 ROOT = Path(__file__).parents[1]
 TARGET = 1.25
-SMALL = [  # the default job with less of everything: some two minutes on two cores
+SMALL = [  # the default job with less of everything: a minute or two on two cores
     "tracker=none",
-    "calibration.tokens=5120",
+    "calibration.tokens=2560",
     "calibration.sequence=256",
+    "calibration.batch=2",
+    "hardware.repetitions=8",
     "hardware.alignment=128",
     "suite.tasks={}",
-    "suite.perplexity.tokens=2048",
+    "suite.perplexity.tokens=1024",
 ]
 
 
