@@ -82,6 +82,7 @@ class Tracker:
                 [b.block, b.query_heads, b.kv_heads, b.ffn, *(b.ranks.get(m) for m in modules)]
                 for b in result.allocation
             ]
+            run.define_metric("training/*", step_metric="training/step")
             for entry in result.training:
                 run.log({f"training/{key}": value for key, value in entry.items()})
             run.log({"per_layer/kept": wandb.Table(columns=columns, data=rows)})

@@ -42,6 +42,8 @@ def tracker() -> Tracker:
 
 def test_an_offline_run_holds_everything(result, tracker, tmp_path, caplog):
     caplog.set_level(logging.INFO)
+    result.training = [{"step": 3, "task_loss": 3.5}, {"step": 6, "task_loss": 3.25}]
+    result.allocation[2].ranks = {"mlp.up_proj": 96}
     tracker.report(result, tmp_path)
     assert "no W&B API key" in caplog.text
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
@@ -54,12 +56,13 @@ def test_an_offline_run_holds_everything(result, tracker, tmp_path, caplog):
     assert found["name"] == found["run_id"] == result.name
     assert found["config"] == result.config
     assert SUMMARY.items() <= found["summary"].items()
+    assert (found["summary"]["training/step"], found["summary"]["training/task_loss"]) == (6, 3.25)
     records = subprocess.check_output([*inspect, log], text=True)
     assert '"frontier"' in records  # the group
     (table,) = run.glob("files/media/table/per_layer/kept*.json")
     assert json.loads(table.read_text()) == {
-        "columns": ["block", "query_heads", "kv_heads", "ffn"],
-        "data": [[0, 9, 3, 1536], [1, 0, 0, 1024], [2, 6, 2, 0]],
+        "columns": ["block", "query_heads", "kv_heads", "ffn", "mlp.up_proj"],
+        "data": [[0, 9, 3, 1536, None], [1, 0, 0, 1024, None], [2, 6, 2, 0, 96]],
     }
 
 
