@@ -372,27 +372,26 @@ def test_low_rank_goes_the_same_way(place, job, jobs):
     assert all(result["break_even"][module]["faster"] >= rank for _, module, rank in ranks)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("method", ["ziplm", "slimgpt", "depth"])
-def test_a_classifier_goes_the_same_way(place, job, jobs, method):
-    path = place.root / "bert"
-    if not path.exists():
-        sizes = {"hidden_size": 128, "intermediate_size": 1024, "num_attention_heads": 4}
-        random_model(
-            BertConfig(vocab_size=WORDS + 3, num_hidden_layers=3, num_labels=3, **sizes)
-        ).save_pretrained(path)
-        word_tokenizer(WORDS).save_pretrained(path)
-    text = place.root / "sentences.jsonl"
+@pytest.fixture(scope="module")
+def classifier(place) -> list[str]:
+    """Save a tiny BERT with a head, and sentences; return the overrides that use them."""
+    path, text = place.root / "bert", place.root / "sentences.jsonl"
+    sizes = {"hidden_size": 128, "intermediate_size": 1024, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=WORDS + 3, num_hidden_layers=3, num_labels=3, **sizes)
+    random_model(config).save_pretrained(path)
+    word_tokenizer(WORDS).save_pretrained(path)
     words = (place.root / "text.txt").read_text().split()
     rows = [{"text": " ".join(words[i : i + 5 + i % 7])} for i in range(0, 3900, 9)]
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = [f"method={method}", f"model.path={path}", "speedup=1.3"]
-    given += ["calibration.pack=false", f"calibration.text.path={text}"]
-    refused = jobs(*place.arguments(*given, outputs="refused"))
-    assert refused.returncode == 1
-    assert "suite='wikitext' measures what a decoder predicts" in refused.stderr
+    given = [f"model.path={path}", "speedup=1.3"]
+    return [*given, "calibration.pack=false", f"calibration.text.path={text}"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["ziplm", "slimgpt", "depth"])
+def test_a_classifier_goes_the_same_way(place, jobs, classifier, method):
     outputs = f"bert-{method}"
-    given += ["suite.perplexity=null"]
+    given = (f"method={method}", *classifier, "suite.perplexity=null")
     done = jobs(*place.arguments(*given, outputs=outputs))
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = place.results(outputs)
@@ -404,6 +403,20 @@ def test_a_classifier_goes_the_same_way(place, job, jobs, method):
     )
     assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
     assert "AutoModelForSequenceClassification.from_pretrained" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["method=ziplm"], "suite='wikitext' measures what a decoder predicts"),
+        (["method=flop", "suite.perplexity=null"], "method=flop trains on next tokens"),
+        (["search.objective=task", "suite.perplexity=null"], "for an encoder use kl"),
+    ],
+)
+def test_what_a_classifier_cannot_do(place, jobs, classifier, given, said):
+    done = jobs(*place.arguments(*given, *classifier, outputs="refused"))
+    assert done.returncode == 1
+    assert said in done.stderr.splitlines()[-1]
 
 
 FLOP = ("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch=4", "method.save=4")

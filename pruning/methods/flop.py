@@ -59,9 +59,14 @@ class FLOP(Method):
                 raise ValueError(f"method.{field}={value} must be at least 1")
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
-        """List the projections."""
-        from pruning.models.sites import chosen_linears
+        """List the projections; ValueError for a model that does not predict tokens."""
+        from pruning.models.sites import architecture, chosen_linears
 
+        if architecture(model).encoder:
+            raise ValueError(
+                f"method={self.name} trains on next tokens, which an encoder does not predict: "
+                "use method=svd, ziplm or slimgpt"
+            )
         return chosen_linears(model, self.modules)
 
     def plan(self, subject: Subject) -> Plan:

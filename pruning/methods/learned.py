@@ -21,7 +21,15 @@ from pruning.methods.ranks import components
 from pruning.methods.training import Goal, train
 from pruning.models.modeling_pruned import replace_
 from pruning.models.shrink import factor_, twin
-from pruning.models.sites import Allocation, Site, blocks, projection, set_weight_, weight
+from pruning.models.sites import (
+    Allocation,
+    Site,
+    architecture,
+    blocks,
+    projection,
+    set_weight_,
+    weight,
+)
 from pruning.results.cache import digest
 
 LIMIT = 30.0  # shifts of log_alpha beyond which nothing changes
@@ -54,50 +62,9 @@ class LearnedPlan(Plan):
         sites = method.sites(s.dense)
         with s.clock("calibrate"):
             moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
-        sizes = {}
-        for site in sites:
-            rows, columns = weight(projection(s.dense, site)).shape
-            sizes[site] = rows, columns
-        if method.sparsity is not None:
-            cost, target = Cost.params(sizes), method.sparsity
-        else:
-            assert s.speedup is not None
-            cost, target = Cost.ms(s.table, sites), 1 - 1 / s.speedup
-        goal = Goal(cost, target, round(method.warmup * method.steps))
-        settings = {k: v for k, v in asdict(method).items() if k not in ("name", "save")}
-        table = asdict(s.table) if method.sparsity is None else None
-        held_out = s.calibration.held_out
-        batches = s.text(
-            round(method.steps * method.batch * s.calibration.sequence / (1 - held_out))
-        )
-        key = {
-            "version": 2,
-            "moments": moments.identity,
-            "batches": [batch.digest() for batch in batches],
-            "method": settings,
-            "target": target,
-            "table": digest(str(table)),
-            "seed": s.seed,
-        }
-        scratch = s.cache.root / "checkpoints" / digest(key)
-
-        def build(directory: Path) -> None:
-            model = gated_(deepcopy(s.dense), moments, sites, method)
-            history = train(model, sites, goal, method, batches, s.seed, scratch)
-            state = {n: t.detach().cpu().contiguous() for n, t in model.named_parameters()}
-            save_file(state, directory / "parameters.safetensors")
-            (directory / "history.json").write_text(json.dumps(history, indent=1))
-
         with s.clock("train"):
-            entry = s.cache.stage("training", key, build)
-            shutil.rmtree(scratch, ignore_errors=True)
-            trained = gated_(deepcopy(s.dense), moments, sites, method)
-            state = load_file(entry / "parameters.safetensors", device=str(trained.device))
-            with torch.no_grad():
-                for name, parameter in trained.named_parameters():
-                    parameter.copy_(state[name])
-        history = json.loads((entry / "history.json").read_text())
-        return cls(s.dense, trained.eval(), sites, s.table, method.sparsity, history)
+            trained, history = _trained(method, s, sites, moments)
+        return cls(s.dense, trained, sites, s.table, method.sparsity, history)
 
     def choose(self, budget: float) -> Shapes | None:
         """Keep as many terms as fit the budget, at ranks that the table offers."""
@@ -166,6 +133,70 @@ class LearnedPlan(Plan):
             middle = (low + high) / 2
             low, high = (middle, high) if fits(shapes(middle)) else (low, middle)
         return shapes(low)
+
+
+def _trained(
+    method: FLOP, subject: Subject, sites: list[Site], moments: Moments
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    """Return the trained model with gates and the curves of its training, from the cache if there.
+
+    While it trains, the Trainer's checkpoints are in `checkpoints/` of the cache.
+    """
+    s = subject
+    goal = _goal(method, s, sites)
+    share = 1 - s.calibration.held_out
+    batches = s.text(round(method.steps * method.batch * s.calibration.sequence / share))
+    key = {
+        "version": 3,
+        "moments": moments.identity,
+        "batches": [batch.digest() for batch in batches],
+        "method": {k: v for k, v in asdict(method).items() if k not in ("name", "save")},
+        "target": goal.target,
+        "table": digest(str(s.table.parts)) if method.sparsity is None else None,
+        "seed": s.seed,
+    }
+    scratch = s.cache.root / "checkpoints" / digest(key)
+
+    def build(directory: Path) -> None:
+        model = gated_(deepcopy(s.dense), moments, sites, method)
+        history = train(model, sites, goal, method, batches, s.seed, scratch)
+        state = {n: t.detach().cpu().contiguous() for n, t in model.named_parameters()}
+        save_file(state, directory / "parameters.safetensors")
+        (directory / "history.json").write_text(json.dumps(history, indent=1))
+
+    entry = s.cache.stage("training", key, build)
+    shutil.rmtree(scratch, ignore_errors=True)
+    model = deepcopy(s.dense)
+    state = load_file(entry / "parameters.safetensors", device=str(model.device))
+    restored_(model, sites, state, method)
+    return model.eval(), json.loads((entry / "history.json").read_text())
+
+
+def _goal(method: FLOP, subject: Subject, sites: list[Site]) -> Goal:
+    """Return what training is held to: a share of the parameters, or of the milliseconds."""
+    warmup = round(method.warmup * method.steps)
+    if method.sparsity is None:
+        assert subject.speedup is not None
+        return Goal(Cost.ms(subject.table, sites), 1 - 1 / subject.speedup, warmup)
+    sizes = {}
+    for site in sites:
+        rows, columns = weight(projection(subject.dense, site)).shape
+        sizes[site] = rows, columns
+    return Goal(Cost.params(sizes), method.sparsity, warmup)
+
+
+@torch.no_grad()
+def restored_(
+    model: PreTrainedModel, sites: list[Site], state: dict[str, torch.Tensor], method: FLOP
+) -> None:
+    """Give a dense model the gated products and all parameters of a trained one."""
+    for site in sites:
+        path = f"{architecture(model).blocks}.{site.block}.{site.module}"
+        gates = Gates(state[f"{path}.gates.log_alpha"], method.beta, method.noise)
+        factors = state[f"{path}.A"], state[f"{path}.B"], state.get(f"{path}.bias")
+        replace_(blocks(model)[site.block], site.module, GatedLowRank(*factors, gates))
+    for name, parameter in model.named_parameters():
+        parameter.copy_(state[name])
 
 
 def _nearest(rank: float, offered: list[Shape]) -> Shape:

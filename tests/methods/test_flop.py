@@ -12,7 +12,7 @@ from pruning.latency.table import LatencyTable
 from pruning.methods.constraint import Cost, Lagrangian
 from pruning.methods.flop import FLOP
 from pruning.methods.gates import GatedLowRank, Gates
-from pruning.methods.learned import LearnedPlan, gated_
+from pruning.methods.learned import LearnedPlan, gated_, restored_
 from pruning.methods.training import Goal, train
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, projection, weight
@@ -242,6 +242,20 @@ def test_at_full_rank_training_starts_from_the_dense_model(family, tmp_path):
         torch.testing.assert_close(
             gated(**given).logits, dense(**given).logits, rtol=1e-3, atol=1e-4
         )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_gated_model_comes_back_from_its_parameters(family, tmp_path):
+    dense, method = FAMILIES[family](), flop()
+    of = method.sites(dense)
+    gated = gated_(deepcopy(dense), moments_of(dense, of, tmp_path), of, method).eval()
+    for parameter in gated.parameters():
+        parameter.add_(0.01)  # everything was trained
+    again = deepcopy(dense)
+    restored_(again, of, dict(gated.named_parameters()), method)
+    ids = BATCHES[0].ids
+    assert torch.equal(again.eval()(input_ids=ids).logits, gated(input_ids=ids).logits)
 
 
 def trained(directory: Path, moments: Path, **values):
