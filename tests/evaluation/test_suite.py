@@ -30,7 +30,7 @@ def no_network(monkeypatch):
 
 
 def suite(tasks: dict[str, Task], **more) -> Suite:
-    settings = {"perplexity": None, "limit": None, "batch": 3} | more
+    settings = {"perplexity": None, "labelled": {}, "limit": None, "batch": 3} | more
     return Suite(name="tiny", tasks=tasks, **settings)
 
 

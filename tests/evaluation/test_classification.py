@@ -1,0 +1,116 @@
+"""Labelled texts: against transformers' own pipeline, metrics by hand, and plain errors."""
+
+import json
+import math
+
+import datasets
+import pytest
+import torch
+from transformers import pipeline
+
+from pruning.evaluation.suite import Labelled, Metric, Suite
+from pruning.results.cache import Cache
+from tests.families import ENCODERS, llama
+from tests.tiny import word_tokenizer
+
+ROWS = [
+    {
+        "one": " ".join(f"w{(7 * i + k * i) % 120}" for k in range(2 + i % 6)),
+        "two": f"w{i} w{2 * i}",
+        "label": (i * i) % 3,
+        "number": i / 7,
+    }
+    for i in range(23)
+]
+
+
+def suite(tmp_path, limit: int | None = None, **task) -> Suite:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    settings = {"path": str(path), "columns": ["one"]} | task
+    labelled = {"mine": Labelled(**settings)}
+    return Suite("tiny", perplexity=None, tasks={}, labelled=labelled, limit=limit, batch=4)
+
+
+@torch.no_grad()
+def sharp(family: str):
+    """Make a model whose answers depend on the words."""
+    model = ENCODERS[family]()
+    model.get_input_embeddings().weight.mul_(10)
+    for name, parameter in model.named_parameters():
+        if "classifier" in name and name.endswith("bias"):
+            parameter.zero_()
+    return model
+
+
+def predicted(model, texts) -> list[int]:
+    """Ask transformers' pipeline, one text or pair at a time."""
+    classify = pipeline("text-classification", model=model, tokenizer=word_tokenizer())
+    answers = [classify([text])[0]["label"] for text in texts]
+    return [model.config.label2id[answer] for answer in answers]
+
+
+@pytest.mark.parametrize("limit", [None, 9])
+@pytest.mark.parametrize("family", ENCODERS)
+def test_accuracy_is_the_share_of_labels_that_the_pipeline_predicts(family, limit, tmp_path):
+    model = sharp(family)
+    rows = ROWS[:limit]
+    found = suite(tmp_path, limit).evaluate(model, word_tokenizer(), Cache(tmp_path / "cache"))
+    answers = predicted(model, [row["one"] for row in rows])
+    assert len(set(answers)) > 1
+    hits = sum(answer == row["label"] for answer, row in zip(answers, rows, strict=True))
+    share = hits / len(rows)
+    assert found["tiny/mine/accuracy"] == pytest.approx(share)
+    error = math.sqrt(share * (1 - share) / (len(rows) - 1))
+    assert found["tiny/mine/accuracy_stderr"] == pytest.approx(error)
+
+
+def test_pairs_are_read_as_pairs(tmp_path):
+    model = sharp("bert")
+    task = suite(tmp_path, columns=["one", "two"])
+    found = task.evaluate(model, word_tokenizer(), Cache(tmp_path / "cache"))
+    pairs = [{"text": row["one"], "text_pair": row["two"]} for row in ROWS]
+    answers = predicted(model, pairs)
+    assert answers != predicted(model, [row["one"] for row in ROWS])
+    hits = sum(answer == row["label"] for answer, row in zip(answers, ROWS, strict=True))
+    assert found["tiny/mine/accuracy"] == pytest.approx(hits / len(ROWS))
+
+
+def test_metrics_by_hand(tmp_path):
+    """Two classes for F1 and Matthews, one output for the correlations."""
+    from pruning.evaluation.classification import score
+
+    logits = torch.tensor([[1.0, 0], [0, 1], [0, 2], [3, 1], [0, 1]]).numpy()
+    truth = [0, 1, 0, 1, 1]  # hits: 2 of 3 that are 1, one false alarm
+    assert score(Metric.accuracy, logits, truth) == pytest.approx(3 / 5)
+    assert score(Metric.f1, logits, truth) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    matthews = (2 * 1 - 1 * 1) / math.sqrt(3 * 3 * 2 * 2)
+    assert score(Metric.matthews, logits, truth) == pytest.approx(matthews)
+    outputs = torch.tensor([[1.0], [2], [4]]).numpy()
+    assert score(Metric.spearman, outputs, [0.1, 0.2, 0.9]) == pytest.approx(1)
+    x, y = torch.tensor([1.0, 2, 4]), torch.tensor([0.1, 0.3, 0.2])
+    x, y = x - x.mean(), y - y.mean()
+    pearson = float(x @ y / (x.norm() * y.norm()))
+    assert score(Metric.pearson, outputs, [0.1, 0.3, 0.2]) == pytest.approx(pearson)
+
+
+def test_a_tsv_and_a_folder_hold_the_same_rows(tmp_path):
+    model, words = sharp("bert"), word_tokenizer()
+    head = "one\tlabel\n"
+    lines = "".join(f"{row['one']}\t{row['label']}\n" for row in ROWS)
+    (tmp_path / "rows.tsv").write_text(head + lines)
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "folder")
+    cache = Cache(tmp_path / "cache")
+    ours = suite(tmp_path).evaluate(model, words, cache)
+    for path in ("rows.tsv", "folder"):
+        assert suite(tmp_path, path=str(tmp_path / path)).evaluate(model, words, cache) == ours
+
+
+def test_plain_errors(tmp_path):
+    model, words, cache = ENCODERS["bert"](), word_tokenizer(), Cache(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"^suite\.labelled\.mine\.path='gone' does not exist"):
+        suite(tmp_path, path="gone").evaluate(model, words, cache)
+    with pytest.raises(ValueError, match=r"^suite\.labelled\.mine: body is no column of "):
+        suite(tmp_path, columns=["body"]).evaluate(model, words, cache)
+    with pytest.raises(ValueError, match=r"^suite='tiny' measures classifiers"):
+        suite(tmp_path).evaluate(llama(), words, cache)
