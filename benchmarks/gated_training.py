@@ -17,6 +17,7 @@ import torch
 from pruning.calibration.moments import Moments
 from pruning.experiment import compose
 from pruning.latency.clock import interleaved
+from pruning.latency.table import Shapes
 from pruning.methods.flop import FLOP
 from pruning.methods.gates import GatedLowRank
 from pruning.methods.learned import gated_
@@ -32,15 +33,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--alive", type=float, nargs="+", default=[1.0, 0.75, 0.5, 0.25])
     arguments, overrides = parser.parse_known_args()
-    experiment = compose(["method=flop", *overrides])
+    experiment = compose(["method=flop", "method.room=1", *overrides])
     assert isinstance(experiment.method, FLOP)
     cache = Cache(experiment.cache)
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     sites = experiment.method.sites(model)
     moments = Moments.of(model, fingerprint(model), batches, experiment.calibration, sites, cache)
-    gated = gated_(deepcopy(model), moments, sites, experiment.method).train()
-    rows = torch.cat([batch.ids for batch in batches])[: experiment.method.batch].to(model.device)
+    ranks: Shapes = {}
+    for site in sites:
+        rows, columns = weight(projection(model, site)).shape
+        ranks[site] = rows * columns // (rows + columns)  # as many parameters as the dense one
+    gated = gated_(deepcopy(model), moments, ranks, experiment.method).train()
+    ids = torch.cat([batch.ids for batch in batches])[: experiment.method.batch].to(model.device)
 
     @torch.enable_grad()
     def step(of, share: float) -> None:
@@ -51,7 +56,7 @@ def main() -> None:
                 alpha = module.gates.log_alpha.data
                 alpha[:] = CLOSED
                 alpha[: max(1, round(share * len(alpha)))] = OPEN
-        of(input_ids=rows, labels=rows, use_cache=False).loss.backward()
+        of(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         of.zero_grad(set_to_none=True)
 
     calls = {share: partial(step, gated, share) for share in arguments.alive}
@@ -69,7 +74,7 @@ def main() -> None:
         }
         for share in arguments.alive
     ]
-    print(json.dumps({"benchmark": "gated_training", "tokens": rows.numel(), "rows": result}))
+    print(json.dumps({"benchmark": "gated_training", "tokens": ids.numel(), "rows": result}))
 
 
 if __name__ == "__main__":

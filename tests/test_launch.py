@@ -64,7 +64,7 @@ class Place:
 
     def arguments(self, *overrides: str, outputs: str = "outputs") -> list[str]:
         """Return the command line of a job that takes about two seconds."""
-        of_method = {"slimgpt", "flop", "depth", "dense", "uniform_ffn", "uniform_ffn,depth"}
+        of_method = {"slimgpt", "depth", "dense", "uniform_ffn", "uniform_ffn,depth"}
         own_search = of_method & {override.removeprefix("method=") for override in overrides}
         return [
             "model=gpt2",
@@ -428,7 +428,11 @@ FLOP = ("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch=
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "dial", [("speedup=1.1", "hardware.alignment=16"), ("speedup=null", "method.sparsity=0.5")]
+    "dial",
+    [
+        ("speedup=1.1", "hardware.alignment=16"),
+        ("speedup=null", "method.sparsity=0.5", "hardware.alignment=16"),
+    ],
 )
 def test_learned_ranks_go_the_same_way(place, job, jobs, dial):
     outputs = "flop-" + dial[0].replace("=", "-")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from omegaconf import MISSING
 
 from pruning.methods.method import Method, Plan, Subject
-from pruning.search.search import NoSearch
+from pruning.search.search import Guided
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,19 +19,19 @@ class FLOP(Method):
     """Every projection is a product B G A with gates G; weights and gates are trained together.
 
     An augmented Lagrangian holds the expected cost to the target: milliseconds of the latency table
-    where there is a speedup, else parameters. Factors start as the whitened SVD of `method=svd`.
+    where there is a speedup, else parameters. It starts from what `method=svd` would do: from its
+    factors, with gates that are open up to the ranks that the search chooses.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1910.04732"
-    searches: ClassVar[type[NoSearch]] = NoSearch
+    searches: ClassVar[type[Guided]] = Guided
     dial: ClassVar[str] = "sparsity"
 
     sparsity: float | None = MISSING  # share of the projections' parameters to remove
     modules: str = MISSING  # glob of the projections' paths within a block
     whiten: bool = MISSING  # factors from the SVD of the outputs on the calibration text
-    start: float = MISSING  # starting rank, as a share of the one with as many parameters as dense
-    dropped: float = MISSING  # probability, about, that a gate is closed at the start
-    spectrum: float = MISSING  # how much small singular values lower a gate at the start
+    room: float = MISSING  # terms at the start, in multiples of the ranks that the search chooses
+    slope: float = MISSING  # how fast gates open at the start, from the chosen rank to larger terms
     beta: float = MISSING  # temperature of the gates
     noise: bool = MISSING  # of the gates in training
     steps: int = MISSING
@@ -45,14 +45,16 @@ class FLOP(Method):
     save: int = MISSING  # steps between checkpoints, from which a killed run goes on
 
     def __post_init__(self) -> None:
-        for field in ("sparsity", "dropped", "warmup"):
+        for field in ("sparsity", "warmup"):
             value = getattr(self, field)
             if isinstance(value, float) and not 0 < value < 1:
                 raise ValueError(f"method.{field}={value} must lie between 0 and 1")
-        for field in ("start", "beta", "rate", "gate_rate", "multiplier_rate", "clip"):
+        for field in ("slope", "beta", "rate", "gate_rate", "multiplier_rate", "clip"):
             value = getattr(self, field)
             if isinstance(value, float) and value <= 0:
                 raise ValueError(f"method.{field}={value} must be above 0")
+        if isinstance(self.room, float) and self.room < 1:
+            raise ValueError(f"method.room={self.room} must be at least 1")
         for field in ("steps", "batch", "save"):
             value = getattr(self, field)
             if isinstance(value, int) and value < 1:

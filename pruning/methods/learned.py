@@ -1,10 +1,11 @@
 """FLOP's plan: a model with gates, trained or found in the cache, and what its gates keep."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from pruning.methods.flop import FLOP
 from pruning.methods.gates import GatedLowRank, Gates
 from pruning.methods.method import Plan, Subject
 from pruning.methods.ranks import components
+from pruning.methods.svd import SVD
 from pruning.methods.training import Goal, train
 from pruning.models.modeling_pruned import replace_
 from pruning.models.shrink import factor_, twin
@@ -33,6 +35,8 @@ from pruning.models.sites import (
 from pruning.results.cache import digest
 
 LIMIT = 30.0  # shifts of log_alpha beyond which nothing changes
+CLOSED, OPEN = -5.0, 5.0  # log_alpha of gates at the start, away from the rank that is chosen
+EVEN = -2.4  # log_alpha at which a gate is open as often as closed, with beta 1
 
 
 class LearnedPlan(Plan):
@@ -62,8 +66,9 @@ class LearnedPlan(Plan):
         sites = method.sites(s.dense)
         with s.clock("calibrate"):
             moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
+        ranks = _start(method, s, sites)
         with s.clock("train"):
-            trained, history = _trained(method, s, sites, moments)
+            trained, history = _trained(method, s, ranks, moments)
         return cls(s.dense, trained, sites, s.table, method.sparsity, history)
 
     def choose(self, budget: float) -> Shapes | None:
@@ -135,19 +140,48 @@ class LearnedPlan(Plan):
         return shapes(low)
 
 
+def _start(method: FLOP, subject: Subject, sites: list[Site]) -> Shapes:
+    """Return the ranks that `method=svd` would choose; for a sparsity, by counting parameters."""
+    s = subject
+    if method.sparsity is not None:
+        s = replace(s, table=_counts(s, sites), speedup=1 / (1 - method.sparsity))
+    assert s.speedup is not None
+    svd = SVD("svd", modules=method.modules, whiten=method.whiten)
+    found = svd.plan(s).choose(s.table.budget(s.speedup))
+    if found is None:
+        raise ValueError(
+            f"method={method.name} has no ranks to start from: none that search={s.search.name} "
+            "finds save as much as is asked for; ask for less"
+        )
+    return found
+
+
+def _counts(subject: Subject, sites: list[Site]) -> LatencyTable:
+    """Return a table of parameters, of the ranks that the latency table has."""
+    parts, whole = {}, 0
+    for site in sites:
+        rows, columns = weight(projection(subject.dense, site)).shape
+        ranks = [r for r in subject.table.parts[site.part] if r != site.units]
+        costs = {r: float(r * (rows + columns)) for r in ranks if isinstance(r, int)}
+        parts[site.part] = {site.units: float(rows * columns), **costs}
+        whole += rows * columns
+    return LatencyTable(parts, 0.0, subject.table.blocks, 1.0, float(whole))
+
+
 def _trained(
-    method: FLOP, subject: Subject, sites: list[Site], moments: Moments
+    method: FLOP, subject: Subject, ranks: Shapes, moments: Moments
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     """Return the trained model with gates and the curves of its training, from the cache if there.
 
     While it trains, the Trainer's checkpoints are in `checkpoints/` of the cache.
     """
-    s = subject
+    s, sites = subject, list(ranks)
     goal = _goal(method, s, sites)
     share = 1 - s.calibration.held_out
     batches = s.text(round(method.steps * method.batch * s.calibration.sequence / share))
     key = {
-        "version": 3,
+        "version": 4,
+        "start": list(ranks.values()),
         "moments": moments.identity,
         "batches": [batch.digest() for batch in batches],
         "method": {k: v for k, v in asdict(method).items() if k not in ("name", "save")},
@@ -158,7 +192,7 @@ def _trained(
     scratch = s.cache.root / "checkpoints" / digest(key)
 
     def build(directory: Path) -> None:
-        model = gated_(deepcopy(s.dense), moments, sites, method)
+        model = gated_(deepcopy(s.dense), moments, ranks, method)
         history = train(model, sites, goal, method, batches, s.seed, scratch)
         state = {n: t.detach().cpu().contiguous() for n, t in model.named_parameters()}
         save_file(state, directory / "parameters.safetensors")
@@ -205,36 +239,36 @@ def _nearest(rank: float, offered: list[Shape]) -> Shape:
 
 @torch.no_grad()
 def gated_(
-    model: PreTrainedModel, moments: Moments, sites: list[Site], method: FLOP
+    model: PreTrainedModel, moments: Moments, ranks: Shapes, method: FLOP
 ) -> PreTrainedModel:
-    """Replace projections by gated products of the starting rank, each the best of its rank.
+    """Replace projections by gated products, each the best of its rank.
 
-    Gates start at log_alpha = log((1 - dropped) / dropped), moved by `spectrum` standard deviations
-    of what the logarithm of a term's share of the outputs' energy is off its mean. B makes up for
-    gates that are not fully open.
+    Gates of larger terms than that at the chosen rank start open, those of smaller ones closed, by
+    the logarithm of a term's share of the outputs' energy: `slope` per standard deviation of it.
+    B makes up for gates that are half open. A projection that is to stay dense has all its terms.
     """
     factors, shares = {}, {}
-    for site in sites:
+    for site, rank in ranks.items():
+        assert isinstance(rank, int)
         W = weight(projection(model, site)).double()
         H = moments[site].all.H.to(W)
         H = H if method.whiten else torch.eye(len(H)).to(H)
-        rows, columns = W.shape
-        rank = min(site.units, max(1, round(method.start * rows * columns / (rows + columns))))
-        U = components(W, H)[:, :rank]
+        U = components(W, H)[:, : min(site.units, math.ceil(method.room * rank))]
         A = U.T @ W
         energies = ((A @ H) * A).sum(1)
         factors[site] = A, U
         shares[site] = (energies / (W @ H * W).sum()).clamp(min=1e-12).log()
-    every = torch.cat(list(shares.values()))
-    middle, spread = every.mean(), every.std().clamp(min=1e-6)
-    start = torch.logit(torch.tensor(1 - method.dropped))
+    spread = torch.cat(list(shares.values())).std().clamp(min=1e-6)
     for site, (A, B) in factors.items():
-        old = projection(model, site)
+        old, rank, share = projection(model, site), ranks[site], shares[site]
         kind, device = weight(old).dtype, weight(old).device
-        log_alpha = start + method.spectrum * (shares[site] - middle) / spread
+        log_alpha = torch.full_like(share, OPEN)
+        if rank < site.units:  # type: ignore[operator]
+            cut = share[min(rank, len(share) - 1)]  # type: ignore[type-var]
+            log_alpha = (EVEN + method.slope * (share - cut) / spread).clamp(CLOSED, OPEN)
         gates = Gates(log_alpha.float().to(device), method.beta, method.noise)
         bias = old.bias if isinstance(old.bias, torch.Tensor) else None
-        B = B / gates.fixed(len(A)).to(B)
+        B = B / gates.fixed(len(A)).clamp(min=0.5).to(B)
         gated = GatedLowRank(A.to(kind), B.to(kind), bias, gates)
         replace_(blocks(model)[site.block], site.module, gated)
     return model

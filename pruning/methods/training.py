@@ -34,11 +34,11 @@ class Goal:
 
     cost: Cost
     target: float
-    warmup: int  # steps over which it grows
+    warmup: int  # steps over which it grows, from what is saved at the start
 
-    def at(self, step: int) -> float:
+    def at(self, step: int, start: float) -> float:
         """Return what is asked for at a step."""
-        return self.target * min(1.0, step / max(1, self.warmup))
+        return start + (self.target - start) * min(1.0, step / max(1, self.warmup))
 
 
 def rows(batches: list[Batch]) -> list[Row]:
@@ -60,7 +60,7 @@ class GateTrainer(Trainer):
     ):
         self.gated: dict[Site, GatedLowRank] = {s: projection(model, s) for s in sites}  # type: ignore[misc]
         self.goal, self.method = goal, method
-        self.saved = 0.0  # in the last step
+        self.start = self.saved = float(self._saved().detach())  # at the start, in the last step
         self.losses: list[float] = []  # of the task, since the last log
         model.lagrangian = Lagrangian(method.penalty).to(
             model.device
@@ -71,12 +71,18 @@ class GateTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         """Return the loss of a batch under the constraint of this step."""
         outputs = model(**inputs)
-        ranks = {site: module.gates.rank() for site, module in self.gated.items()}
-        saved = self.goal.cost.saved(ranks)
+        saved = self._saved()
         self.saved = float(saved.detach())
         self.losses.append(float(outputs.loss.detach()))
-        loss = outputs.loss + model.lagrangian(saved, self.goal.at(self.state.global_step))
+        loss = outputs.loss + model.lagrangian(saved, self._asked())
         return (loss, outputs) if return_outputs else loss
+
+    def _saved(self) -> Tensor:
+        ranks = {site: module.gates.rank() for site, module in self.gated.items()}
+        return self.goal.cost.saved(ranks)
+
+    def _asked(self) -> float:
+        return self.goal.at(self.state.global_step, self.start)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make Adam of three groups; the multipliers climb."""
@@ -114,7 +120,7 @@ class GateTrainer(Trainer):
             logs |= {
                 "task_loss": sum(self.losses) / len(self.losses),
                 "saved": self.saved,
-                "target": self.goal.at(self.state.global_step),
+                "target": self._asked(),
                 "multiplier_linear": float(lagrangian.linear),
                 "multiplier_quadratic": float(lagrangian.quadratic),
             }

@@ -47,7 +47,10 @@ class Problem:
 
     def sensitivities(self, anchors: list[float]) -> list[dict[int, float]]:
         """Return each site's measured loss increase at the levels nearest `anchors`; cached."""
-        at = [sorted({_nearest(row, anchor) for anchor in anchors}) for row in self.kept]
+        at = [
+            sorted({_nearest(row, anchor) for anchor in anchors}) if len(row) > 1 else []
+            for row in self.kept
+        ]
 
         def build(directory: Path) -> None:
             assert self.trial is not None

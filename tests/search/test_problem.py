@@ -160,3 +160,15 @@ def test_the_dense_choice_needs_no_search(tmp_path):
     posed = problem(tmp_path)
     dense = [0] * 2 * BLOCKS
     assert posed.solve(posed.loss, posed.total(dense)) == dense
+
+
+def test_a_site_that_can_only_stay_is_left_alone(tmp_path):
+    """Such as a projection of which no rank is faster than the whole."""
+    posed = problem(tmp_path)
+    posed.shapes[3], posed.loss[3] = posed.shapes[3][:1], posed.loss[3][:1]
+    posed.ms[3], posed.kept[3] = posed.ms[3][:1], posed.kept[3][:1]
+    posed.trial = Measured(posed, np.ones(2 * BLOCKS))
+    found = posed.sensitivities([0.5])
+    assert found[3] == {}
+    assert all(len(row) == 1 for index, row in enumerate(found) if index != 3)
+    assert scaled(posed.loss[3], found[3]).tolist() == [0]
