@@ -13,10 +13,14 @@ from pruning.models.sites import Site
 
 @dataclass
 class Cost:
-    """The cost of a factorised site, linear in the rank between `ranks`, and of the dense whole."""
+    """The cost of a factorised site, linear in the rank between `ranks`, and of the dense whole.
+
+    No site costs more than the dense one: at such ranks it is merged into one matrix again.
+    """
 
     ranks: dict[Site, Float[Tensor, " points"]]  # ascending, from 0
     costs: dict[Site, Float[Tensor, " points"]]  # not falling
+    dense: dict[Site, float]
     rest: float  # what no rank changes
     whole: float  # of the dense model
 
@@ -25,7 +29,8 @@ class Cost:
         """Count parameters: rows + columns per rank, against rows x columns where dense."""
         ranks = {site: torch.tensor([0.0, min(size)]) for site, size in sizes.items()}
         costs = {site: torch.tensor([0.0, min(s) * (s[0] + s[1])]) for site, s in sizes.items()}
-        return cls(ranks, costs, 0.0, float(sum(r * c for r, c in sizes.values())))
+        dense = {site: float(rows * columns) for site, (rows, columns) in sizes.items()}
+        return cls(ranks, costs, dense, 0.0, sum(dense.values()))
 
     @classmethod
     def ms(cls, table: LatencyTable, sites: list[Site]) -> "Cost":
@@ -35,7 +40,8 @@ class Cost:
             points = sorted((r, ms) for r, ms in table.parts[site.part].items() if r != site.units)  # type: ignore[type-var]
             of, ms = (torch.tensor([0.0, *column]) for column in zip(*points, strict=True))  # type: ignore[misc]
             ranks[site], costs[site] = of, ms.cummax(0).values
-        return cls(ranks, costs, table.rest, table.dense)
+        dense = {site: table.ms(site, site.units) for site in sites}
+        return cls(ranks, costs, dense, table.rest, table.dense)
 
     def saved(self, ranks: Mapping[Site, Float[Tensor, ""]]) -> Float[Tensor, ""]:
         """Return the share of the whole that these ranks save; differentiable in them."""
@@ -43,11 +49,11 @@ class Cost:
         return 1 - (self.rest + torch.stack(spent).sum()) / self.whole
 
     def _of(self, site: Site, rank: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Interpolate; beyond the last point go on at its slope."""
+        """Interpolate; beyond the last point go on at its slope, up to the dense cost."""
         x, y = (points[site].to(rank) for points in (self.ranks, self.costs))
         right = int(torch.searchsorted(x, rank.detach()).clamp(1, len(x) - 1))
         slope = (y[right] - y[right - 1]) / (x[right] - x[right - 1])
-        return y[right] + slope * (rank - x[right])
+        return (y[right] + slope * (rank - x[right])).clamp(max=self.dense[site])
 
 
 class Lagrangian(nn.Module):

@@ -127,8 +127,8 @@ def test_costs_by_hand():
     # a: between 2.5 ms at 2 and 4 at 4; b: rank 1 cannot cost more than rank 2 does, 1.2
     assert float(cost.saved(ranks)) == pytest.approx(1 - (2 + 3.25 + 1.2) / 10, rel=1e-5)
     ranks = {SITES[0]: torch.tensor(8.0), SITES[1]: torch.tensor(0.5)}
-    # a: beyond 6 on at 1 ms per rank, though the dense projection takes 5; b: half of 1.2
-    assert float(cost.saved(ranks)) == pytest.approx(1 - (2 + 8 + 0.6) / 10, rel=1e-5)
+    # a: beyond 6 on at 1 ms per rank, but the dense projection takes 5; b: half of 1.2
+    assert float(cost.saved(ranks)) == pytest.approx(1 - (2 + 5 + 0.6) / 10, rel=1e-5)
     cost = Cost.params({SITES[0]: (8, 20), SITES[1]: (4, 4)})
     ranks = {SITES[0]: torch.tensor(3.0), SITES[1]: torch.tensor(1.0)}
     assert float(cost.saved(ranks)) == pytest.approx(1 - (3 * 28 + 8) / 176, rel=1e-5)
