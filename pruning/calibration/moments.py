@@ -180,10 +180,14 @@ def block_moments(
                     behind(block, state.hidden, state.calls[index])
                 w = state.weights
             else:
-                before, hidden = state.hidden, state.advance(index, block)
+                hidden = (
+                    state.advance(index, block)
+                    if advance
+                    else behind(block, state.hidden, state.calls[index])
+                )
                 w = _weights(state.batch, hidden, weight)
                 if not advance:
-                    state.hidden, state.weights = before, w
+                    state.weights = w
             assert w is not None
             for site, (fit, held) in sums.items():
                 X = inputs[site].flatten(0, -2)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pruning.latency.table import LatencyTable
+from pruning.latency.table import LatencyTable, Shape
 from pruning.models.sites import Site
 
 
@@ -25,21 +25,15 @@ class Cost:
     whole: float  # of the dense model
 
     @classmethod
-    def params(cls, sizes: Mapping[Site, tuple[int, int]]) -> "Cost":
-        """Count parameters: rows + columns per rank, against rows x columns where dense."""
-        ranks = {site: torch.tensor([0.0, min(size)]) for site, size in sizes.items()}
-        costs = {site: torch.tensor([0.0, min(s) * (s[0] + s[1])]) for site, s in sizes.items()}
-        dense = {site: float(rows * columns) for site, (rows, columns) in sizes.items()}
-        return cls(ranks, costs, dense, 0.0, sum(dense.values()))
-
-    @classmethod
-    def ms(cls, table: LatencyTable, sites: list[Site]) -> "Cost":
-        """Take the milliseconds of a latency table, of factorised projections at every rank."""
+    def of(cls, table: LatencyTable, sites: list[Site]) -> "Cost":
+        """Take what a table says of factorised projections at every rank."""
         ranks, costs = {}, {}
         for site in sites:
-            points = sorted((r, ms) for r, ms in table.parts[site.part].items() if r != site.units)  # type: ignore[type-var]
-            of, ms = (torch.tensor([0.0, *column]) for column in zip(*points, strict=True))  # type: ignore[misc]
-            ranks[site], costs[site] = of, ms.cummax(0).values
+            of = table.parts[site.part]
+            points = sorted((r, cost) for r, cost in of.items() if r != site.units)  # type: ignore[type-var]
+            points = points or [(site.units, of[site.units])]  # too small to have ranks
+            x, y = (torch.tensor([0.0, *column]) for column in zip(*points, strict=True))  # type: ignore[misc]
+            ranks[site], costs[site] = x, y.cummax(0).values
         dense = {site: table.ms(site, site.units) for site in sites}
         return cls(ranks, costs, dense, table.rest, table.dense)
 
@@ -54,6 +48,20 @@ class Cost:
         right = int(torch.searchsorted(x, rank.detach()).clamp(1, len(x) - 1))
         slope = (y[right] - y[right - 1]) / (x[right] - x[right - 1])
         return (y[right] + slope * (rank - x[right])).clamp(max=self.dense[site])
+
+
+def counts(sizes: Mapping[Site, tuple[int, int]], table: LatencyTable) -> LatencyTable:
+    """Return a table of parameters in the place of milliseconds, at the same ranks.
+
+    `sizes` are rows and columns: a product has rows + columns per rank, a matrix rows x columns.
+    """
+    parts: dict[str, dict[Shape, float]] = {}
+    for site, (rows, columns) in sizes.items():
+        ranks = [r for r in table.parts[site.part] if isinstance(r, int) and r != site.units]
+        parts[site.part] = {site.units: float(rows * columns)}
+        parts[site.part] |= {r: float(r * (rows + columns)) for r in ranks}
+    whole = float(sum(rows * columns for rows, columns in sizes.values()))
+    return LatencyTable(parts, 0.0, table.blocks, 1.0, whole)
 
 
 class Lagrangian(nn.Module):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Moments
 from pruning.latency.table import LatencyTable, Shape, Shapes
-from pruning.methods.constraint import Cost
+from pruning.methods.constraint import Cost, counts
 from pruning.methods.flop import FLOP
 from pruning.methods.gates import GatedLowRank, Gates
 from pruning.methods.method import Plan, Subject
@@ -64,12 +64,15 @@ class LearnedPlan(Plan):
         """Factorise, insert gates and train; or find all that in the cache."""
         s = subject
         sites = method.sites(s.dense)
+        if method.sparsity is not None:  # parameters are what is to be saved
+            sizes = {site: _size(s.dense, site) for site in sites}
+            s = replace(s, table=counts(sizes, s.table), speedup=1 / (1 - method.sparsity))
         with s.clock("calibrate"):
             moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
-        ranks = _start(method, s, sites)
+        ranks = _start(method, s)
         with s.clock("train"):
             trained, history = _trained(method, s, ranks, moments)
-        return cls(s.dense, trained, sites, s.table, method.sparsity, history)
+        return cls(s.dense, trained, sites, subject.table, method.sparsity, history)
 
     def choose(self, budget: float) -> Shapes | None:
         """Keep as many terms as fit the budget, at ranks that the table offers."""
@@ -140,11 +143,14 @@ class LearnedPlan(Plan):
         return shapes(low)
 
 
-def _start(method: FLOP, subject: Subject, sites: list[Site]) -> Shapes:
-    """Return the ranks that `method=svd` would choose; for a sparsity, by counting parameters."""
+def _size(model: PreTrainedModel, site: Site) -> tuple[int, int]:
+    rows, columns = weight(projection(model, site)).shape
+    return rows, columns
+
+
+def _start(method: FLOP, subject: Subject) -> Shapes:
+    """Return the ranks that `method=svd` would choose."""
     s = subject
-    if method.sparsity is not None:
-        s = replace(s, table=_counts(s, sites), speedup=1 / (1 - method.sparsity))
     assert s.speedup is not None
     svd = SVD("svd", modules=method.modules, whiten=method.whiten)
     found = svd.plan(s).choose(s.table.budget(s.speedup))
@@ -156,18 +162,6 @@ def _start(method: FLOP, subject: Subject, sites: list[Site]) -> Shapes:
     return found
 
 
-def _counts(subject: Subject, sites: list[Site]) -> LatencyTable:
-    """Return a table of parameters, of the ranks that the latency table has."""
-    parts, whole = {}, 0
-    for site in sites:
-        rows, columns = weight(projection(subject.dense, site)).shape
-        ranks = [r for r in subject.table.parts[site.part] if r != site.units]
-        costs = {r: float(r * (rows + columns)) for r in ranks if isinstance(r, int)}
-        parts[site.part] = {site.units: float(rows * columns), **costs}
-        whole += rows * columns
-    return LatencyTable(parts, 0.0, subject.table.blocks, 1.0, float(whole))
-
-
 def _trained(
     method: FLOP, subject: Subject, ranks: Shapes, moments: Moments
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
@@ -176,7 +170,9 @@ def _trained(
     While it trains, the Trainer's checkpoints are in `checkpoints/` of the cache.
     """
     s, sites = subject, list(ranks)
-    goal = _goal(method, s, sites)
+    assert s.speedup is not None
+    warmup = round(method.warmup * method.steps)
+    goal = Goal(Cost.of(s.table, sites), 1 - 1 / s.speedup, warmup)
     share = 1 - s.calibration.held_out
     batches = s.text(round(method.steps * method.batch * s.calibration.sequence / share))
     key = {
@@ -186,7 +182,7 @@ def _trained(
         "batches": [batch.digest() for batch in batches],
         "method": {k: v for k, v in asdict(method).items() if k not in ("name", "save")},
         "target": goal.target,
-        "table": digest(str(s.table.parts)) if method.sparsity is None else None,
+        "table": digest(str(s.table.parts)),
         "seed": s.seed,
     }
     scratch = s.cache.root / "checkpoints" / digest(key)
@@ -204,19 +200,6 @@ def _trained(
     state = load_file(entry / "parameters.safetensors", device=str(model.device))
     restored_(model, sites, state, method)
     return model.eval(), json.loads((entry / "history.json").read_text())
-
-
-def _goal(method: FLOP, subject: Subject, sites: list[Site]) -> Goal:
-    """Return what training is held to: a share of the parameters, or of the milliseconds."""
-    warmup = round(method.warmup * method.steps)
-    if method.sparsity is None:
-        assert subject.speedup is not None
-        return Goal(Cost.ms(subject.table, sites), 1 - 1 / subject.speedup, warmup)
-    sizes = {}
-    for site in sites:
-        rows, columns = weight(projection(subject.dense, site)).shape
-        sizes[site] = rows, columns
-    return Goal(Cost.params(sizes), method.sparsity, warmup)
 
 
 @torch.no_grad()
@@ -251,8 +234,7 @@ def gated_(
     for site, rank in ranks.items():
         assert isinstance(rank, int)
         W = weight(projection(model, site)).double()
-        H = moments[site].all.H.to(W)
-        H = H if method.whiten else torch.eye(len(H)).to(H)
+        H = moments[site].all.H.to(W) if method.whiten else torch.eye(W.shape[1]).to(W)
         U = components(W, H)[:, : min(site.units, math.ceil(method.room * rank))]
         A = U.T @ W
         energies = ((A @ H) * A).sum(1)

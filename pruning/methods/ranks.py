@@ -15,16 +15,17 @@ from pruning.models.sites import Allocation, Site, projection, weight
 
 
 def components(
-    W: Float[Tensor, "rows columns"], H: Float[Tensor, "columns columns"]
+    W: Float[Tensor, "rows columns"], H: Float[Tensor, "columns columns"] | None
 ) -> Float[Tensor, "rows rank"]:
     """Return the directions of the output y = W x by their share of E|y|^2, the largest first.
 
     These are the left singular vectors U of W L, where H = E[x x^T] = L L^T. Of all products of
     rank r, B A with B = U_r and A = U_r^T W has the least E|W x - B A x|^2, the sum of the other
-    squared singular values: the truncated SVD whitened by L, with no need to invert L.
+    squared singular values: the truncated SVD whitened by L, with no need to invert L. Without H it
+    is the plain SVD of W.
     """
     Q, R = torch.linalg.qr(W)
-    _, vectors = torch.linalg.eigh(R @ H @ R.T)
+    _, vectors = torch.linalg.eigh(R @ R.T if H is None else R @ H @ R.T)
     return Q @ vectors.flip(1)
 
 
@@ -32,8 +33,8 @@ def rank_levels(
     site: Site, W: Float[Tensor, "rows columns"], split: Split, shapes: Sequence[Shape], plain: bool
 ) -> SiteLevels:
     """Return the levels of a projection at these ranks, judged by held-out error."""
-    W, H, held = W.double(), split.fit.H.double(), split.held.H.double()
-    U = components(W, torch.eye(len(H), dtype=H.dtype, device=H.device) if plain else H)
+    W, held = W.double(), split.held.H.double()
+    U = components(W, None if plain else split.fit.H.double())
     A = U.T @ W
     energies = ((A @ held) * A).sum(1)  # of every direction in the held-out outputs
     ranks = torch.tensor([shape if isinstance(shape, int) else 0 for shape in shapes])
@@ -53,8 +54,8 @@ class Ranks(Levels):
         """Return A and B of a level, from all calibration tokens or from those to `fit` only."""
         split, of = self._moments[site], self._of[site]
         H = (split.fit if fit else split.all).H.to(W.device).double()
-        H = torch.eye(len(H), dtype=H.dtype, device=H.device) if of.score == "plain" else H
-        U = components(W.double(), H)[:, : int(of.keeps[level].sum())]
+        U = components(W.double(), None if of.score == "plain" else H)
+        U = U[:, : int(of.keeps[level].sum())]
         return (U.T @ W.double()).to(W.dtype), U.to(W.dtype)
 
     def trial_weight(

@@ -74,7 +74,7 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     if len(set(shapes)) == 1 and (plain := _plain(config, dense, *shapes[0])) is not None:
         return plain
     config.architectures = [f"Pruned{dense}"]
-    config.auto_map = {auto_class(model): f"{CODE.stem}.Pruned{dense}"}
+    config.auto_map = {auto_class(dense): f"{CODE.stem}.Pruned{dense}"}
     config.allow_global_per_layer_attribute_access = True
     config.per_layer_config = {
         index: _override(config, *shape) for index, shape in enumerate(shapes)
@@ -82,9 +82,9 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     return config
 
 
-def auto_class(model: PreTrainedModel) -> str:
-    """Name what loads a checkpoint of the model."""
-    classifier = type(model).__name__.endswith("ForSequenceClassification")
+def auto_class(name: str) -> str:
+    """Name what of transformers loads a checkpoint of the model class `name`."""
+    classifier = name.endswith("ForSequenceClassification")
     return "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
 
 

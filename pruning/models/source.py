@@ -45,13 +45,10 @@ class Model:
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Return the dense model on `device`, in evaluation mode, and its tokenizer."""
         import torch
-        from transformers import (
-            AutoConfig,
-            AutoModelForCausalLM,
-            AutoModelForSequenceClassification,
-            AutoTokenizer,
-        )
+        import transformers
+        from transformers import AutoConfig, AutoTokenizer
 
+        from pruning.models.checkpoint import auto_class
         from pruning.models.sites import architecture
 
         where = self._directory(cache)
@@ -61,8 +58,7 @@ class Model:
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
             config = AutoConfig.from_pretrained(where, revision=self.revision)
-            classifier = str(config.architectures).endswith("ForSequenceClassification']")
-            auto = AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+            auto = getattr(transformers, auto_class((config.architectures or [""])[0]))
             model = auto.from_pretrained(where, revision=self.revision, dtype=getattr(torch, dtype))
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -152,7 +152,7 @@ def compose(
         memory=Memory(*peaks()),
         allocation=kept(dense, met.allocation),
         environment=environment(),
-        loader=auto_class(met.pruned),
+        loader=auto_class(type(met.pruned).__name__),
     )
 
 

@@ -64,8 +64,7 @@ class Trial:
         self.states = [enter(model, batch) for batch in batches]
         self.installed = [0] * len(self.sites)
         self.evaluations = 0  # of the objective, whole model or part of it
-        self.original: dict[Site, tuple[Tensor, nn.Parameter | None]] = {}
-        self.norms: dict[Site, nn.Module | None] = {}
+        self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
         with torch.no_grad():
             self.dense = [_Dense.of(self._logits(s, 0, s.hidden)) for s in self.states]
 
@@ -114,13 +113,12 @@ class Trial:
         norm = norm_behind(self.model, site)
         block = blocks(self.model)[site.block]
         if site not in self.original:
-            self.original[site] = weight(module).clone(), module.bias
-            self.norms[site] = block.get_submodule(norm) if norm else None
-        W, b = self.original[site]
+            own = block.get_submodule(norm) if norm else None
+            self.original[site] = weight(module).clone(), module.bias, own
+        W, b, own = self.original[site]
         gone = level > 0 and not self.levels[site].keeps[level].any()
-        if norm:
-            kept = self.norms[site]
-            replace_(block, norm, nn.Identity() if gone or kept is None else kept)
+        if norm and own:
+            replace_(block, norm, nn.Identity() if gone else own)
         shift = None
         if level:
             installed, shift = self.levels.trial_weight(site, level, W)

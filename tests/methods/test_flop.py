@@ -9,7 +9,7 @@ import torch
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.latency.table import LatencyTable
-from pruning.methods.constraint import Cost, Lagrangian
+from pruning.methods.constraint import Cost, Lagrangian, counts
 from pruning.methods.flop import FLOP
 from pruning.methods.gates import GatedLowRank, Gates
 from pruning.methods.learned import LearnedPlan, gated_, restored_
@@ -122,21 +122,27 @@ TABLE = LatencyTable(
 
 
 def test_costs_by_hand():
-    cost = Cost.ms(TABLE, SITES)
+    cost = Cost.of(TABLE, SITES)
     ranks = {SITES[0]: torch.tensor(3.0), SITES[1]: torch.tensor(1.5)}
     # a: between 2.5 ms at 2 and 4 at 4; b: rank 1 cannot cost more than rank 2 does, 1.2
     assert float(cost.saved(ranks)) == pytest.approx(1 - (2 + 3.25 + 1.2) / 10, rel=1e-5)
     ranks = {SITES[0]: torch.tensor(8.0), SITES[1]: torch.tensor(0.5)}
     # a: beyond 6 on at 1 ms per rank, but the dense projection takes 5; b: half of 1.2
     assert float(cost.saved(ranks)) == pytest.approx(1 - (2 + 5 + 0.6) / 10, rel=1e-5)
-    cost = Cost.params({SITES[0]: (8, 20), SITES[1]: (4, 4)})
+    cost = Cost.of(counts({SITES[0]: (8, 20), SITES[1]: (4, 4)}, TABLE), SITES)
     ranks = {SITES[0]: torch.tensor(3.0), SITES[1]: torch.tensor(1.0)}
     assert float(cost.saved(ranks)) == pytest.approx(1 - (3 * 28 + 8) / 176, rel=1e-5)
 
 
+def test_a_site_too_small_for_ranks_costs_what_it_is():
+    small = LatencyTable({"a": {8: 5.0}}, 2.0, 1, 1.0, 7.0)
+    cost = Cost.of(small, SITES[:1])
+    assert float(cost.saved({SITES[0]: torch.tensor(8.0)})) == pytest.approx(0)
+
+
 def test_the_constraint_is_climbed_and_descended():
     """Gradients against finite differences: gates lower the penalty, multipliers raise it."""
-    cost, lagrangian = Cost.ms(TABLE, SITES), Lagrangian(0.0).double()
+    cost, lagrangian = Cost.of(TABLE, SITES), Lagrangian(0.0).double()
     with torch.no_grad():
         lagrangian.linear.fill_(0.7)
         lagrangian.quadratic.fill_(2.0)
@@ -268,7 +274,7 @@ def trained(directory: Path, moments: Path, **values):
     of = method.sites(dense)
     model = gated_(dense, moments_of(dense, of, moments), half(of), method)
     sizes = {s: (len(projection(model, s).B), projection(model, s).A.shape[1]) for s in of}
-    goal = Goal(Cost.params(sizes), 0.5, 6)
+    goal = Goal(Cost.of(counts(sizes, table_of(of)), of), 0.5, 6)
     history = train(model, of, goal, method, BATCHES, 0, directory)
     return model, history
 

@@ -111,6 +111,24 @@ def answers(model):
     }
 
 
+def elsewhere(script: str, root: Path) -> str:
+    """Run a script on the checkpoints in `root` in a directory and process of its own."""
+    place = root.parent / "elsewhere"
+    place.mkdir()
+    (place / "stranger.py").write_text(script)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root.parent / "hf")}
+    done = subprocess.run(
+        [sys.executable, "stranger.py", str(root)],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory):
     """Save every checkpoint, load them all where `pruning` does not exist; return what came."""
@@ -132,20 +150,8 @@ def stranger(tmp_path_factory):
         save(model, None, root / f"plain-{name}", "# card")
         expected[f"plain-{name}"] = answers(model)
     save_file({"ids": IDS}, root / "ids.safetensors")
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(root.parent / "hf")}
-    elsewhere = root.parent / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "stranger.py").write_text(STRANGER)
-    done = subprocess.run(
-        [sys.executable, "stranger.py", str(root)],
-        cwd=elsewhere,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout.splitlines()[-1])
+    out = elsewhere(STRANGER, root)
+    facts = json.loads(out.splitlines()[-1])
     found = {name: load_file(root / f"{name}.safetensors") for name in expected}
     return root, expected, found, facts
 
@@ -278,17 +284,7 @@ def test_a_stranger_gets_the_same_classifier(tmp_path):
             assert (root / f"{name}-{family}" / "modeling_pruned.py").exists() == (name != "plain")
             expected[f"{name}-{family}"] = model(input_ids=IDS).logits
     save_file({"ids": IDS}, root / "ids.safetensors")
-    (tmp_path / "stranger.py").write_text(CLASSIFIER)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(
-        [sys.executable, "stranger.py", str(root)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    elsewhere(CLASSIFIER, root)
     for name, logits in expected.items():
         found = load_file(root / f"{name}.safetensors")["logits"]
         torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
