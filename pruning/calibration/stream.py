@@ -137,6 +137,14 @@ def _replaced(layers: nn.ModuleList, stand_ins: Sequence[nn.Module]) -> Iterator
             layers[index] = block
 
 
+@contextmanager
+def bypassed(model: PreTrainedModel) -> Iterator[None]:
+    """Let the hidden states pass by every block, as if there were none."""
+    layers = blocks(model)
+    with _replaced(layers, [_Recorder() for _ in layers]):
+        yield
+
+
 @torch.no_grad()
 def enter(model: PreTrainedModel, batch: Batch) -> State:
     """Run what comes before the blocks: embeddings, positions, masks."""

@@ -87,7 +87,7 @@ class Hardware:
 
         config = model.config
         return {
-            "version": 2,
+            "version": 3,
             "shape": [config.model_type, config.hidden_size, len(blocks(model))]
             + [str(site) for site in of]
             + [config.vocab_size, config._attn_implementation, str(model.dtype)],

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.calibration.stream import Batch, behind, enter
+from pruning.calibration.stream import Batch, behind, bypassed, enter
 from pruning.latency.clock import Timing, interleaved, speedup
 from pruning.latency.hardware import Hardware
 from pruning.latency.table import LatencyTable, Shape
@@ -19,6 +19,7 @@ from pruning.models.sites import Kind, Site, architecture, blocks, projection, w
 log = logging.getLogger(__name__)
 
 Call = Callable[[], object]
+MODEL, SHELL = "the dense model", "the dense model without blocks"  # timed beside the parts
 NOTHING = ""  # the part of a block that is left when both halves are gone
 NOISY = 1.2  # p90/p50 beyond which a timing deserves a warning
 
@@ -70,13 +71,19 @@ def _warn_if_noisy(what: str, timing: Timing) -> None:
 
 
 def profile(model: PreTrainedModel, hardware: Hardware, of: list[Site]) -> LatencyTable:
-    """Time the parts of one block at every level, alone and interleaved, and the dense model.
+    """Time the parts of one block at every level, alone, and the dense model, all interleaved.
 
     `of` are the sites of a block. A sub-block is timed as a block whose other half is gone, norm
     and residual included; what a block with both halves gone takes is subtracted and counts to the
-    rest. A projection is timed by itself, at each rank as two.
+    rest. A projection is timed by itself, at each rank as two. The rest is at least what the model
+    takes without its blocks: parts that take longer alone than in the model are scaled to fit.
     """
     state = enter(model, _tokens(model, hardware))
+    whole = _prefill(model, hardware)
+
+    def shell() -> object:
+        with bypassed(model):
+            return whole()
 
     def block(groups: int, per_group: int, width: int) -> Call:
         shrunk = deepcopy(blocks(model)[0])
@@ -93,7 +100,11 @@ def profile(model: PreTrainedModel, hardware: Hardware, of: list[Site]) -> Laten
         _randomise_(module)
         return lambda: module(inputs)
 
-    calls: dict[tuple[str, Shape], Call] = {(NOTHING, 0): block(0, 0, 0)}
+    calls: dict[tuple[str, Shape], Call] = {
+        (MODEL, 0): whole,
+        (SHELL, 0): shell,
+        (NOTHING, 0): block(0, 0, 0),
+    }
     for site in of:
         if site.kind is Kind.ATTENTION:
             for level in heads(site.groups, site.heads_per_group)[:-1]:
@@ -103,11 +114,9 @@ def profile(model: PreTrainedModel, hardware: Hardware, of: list[Site]) -> Laten
                 calls[site.part, width] = block(0, 0, width)
             elif site.kind is Kind.LINEAR:
                 calls[site.part, width] = projections(site, width)
-    timings = interleaved(calls, model.device, hardware.repetitions, "profile: levels")
-    whole = interleaved(
-        {"dense": _prefill(model, hardware)}, model.device, hardware.repetitions, "profile: model"
-    )["dense"]
-    _warn_if_noisy("profile of the dense model", whole)
+    timings = interleaved(calls, model.device, hardware.repetitions, "profile")
+    dense, least = timings.pop((MODEL, 0)), timings.pop((SHELL, 0)).p50
+    _warn_if_noisy("profile of the dense model", dense)
     worst = max(timings.values(), key=lambda timing: timing.spread)
     _warn_if_noisy("profile of the levels", worst)
 
@@ -121,20 +130,21 @@ def profile(model: PreTrainedModel, hardware: Hardware, of: list[Site]) -> Laten
         parts[site.part] = ms
     count = len(blocks(model))
     prunable = count * sum(next(iter(ms.values())) for ms in parts.values())
-    if prunable > whole.p50:
+    most = max(0.0, dense.p50 - least)
+    fit = 1.0
+    if prunable > most:
+        fit = most / prunable
         log.warning(
-            "the parts of the blocks alone (%.1f ms) take longer than the model (%.1f ms): "
-            "scaled to fit",
+            "the parts take %.1f ms alone and at most %.1f ms within the model: scaled to fit",
             prunable,
-            whole.p50,
+            most,
         )
-    fit = min(1.0, whole.p50 / prunable)
     return LatencyTable(
         parts={part: {level: t * fit for level, t in ms.items()} for part, ms in parts.items()},
-        rest=max(0.0, whole.p50 - prunable),
+        rest=dense.p50 - prunable * fit,
         blocks=count,
         spread=worst.spread,
-        dense=whole.p50,
+        dense=dense.p50,
     )
 
 

@@ -15,7 +15,7 @@ class LatencyTable:
     """Milliseconds of one of each part of a block at every level, dense first; blocks are alike.
 
     Parts are `attention` and `ffn`, or single projections by their path. `rest` is what the
-    end-to-end time holds beside them: embedding, final norm, head.
+    end-to-end time holds beside them, more than 0: embedding, norms, head.
     """
 
     parts: dict[str, dict[Shape, float]]

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from pruning.latency.clock import Timing
 from pruning.latency.hardware import Hardware
 from pruning.latency.meet import meet
-from pruning.latency.profile import compare, heads, profile, widths
+from pruning.latency.profile import MODEL, SHELL, compare, heads, profile, widths
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import linears, sites
 from pruning.results.cache import Cache
@@ -39,7 +40,7 @@ def test_a_profile_has_every_level(family):
     assert list(table.parts["ffn"]) == widths(ffn.units, 16)
     assert list(table.parts["attention"]) == heads(attention.groups, attention.heads_per_group)
     assert (table.parts["ffn"][0], table.parts["attention"][0, 0]) == (0, 0)
-    assert table.rest >= 0
+    assert 0 < table.rest <= table.dense
     assert all(ms >= 0 for part in table.parts.values() for ms in part.values())
     of_ffn = list(table.parts["ffn"].values())
     assert of_ffn == sorted(of_ffn, reverse=True)
@@ -64,6 +65,30 @@ def test_a_profile_of_projections(family):
     whole = table.rest + 3 * sum(table.ms(site, site.units) for site in of)
     assert whole == pytest.approx(table.dense, rel=1e-9)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("within", [12.0, 120.0])
+def test_the_rest_is_at_least_the_model_without_blocks(monkeypatch, caplog, within):
+    """Parts that take longer alone than the whole model must not seem to be all of it."""
+    ms = {MODEL: 20 + within, SHELL: 20.0, "attention": 6.0, "ffn": 4.0}
+    empty = 1.0  # a block with both halves gone
+
+    def timed(calls, *_) -> dict:
+        for call in calls.values():
+            call()
+        return {name: Timing([ms.get(name[0], empty)]) for name in calls}
+
+    monkeypatch.setattr("pruning.latency.profile.interleaved", timed)
+    model = llama()
+    table = profile(model, hardware(), sites(model)[:2])
+    own = {part: next(iter(levels.values())) for part, levels in table.parts.items()}
+    alone = 3 * (6.0 - empty + 4.0 - empty)
+    assert table.dense == 20 + within
+    assert 3 * sum(own.values()) == pytest.approx(min(alone, within))
+    assert own["attention"] / own["ffn"] == pytest.approx(5 / 3)
+    assert table.rest == pytest.approx(20 + max(0, within - alone))
+    assert table.most(sites(model)) <= (20 + within) / 20
+    assert ("scaled to fit" in caplog.text) == (alone > within)
 
 
 def test_a_profile_is_measured_once_per_shape(tmp_path):
