@@ -262,7 +262,7 @@ def test_damaged_cache_files_are_noticed_and_rebuilt(place, job, jobs):
 
 
 KILLS = {  # where: what is being called, which call, and the stages finished before
-    "profile": ("pruning.latency.profile:interleaved", 2, 0),
+    "profile": ("pruning.latency.clock:milliseconds", 40, 0),
     "evaluate dense": ("pruning.evaluation.suite:Suite.evaluate", 1, 1),
     "moments": ("pruning.calibration.moments:Moments.write", 2, 2),
     "levels": ("pruning.methods.ziplm:ZipLM.site_levels", 3, 3),
