@@ -14,8 +14,9 @@ import sys
 
 import torch
 
+from pruning.calibration.batch import pack
 from pruning.calibration.moments import Accumulator, Split
-from pruning.calibration.stream import enter, pack
+from pruning.calibration.stream import enter
 from pruning.experiment import compose
 from pruning.methods.obs import by_score, change, energy, least_squares, wanda
 from pruning.methods.solve import HeldOut, choose_ridge
@@ -72,6 +73,7 @@ def main() -> None:
     )
     cache = Cache(experiment.cache)
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
+    assert experiment.calibration.text is not None
     documents = experiment.calibration.text.documents(cache, "text")
     rows = pack(tokenizer, documents, SEQUENCE, COUNTS[-1] + OTHER, experiment.seed)
     site_of = {s.block: s for s in sites(model) if s.kind is Kind.FFN and s.block in BLOCKS}

@@ -29,6 +29,7 @@ from pruning.results.cache import digest
 from pruning.results.result import SCHEMA
 from pruning.results.tracker import Tracker
 from pruning.search.search import Calibrated, NoSearch, Schedule, Search, Spdy, Uniform
+from pruning.tasks.task import Task
 
 METHODS = {
     "ziplm": ZipLM,
@@ -62,6 +63,7 @@ class Experiment:
     search: Search = MISSING
     suite: Suite = MISSING
     tracker: Tracker = MISSING
+    task: Task | None = None  # that an encoder is fine-tuned for
     speedup: float | None = MISSING  # of the dense model's latency, at least 1; null: method.ratio
     seed: int = MISSING
     study: str = MISSING  # jobs that belong together; the directory under outputs/
@@ -78,6 +80,15 @@ class Experiment:
             raise ValueError(
                 f"search={self.search.name} does not go with method={self.method.name}: leave it "
                 "out, and the method's own default is taken"
+            )
+        if (
+            self.task is None
+            and isinstance(self.calibration, Calibration)
+            and self.calibration.text is None
+        ):
+            raise ValueError(
+                f"calibration={self.calibration.name} takes the rows of a task, and there is none: "
+                "give one, such as task=sst2, or another calibration"
             )
         dial = getattr(self.method, "dial", "")
         ratio = getattr(self.method, dial) if dial else None
@@ -146,6 +157,7 @@ def register() -> None:
     store.store(group="schema", name="calibration", node=Calibration)
     store.store(group="schema", name="suite", node=Suite)
     store.store(group="schema", name="tracker", node=Tracker)
+    store.store(group="schema", name="task", node=Task)
     for name, node in METHODS.items():
         store.store(group="schema/method", name=name, node=node)
     for name, node in SEARCHES.items():

@@ -27,26 +27,31 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     transformers.logging.set_verbosity_error()  # its advice on per-layer configs is for authors
     cache, clock = Cache(experiment.cache), Stopwatch()
     device = experiment.hardware.open()
-    seed = experiment.seed
+    seed, task = experiment.seed, experiment.task
+    suite = experiment.suite.of(task)
     torch.manual_seed(seed)
     with clock("load"):
-        dense, tokenizer = experiment.model.load(cache, device)
-        identity = fingerprint(dense)
+        dense, tokenizer = experiment.model.load(cache, device, task)
+    if task is not None:
+        with clock("finetune"):
+            dense = task.teach(dense, tokenizer, cache, seed)
+    identity = fingerprint(dense)
     with clock("calibrate"):
-        batches = experiment.calibration.batches(tokenizer, cache, seed)
+        source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
+        batches = experiment.calibration.batches(**source)
     with clock("profile"):
         sites = experiment.method.sites(dense)
         table = experiment.hardware.profile(dense, sites, cache)
         if experiment.speedup is not None:
             table.check(experiment.speedup, sites, experiment.hardware.name)
     with clock("evaluate"):  # before the long stages, so that a bad suite is noticed now
-        evaluation = {"dense": experiment.suite.dense(dense, tokenizer, identity, cache)}
+        evaluation = {"dense": suite.dense(dense, tokenizer, identity, cache)}
     plan = experiment.method.plan(
         Subject(
             dense,
             identity,
             batches,
-            partial(experiment.calibration.up_to, tokenizer=tokenizer, cache=cache, seed=seed),
+            partial(experiment.calibration.up_to, **source),
             experiment.calibration,
             table,
             experiment.search,
@@ -58,7 +63,7 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     )
     met = meet(dense, plan, table, experiment.hardware, experiment.speedup, clock)
     with clock("evaluate"):
-        evaluation["pruned"] = experiment.suite.evaluate(met.pruned, tokenizer, cache)
+        evaluation["pruned"] = suite.evaluate(met.pruned, tokenizer, cache)
     found = result.compose(experiment, out.name, dense, met, evaluation, clock.total())
     found.training, found.break_even = list(plan.history), break_even(dense, sites, table)
     with clock("save"):

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,7 @@ NEEDED = {
     "calibration/text": ["calibration.text.path=some.txt"],
     "model/local": ["model.path=some/directory"],
     "search/none": ["method=depth"],
+    "calibration/task": ["task=sst2"],
 }
 
 
@@ -70,11 +72,33 @@ def test_every_group_is_there():
 
 def test_yamls_are_few_short_and_have_no_target():
     files = list(CONF.rglob("*.yaml"))
-    assert max(Counter(file.parent for file in files).values()) < 16
+    assert max(Counter(file.parent for file in files).values()) < 20
     for file in files:
         text = file.read_text()
         assert "_target_" not in text, file
         assert len(text.splitlines()) < 25 or file.name == "config.yaml", file
+
+
+def test_a_task_brings_its_rows_and_its_suite():
+    given = compose(["task=mrpc"])
+    assert (given.calibration.name, given.calibration.text, given.suite.name) == (
+        "task",
+        None,
+        "glue",
+    )
+    assert given.task.train.columns == ["sentence1", "sentence2"]
+    assert set(given.suite.of(given.task).labelled) == {"mrpc"}
+    mnli = compose(["task=mnli"])
+    assert set(mnli.suite.of(mnli.task).labelled) == {"mnli_matched", "mnli_mismatched"}
+    other = compose(["task=sst2", "suite=none", "calibration=wikipedia"])
+    assert (other.suite.name, other.calibration.name) == ("none", "wikipedia")
+    with pytest.raises(ValueError, match=r"^calibration=task takes the rows of a task"):
+        compose(["calibration=task"])
+    with pytest.raises(ValueError, match=r"^suite='glue' cannot be used without a task"):
+        compose(["suite=glue"]).suite.of(None)
+    with pytest.raises(ValueError, match=r"^suite='glue' cannot be used for task=mine: .* sst2, m"):
+        compose(["task=sst2", "task.name=mine"]).suite.of(replace(given.task, name="mine"))
+    assert compose([]).task is None
 
 
 @pytest.mark.parametrize("value", ["0.5", "0", "-2", "nan", "inf"])

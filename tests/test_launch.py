@@ -261,6 +261,7 @@ def test_damaged_cache_files_are_noticed_and_rebuilt(place, job, jobs):
     assert (good["levels"] / "keeps.safetensors").read_bytes() != bytes(content)
 
 
+SPARSE = ("method=flop", "method.sparsity=0.35", "speedup=null")
 KILLS = {  # where: what is being called, which call, and the stages finished before
     "profile": ("pruning.latency.clock:milliseconds", 40, 0),
     "evaluate dense": ("pruning.evaluation.suite:Suite.evaluate", 1, 1),
@@ -413,14 +414,46 @@ def test_a_classifier_goes_the_same_way(place, jobs, classifier, method):
     ("given", "said"),
     [
         (["method=ziplm"], "suite='wikitext' measures what a decoder predicts"),
-        (["method=flop", "suite.perplexity=null"], "method=flop trains on next tokens"),
+        ([*SPARSE, "suite.perplexity=null"], "trains an encoder on the labels of its task"),
         (["search.objective=task", "suite.perplexity=null"], "for an encoder use kl"),
     ],
 )
 def test_what_a_classifier_cannot_do(place, jobs, classifier, given, said):
-    done = jobs(*place.arguments(*given, *classifier, outputs="refused"))
+    done = jobs(*place.arguments(*classifier, *given, outputs="refused"))
     assert done.returncode == 1
     assert said in done.stderr.splitlines()[-1]
+
+
+def test_a_headless_encoder_is_taught_its_task_first(place, jobs, classifier):
+    """Once for both methods; one word of each sentence says the class."""
+    path, rows = place.root / "headless", place.root / "task.jsonl"
+    AutoModelForSequenceClassification.from_pretrained(place.root / "bert").bert.save_pretrained(
+        path
+    )
+    word_tokenizer(WORDS).save_pretrained(path)
+    lines = [json.loads(line) for line in (place.root / "sentences.jsonl").open()]
+    texts = [{"text": f"w{row['label']} {row['text']}", "label": row["label"]} for row in lines]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    source = f"{{path:{rows},columns:[text],subset:null,wheel:null,sha256:null}}"
+    given = [f"model.path={path}", "task=sst2", f"task.train={source}", "task.classes=3"]
+    given += ["task.rate=0.001", "task.epochs=3", "suite=glue", f"suite.labelled.sst2={source}"]
+    given += ["calibration=task", "hardware.alignment=16"]
+    gone = ("calibration.text.path=", "suite.perplexity", "suite=wikitext", "calibration=text")
+    for method in (
+        ["method=ziplm", "speedup=1.3"],
+        [*SPARSE, "method.steps=12"],
+    ):
+        outputs = "headless-" + method[0].removeprefix("method=")
+        wanted = [a for a in place.arguments(outputs=outputs) if not a.startswith(gone)]
+        done = jobs(*wanted, "calibration.batch=8", *given, *method)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (result,) = place.results(outputs)
+        assert set(result["evaluation"]["dense"]) == {
+            "glue/sst2/accuracy",
+            "glue/sst2/accuracy_stderr",
+        }
+        assert result["evaluation"]["dense"]["glue/sst2/accuracy"] > 0.95
+    assert len([p for p in (place.cache / "finetune").iterdir() if p.is_dir()]) == 1
 
 
 FLOP = ("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch=4", "method.save=4")

@@ -7,9 +7,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from pruning.calibration.batch import Batch
 from pruning.calibration.calibration import Calibration, Target, Weight
 from pruning.calibration.moments import Moments, collect
-from pruning.calibration.stream import Batch
 from pruning.latency.profile import heads, widths
 from pruning.latency.table import LatencyTable
 from pruning.methods.levels import Levels

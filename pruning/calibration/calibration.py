@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -12,7 +12,8 @@ from pruning.results.cache import Cache
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from pruning.calibration.stream import Batch
+    from pruning.calibration.batch import Batch
+    from pruning.tasks.task import Task
 
 
 class Weight(StrEnum):
@@ -34,7 +35,7 @@ class Calibration:
     """A number of tokens of a text, in batches; a share of them is held out to judge by."""
 
     name: str = MISSING
-    text: Text = MISSING
+    text: Text | None = MISSING  # null: the training rows of the task
     tokens: int = MISSING  # in all, held-out ones included
     sequence: int = MISSING  # tokens per sequence
     batch: int = MISSING  # sequences per forward pass
@@ -55,26 +56,47 @@ class Calibration:
             )
 
     def batches(
-        self, tokenizer: "PreTrainedTokenizerBase", cache: Cache, seed: int
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        cache: Cache,
+        seed: int,
+        task: "Task | None" = None,
     ) -> list["Batch"]:
-        """Tokenise shuffled documents into batches; every tenth or so (`held_out`) is held out."""
-        found = self.up_to(self.tokens, tokenizer, cache, seed)
+        """Tokenise shuffled documents into batches; every tenth or so (`held_out`) is held out.
+
+        Without a text, the training rows of the task are the documents, with their labels.
+        """
+        found = self.up_to(self.tokens, tokenizer, cache, seed, task)
         there = sum(batch.tokens for batch in found)
         if there < self.tokens:
+            where = "task.train" if self.text is None else "calibration.text"
             raise ValueError(
                 f"calibration.tokens={self.tokens} is more than the {there} tokens of "
-                f"calibration.text.path={self.text.path!r}: ask for fewer, or give more text"
+                f"{where}.path: ask for fewer, or give more text"
             )
         return found
 
     def up_to(
-        self, tokens: int, tokenizer: "PreTrainedTokenizerBase", cache: Cache, seed: int
+        self,
+        tokens: int,
+        tokenizer: "PreTrainedTokenizerBase",
+        cache: Cache,
+        seed: int,
+        task: "Task | None" = None,
     ) -> list["Batch"]:
         """Return batches of so many tokens, or of all there are; more begin with the same ones."""
-        from pruning.calibration.stream import pack, pad
+        from pruning.calibration.batch import cut, pack, pad, shuffled
 
-        documents = self.text.documents(cache, "calibration.text")
-        rows = (pack if self.pack else pad)(tokenizer, documents, self.sequence, tokens, seed)
+        filler: Any = tokenizer.pad_token_id or 0
+        if self.text is None:
+            assert task is not None, "Experiment asks for a text where there is no task"
+            rows = pad(shuffled(task.examples(tokenizer, cache), seed), tokens, filler)
+        else:
+            documents = self.text.documents(cache, "calibration.text")
+            if self.pack:
+                rows = pack(tokenizer, documents, self.sequence, tokens, seed)
+            else:
+                rows = pad(cut(tokenizer, documents, self.sequence, seed), tokens, filler)
         batches = rows.split(self.batch)
         every = max(2, round(1 / self.held_out))
         if len(batches) < every:

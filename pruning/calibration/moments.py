@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pruning.calibration.batch import Batch
 from pruning.calibration.calibration import Calibration, Weight
-from pruning.calibration.stream import Batch, State, behind, enter
+from pruning.calibration.stream import State, behind, enter
 from pruning.models.sites import Site, blocks, projection
 from pruning.models.sites import weight as matrix
 from pruning.results.cache import Cache

@@ -1,82 +1,18 @@
 """The residual stream of a model, block by block: one loop for moments and for sensitivities."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from pruning.calibration.batch import Batch
 from pruning.models.sites import architecture, blocks, final
 
 Hidden = Float[Tensor, "batch sequence hidden"]
-
-
-@dataclass
-class Batch:
-    """Token rows with 1 in `mask` where a token is real and 0 where it is padding."""
-
-    ids: Int[Tensor, "batch sequence"]
-    mask: Int[Tensor, "batch sequence"]
-    held_out: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """Count the real tokens."""
-        return int(self.mask.sum())
-
-    def digest(self) -> str:
-        """Hash the tokens, the mask and the use."""
-        content = self.ids.numpy().tobytes() + self.mask.numpy().tobytes()
-        return hashlib.sha256(content + bytes([self.held_out])).hexdigest()[:16]
-
-    def split(self, size: int) -> list["Batch"]:
-        """Cut into batches of at most `size` rows."""
-        pairs = zip(self.ids.split(size), self.mask.split(size), strict=True)
-        return [Batch(ids, mask, self.held_out) for ids, mask in pairs]
-
-
-def _shuffled(documents: list[str], seed: int) -> Iterator[str]:
-    generator = torch.Generator().manual_seed(seed)
-    return (documents[i] for i in torch.randperm(len(documents), generator=generator).tolist())
-
-
-def pack(
-    tokenizer: PreTrainedTokenizerBase, documents: list[str], sequence: int, tokens: int, seed: int
-) -> Batch:
-    """Join shuffled documents by blank lines and cut them into at least `tokens` / `sequence` rows.
-
-    One long document (a whole book in a file) is cut at random places instead of being shuffled.
-    """
-    rows = -(-tokens // sequence)
-    ids: list[int] = []
-    for text in _shuffled(documents, seed):
-        ids += tokenizer(text + "\n\n", verbose=False).input_ids
-        if len(documents) > 1 and len(ids) >= rows * sequence:
-            break
-    packed = torch.tensor(ids[: len(ids) // sequence * sequence]).view(-1, sequence)
-    if len(documents) == 1:
-        packed = packed[torch.randperm(len(packed), generator=torch.Generator().manual_seed(seed))]
-    packed = packed[:rows]
-    return Batch(packed, torch.ones_like(packed))
-
-
-def pad(
-    tokenizer: PreTrainedTokenizerBase, documents: list[str], sequence: int, tokens: int, seed: int
-) -> Batch:
-    """Put one shuffled document in a row, cut at `sequence` and padded on the right."""
-    rows, count = [], 0
-    for text in _shuffled(documents, seed):
-        rows.append(torch.tensor(tokenizer(text, verbose=False).input_ids[:sequence]))
-        count += len(rows[-1])
-        if count >= tokens:
-            break
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    return Batch(ids, mask)
 
 
 class _Recorder(nn.Module):
@@ -152,11 +88,7 @@ def enter(model: PreTrainedModel, batch: Batch) -> State:
     recorders = [_Recorder() for _ in layers]
     with _replaced(layers, recorders):
         options = {} if architecture(model).encoder else {"use_cache": False}
-        model.base_model(
-            input_ids=batch.ids.to(model.device),
-            attention_mask=batch.mask.to(model.device),
-            **options,
-        )
+        model.base_model(**batch.inputs(model.device), **options)
     hidden = recorders[0].hidden
     assert hidden is not None
     return State(batch, hidden, [recorder.call for recorder in recorders])
@@ -171,5 +103,4 @@ def leave(
         return final(model, hidden[batch.mask.bool().to(hidden.device)])
     layers = blocks(model)
     with _replaced(layers, [_Player(hidden) for _ in layers]):
-        ids, mask = batch.ids.to(model.device), batch.mask.to(model.device)
-        return model(input_ids=ids, attention_mask=mask).logits
+        return model(**batch.inputs(model.device)).logits

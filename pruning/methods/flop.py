@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class FLOP(Method):
     """Every projection is a product B G A with gates G; weights and gates are trained together.
 
+    The loss is that of the next token, or for an encoder that of its task.
+
     An augmented Lagrangian holds the expected cost to the target: milliseconds of the latency table
     where there is a speedup, else parameters. It starts from what `method=svd` would do: from its
     factors, with gates that are open up to the ranks that the search chooses.
@@ -61,18 +63,19 @@ class FLOP(Method):
                 raise ValueError(f"method.{field}={value} must be at least 1")
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
-        """List the projections; ValueError for a model that does not predict tokens."""
-        from pruning.models.sites import architecture, chosen_linears
+        """List the projections."""
+        from pruning.models.sites import chosen_linears
 
-        if architecture(model).encoder:
-            raise ValueError(
-                f"method={self.name} trains on next tokens, which an encoder does not predict: "
-                "use method=svd, ziplm or slimgpt"
-            )
         return chosen_linears(model, self.modules)
 
     def plan(self, subject: Subject) -> Plan:
         """Train; what is kept of every projection then follows from its gates."""
         from pruning.methods.learned import LearnedPlan
+        from pruning.models.sites import architecture
 
+        if architecture(subject.dense).encoder and not subject.batches[0].labels:
+            raise ValueError(
+                f"method={self.name} trains an encoder on the labels of its task: leave out the "
+                "calibration, and give a task such as task=sst2"
+            )
         return LearnedPlan.of(self, subject)

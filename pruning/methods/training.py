@@ -1,7 +1,5 @@
 """Train gates and weights together with the Trainer of transformers."""
 
-import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,23 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, Trainer
 
-from pruning.calibration.stream import Batch
+from pruning.calibration.batch import Batch
 from pruning.methods.constraint import Cost, Lagrangian
 from pruning.methods.flop import FLOP
 from pruning.methods.gates import GatedLowRank
 from pruning.models.sites import Site, projection
-
-log = logging.getLogger(__name__)
-
-IGNORED = -100  # the label of a token that is not predicted
-Row = dict[str, Tensor]
+from pruning.tasks.training import Guard, arguments, collator, run
 
 
 @dataclass
@@ -39,17 +28,6 @@ class Goal:
     def at(self, step: int, start: float) -> float:
         """Return what is asked for at a step."""
         return start + (self.target - start) * min(1.0, step / max(1, self.warmup))
-
-
-def rows(batches: list[Batch]) -> list[Row]:
-    """Turn the text that is not held out into training examples."""
-    found = []
-    for batch in batches:
-        if not batch.held_out:
-            labels = batch.ids.masked_fill(batch.mask == 0, IGNORED)
-            for ids, mask, label in zip(batch.ids, batch.mask, labels, strict=True):
-                found.append({"input_ids": ids, "attention_mask": mask, "labels": label})
-    return found
 
 
 class GateTrainer(Trainer):
@@ -134,24 +112,6 @@ def weights(model: nn.Module) -> list[nn.Parameter]:
     return [p for n, p in named if not n.endswith("log_alpha") and "lagrangian." not in n]
 
 
-class Guard(TrainerCallback):
-    """Clips the gradient of the weights, and stops before a step that is not finite."""
-
-    def __init__(self, clip: float, directory: Path):
-        self.clip, self.directory = clip, directory
-
-    def on_pre_optimizer_step(self, args, state, control, model: Any = None, **kwargs: Any) -> None:
-        """Look at all gradients; ValueError where one is NaN or infinite."""
-        norm = nn.utils.clip_grad_norm_(weights(model), self.clip)
-        others = [p.grad for p in model.parameters() if p.grad is not None]
-        if not (norm.isfinite() and all(grad.isfinite().all() for grad in others)):
-            raise ValueError(
-                f"method.rate={args.learning_rate:g}: training left the finite numbers at step "
-                f"{state.global_step + 1}; lower it (or method.gate_rate). The last good "
-                f"checkpoint is kept in {self.directory}"
-            )
-
-
 def train(
     model: PreTrainedModel,
     sites: list[Site],
@@ -162,42 +122,24 @@ def train(
     directory: Path,
 ) -> list[dict[str, float]]:
     """Train in place and return the logged curves; goes on from a checkpoint in `directory`."""
-    arguments = TrainingArguments(
-        output_dir=str(directory),
-        max_steps=method.steps,
-        per_device_train_batch_size=method.batch,
-        learning_rate=method.rate,
-        max_grad_norm=0.0,  # Guard clips
-        logging_steps=max(1, method.steps // 50),
-        logging_nan_inf_filter=False,
-        save_steps=method.save,
-        save_total_limit=2,
-        seed=seed,
-        report_to=[],
-        use_cpu=model.device.type == "cpu",
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
     trainer = GateTrainer(
         model,
         sites,
         goal,
         method,
-        args=arguments,
-        train_dataset=rows(batches),
-        callbacks=[Guard(method.clip, directory)],
+        args=arguments(
+            directory,
+            model.device,
+            method.steps,
+            per_device_train_batch_size=method.batch,
+            learning_rate=method.rate,
+            save_steps=method.save,
+            seed=seed,
+        ),
+        data_collator=collator(model),
+        train_dataset=[row for batch in batches if not batch.held_out for row in batch.rows()],
+        callbacks=[Guard("method.rate", method.clip, directory, weights)],
     )
     model.config.use_cache = False
-    trainer.train(resume_from_checkpoint=last_checkpoint(directory))
+    run(trainer, directory)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
-
-
-def last_checkpoint(directory: Path) -> str | None:
-    """Return the newest checkpoint that was written whole: its state is written last."""
-    found = {}
-    for path in directory.glob("checkpoint-*/trainer_state.json"):
-        try:
-            found[json.loads(path.read_text())["global_step"]] = path.parent
-        except (ValueError, KeyError):
-            log.warning("%s was cut short and is not used", path.parent)
-    return str(found[max(found)]) if found else None

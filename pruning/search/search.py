@@ -12,7 +12,7 @@ from omegaconf import MISSING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pruning.calibration.stream import Batch
+    from pruning.calibration.batch import Batch
     from pruning.latency.table import Shapes
     from pruning.methods.levels import Levels
     from pruning.search.problem import Problem
@@ -130,7 +130,7 @@ class Guided(LevelSearch):
     """A search that measures whole candidates on a slice of the held-out calibration text."""
 
     objective: Objective = MISSING
-    tokens: int = MISSING  # of the held-out calibration text, for every evaluation
+    tokens: int = MISSING  # of the held-out calibration text per evaluation; rows for a classifier
     sequence: int = MISSING  # tokens per sequence of them
     steps: int = MISSING  # local search: candidates tried
     mutation: float = MISSING  # local search: share of the coefficients changed in a candidate
@@ -147,11 +147,12 @@ class Guided(LevelSearch):
         self, model: "PreTrainedModel", levels: "Levels", batches: "list[Batch]"
     ) -> "AbstractContextManager[Trial | None]":
         """Measure candidates on some of the held-out calibration text."""
+        from pruning.models.sites import architecture
         from pruning.search.trial import Trial, evaluation_text
 
-        return Trial(
-            model, levels, evaluation_text(batches, self.tokens, self.sequence), self.objective
-        )
+        rows = architecture(model).encoder
+        text = evaluation_text(batches, self.tokens, self.sequence, whole=rows)
+        return Trial(model, levels, text, self.objective)
 
 
 @dataclass

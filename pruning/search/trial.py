@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.calibration.stream import Batch, State, behind, enter, leave
+from pruning.calibration.batch import Batch
+from pruning.calibration.stream import State, behind, enter, leave
 from pruning.methods.levels import Levels
 from pruning.models.modeling_pruned import replace_
 from pruning.models.sites import (
@@ -48,6 +49,17 @@ class _Dense:
         return float(torch.bmm(self.p[:, None], difference[:, :, None]).double().sum())
 
 
+@dataclass
+class _Numbers:
+    """What the dense model of a regression says of a batch: one number a row."""
+
+    z: Float[Tensor, "predictions 1"]
+
+    def divergence(self, logits: Float[Tensor, "predictions 1"]) -> float:
+        """Return the sum of squared differences."""
+        return float((logits - self.z).double().square().sum())
+
+
 class Trial:
     """Swaps output projections in and out of the dense model; copies nothing else of it.
 
@@ -66,7 +78,8 @@ class Trial:
         self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
         with torch.no_grad():
-            self.dense = [_Dense.of(self._logits(s, 0, s.hidden)) for s in self.states]
+            logits = [self._logits(state, 0, state.hidden) for state in self.states]
+        self.dense = [_Numbers(z) if z.shape[1] == 1 else _Dense.of(z) for z in logits]
 
     def __enter__(self) -> "Trial":
         return self
@@ -167,24 +180,28 @@ def _next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
     return followed[real], batch.ids.roll(-1, 1)[followed]
 
 
-def evaluation_text(batches: list[Batch], tokens: int, sequence: int) -> list[Batch]:
+def evaluation_text(
+    batches: list[Batch], tokens: int, sequence: int, whole: bool = False
+) -> list[Batch]:
     """Take `tokens` (or a little more) of the held-out rows, `sequence` of each at a time.
 
     As many rows as possible take part: one passage alone says too little of a model. Rows of one
-    batch are kept together.
+    batch are kept together. With `whole`, for a classifier, it is that many rows, uncut: what a
+    token is to a decoder, a row is to a classifier.
     """
     held_out = [batch for batch in batches if batch.held_out]
     width = max((batch.ids.shape[1] for batch in held_out), default=0)
     found: list[Batch] = []
-    for start in range(0, width, sequence):
-        columns = slice(start, start + sequence)
+    taken = 0
+    for start in range(0, width, width if whole else sequence):
+        columns = slice(start, width if whole else start + sequence)
         for batch in held_out:
-            taken = sum(b.tokens for b in found)
             if taken >= tokens:
                 return found
-            mask = batch.mask[:, columns]
-            real = mask.sum(1)
-            rows = (real > 0) & (taken + real.cumsum(0) - real < tokens)
+            real = batch.mask[:, columns].sum(1)
+            count = (real > 0).long() if whole else real
+            rows = (real > 0) & (taken + count.cumsum(0) - count < tokens)
             if rows.any():
-                found.append(Batch(batch.ids[rows, columns], mask[rows], held_out=True))
+                found.append(batch.take(rows, columns))
+                taken += int(count[rows].sum())
     return found

@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from pruning.calibration.stream import behind, enter, leave, pack, pad
+from pruning.calibration.batch import Batch, cut, pack, pad
+from pruning.calibration.stream import behind, enter, leave
 from pruning.models.sites import blocks
-from tests.families import EVERY, FAMILIES
+from tests.families import ENCODERS, EVERY, FAMILIES
 from tests.tiny import padded_batches, word_tokenizer
 
+TYPES = ("token_type_ids",)
 DOCUMENTS = [" ".join(f"w{(7 * d + k) % 125}" for k in range(3 + 2 * d)) for d in range(20)]
 
 
@@ -55,9 +59,13 @@ def test_pack_joins_shuffled_documents_and_loses_no_token():
     assert len(lengths) < len(DOCUMENTS)
 
 
-@pytest.mark.parametrize("cut", [pack, pad])
-def test_the_order_of_the_text_depends_on_the_seed_alone(cut):
-    once, again, other = (cut(word_tokenizer(), DOCUMENTS, 16, 100, seed) for seed in (3, 3, 4))
+def padded(tokenizer, documents, sequence, tokens, seed):
+    return pad(cut(tokenizer, documents, sequence, seed), tokens, filler=0)
+
+
+@pytest.mark.parametrize("make", [pack, padded])
+def test_the_order_of_the_text_depends_on_the_seed_alone(make):
+    once, again, other = (make(word_tokenizer(), DOCUMENTS, 16, 100, seed) for seed in (3, 3, 4))
     assert once.digest() == again.digest() != other.digest()
 
 
@@ -74,7 +82,7 @@ def test_pack_cuts_one_long_document_at_random_places():
 
 def test_pad_puts_one_document_in_a_row():
     tokenizer = word_tokenizer()
-    rows = pad(tokenizer, DOCUMENTS, sequence=16, tokens=90, seed=3)
+    rows = padded(tokenizer, DOCUMENTS, sequence=16, tokens=90, seed=3)
     assert rows.tokens >= 90
     assert rows.tokens - int(rows.mask[-1].sum()) < 90
     known = [tokenizer(text).input_ids[:16] for text in DOCUMENTS]
@@ -84,6 +92,42 @@ def test_pad_puts_one_document_in_a_row():
         assert mask[:length].all()
         assert not mask[length:].any()
     assert rows.ids.shape[1] == int(rows.mask.sum(1).max()) == 16
+
+
+def test_rows_of_pairs_come_back_from_a_batch():
+    """With types and labels, through `of`, `take` and `rows`; padding is told from the token 0."""
+    rows = [
+        {
+            "input_ids": torch.tensor([7, 0, 9][:length]),
+            "token_type_ids": torch.tensor([0, 1, 1][:length]),
+            "labels": torch.tensor(length % 2),
+        }
+        for length in (3, 1, 2)
+    ]
+    batch = Batch.of(rows, filler=5)
+    assert batch.ids.tolist() == [[7, 0, 9], [7, 5, 5], [7, 0, 5]]
+    assert batch.tokens == 6
+    for taken, expected in ((batch.rows(), rows), (batch.take(slice(1, 3)).rows(), rows[1:])):
+        for row, other in zip(taken, expected, strict=True):
+            assert row.keys() == other.keys()
+            assert all(torch.equal(row[name], other[name]) for name in row)
+    assert set(batch.inputs(torch.device("cpu"))) == {"input_ids", "attention_mask", *TYPES}
+    others = [replace(batch, types=batch.types * 0), replace(batch, labels={})]
+    assert len({batch.digest(), *(other.digest() for other in others)}) == 3
+
+
+@torch.no_grad()
+def test_the_second_text_of_a_pair_is_known_by_its_types():
+    model = ENCODERS["bert"]()
+    plain = padded_batches(1)[0]
+    batch = replace(plain, types=plain.mask * (torch.arange(plain.ids.shape[1]) > 3))
+    state = enter(model, batch)
+    for index, block in enumerate(blocks(model)):
+        state.advance(index, block)
+    inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": batch.types}
+    expected = model(**inputs).logits
+    torch.testing.assert_close(leave(model, batch, state.hidden), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected, model(batch.ids, batch.mask).logits, rtol=1e-3)
 
 
 def test_split_keeps_rows_and_use():

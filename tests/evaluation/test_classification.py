@@ -1,4 +1,4 @@
-"""Labelled texts: against transformers' own pipeline, metrics by hand, and plain errors."""
+"""Judged texts: against transformers' own pipeline, metrics by hand, and plain errors."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from pruning.evaluation.suite import Labelled, Metric, Suite
+from pruning.evaluation.suite import Judged, Metric, Suite
 from pruning.results.cache import Cache
 from tests.families import ENCODERS, llama
 from tests.tiny import word_tokenizer
@@ -28,7 +28,7 @@ def suite(tmp_path, limit: int | None = None, **task) -> Suite:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     settings = {"path": str(path), "columns": ["one"]} | task
-    labelled = {"mine": Labelled(**settings)}
+    labelled = {"mine": Judged(**settings)}
     return Suite("tiny", perplexity=None, tasks={}, labelled=labelled, limit=limit, batch=4)
 
 
@@ -108,9 +108,11 @@ def test_a_tsv_and_a_folder_hold_the_same_rows(tmp_path):
 
 def test_plain_errors(tmp_path):
     model, words, cache = ENCODERS["bert"](), word_tokenizer(), Cache(tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"^suite\.labelled\.mine\.path='gone' does not exist"):
-        suite(tmp_path, path="gone").evaluate(model, words, cache)
-    with pytest.raises(ValueError, match=r"^suite\.labelled\.mine: body is no column of "):
+    with pytest.raises(ValueError, match=r"^suite\.labelled\.mine\.path='./gone' does not exist"):
+        suite(tmp_path, path="./gone").evaluate(model, words, cache)
+    with pytest.raises(
+        ValueError, match=r"^suite\.labelled\.mine\.columns='body' is not a column of "
+    ):
         suite(tmp_path, columns=["body"]).evaluate(model, words, cache)
     with pytest.raises(ValueError, match=r"^suite='tiny' measures classifiers"):
         suite(tmp_path).evaluate(llama(), words, cache)

@@ -12,7 +12,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from pruning.calibration.stream import Batch, behind, enter
+from pruning.calibration.batch import Batch
+from pruning.calibration.stream import behind, enter
 from pruning.models.shrink import mask_, shrink_, twin
 from pruning.models.sites import (
     Kind,

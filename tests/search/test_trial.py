@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pruning.models.sites import Kind
 from pruning.search.search import Objective
-from pruning.search.trial import Trial, _Dense, evaluation_text
+from pruning.search.trial import Trial, _Dense, _Numbers, evaluation_text
 from tests.families import EVERY
 from tests.tiny import INF, linear_table, padded_batches, solve_levels
 
@@ -207,3 +207,17 @@ def test_divergence_of_near_twins_is_not_lost_in_rounding():
     expected = float(F.kl_div(q, p, reduction="sum", log_target=True))
     assert _Dense.of(z).divergence(near) == pytest.approx(expected, rel=1e-3)
     assert _Dense.of(z).divergence(z) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_classifier_is_judged_on_whole_rows():
+    found = evaluation_text(BATCHES, 4, 5, whole=True)
+    rows = [row for batch in found for row in batch.rows()]
+    known = [row for batch in BATCHES if batch.held_out for row in batch.rows()]
+    assert len(rows) == 4
+    assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(rows, known))  # noqa: B905
+
+
+def test_two_regressions_differ_by_their_squares():
+    """Of one number a row no softmax can be taken: it would always be 1."""
+    dense, pruned = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [0.0]])
+    assert _Numbers(dense).divergence(pruned) == pytest.approx(0.25 + 4)

@@ -1,0 +1,127 @@
+"""Batches of token rows: packed running text, or padded rows of a task."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+Row = dict[str, Tensor]  # input_ids, token_type_ids where the tokenizer has them, labels of a task
+Item = TypeVar("Item")
+INPUTS = ("input_ids", "token_type_ids")
+
+
+@dataclass
+class Batch:
+    """Token rows with 1 in `mask` where a token is real and 0 where it is padding."""
+
+    ids: Int[Tensor, "batch sequence"]
+    mask: Int[Tensor, "batch sequence"]
+    held_out: bool = False
+    types: Int[Tensor, "batch sequence"] | None = None  # 1 in the second text of a pair
+    labels: Row = field(default_factory=dict)  # of a task, one value per row
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], filler: int) -> "Batch":
+        """Pad rows on the right with the token `filler`."""
+        ids, *types = (
+            pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
+            for name, value in zip(INPUTS, (filler, 0), strict=True)
+            if name in rows[0]
+        )
+        mask = pad_sequence([torch.ones_like(row["input_ids"]) for row in rows], batch_first=True)
+        labels = {k: torch.stack([row[k] for row in rows]) for k in rows[0] if k not in INPUTS}
+        return cls(ids, mask, types=types[0] if types else None, labels=labels)
+
+    @property
+    def tokens(self) -> int:
+        """Count the real tokens."""
+        return int(self.mask.sum())
+
+    def inputs(self, device: torch.device) -> Row:
+        """Return what a model is called with."""
+        found = {"input_ids": self.ids, "attention_mask": self.mask}
+        if self.types is not None:
+            found["token_type_ids"] = self.types
+        return {name: tensor.to(device) for name, tensor in found.items()}
+
+    def rows(self) -> list[Row]:
+        """Return the rows without their padding."""
+        found = []
+        for index, real in enumerate(self.mask.bool()):
+            row = {"input_ids": self.ids[index][real]}
+            if self.types is not None:
+                row["token_type_ids"] = self.types[index][real]
+            found.append(row | {name: label[index] for name, label in self.labels.items()})
+        return found
+
+    def digest(self) -> str:
+        """Hash the tokens, the mask, the use and the labels."""
+        content = self.ids.numpy().tobytes() + self.mask.numpy().tobytes() + bytes([self.held_out])
+        for tensor in ([] if self.types is None else [self.types]) + list(self.labels.values()):
+            content += tensor.numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+    def take(self, rows: Tensor | slice, columns: slice = slice(None)) -> "Batch":
+        """Return some rows, and some columns of them."""
+        return replace(
+            self,
+            ids=self.ids[rows, columns],
+            mask=self.mask[rows, columns],
+            types=None if self.types is None else self.types[rows, columns],
+            labels={name: label[rows] for name, label in self.labels.items()},
+        )
+
+    def split(self, size: int) -> list["Batch"]:
+        """Cut into batches of at most `size` rows."""
+        return [self.take(slice(start, start + size)) for start in range(0, len(self.ids), size)]
+
+
+def shuffled(items: Sequence[Item], seed: int) -> Iterator[Item]:
+    """Yield every item once, in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    return (items[i] for i in torch.randperm(len(items), generator=generator).tolist())
+
+
+def pack(
+    tokenizer: PreTrainedTokenizerBase, documents: list[str], sequence: int, tokens: int, seed: int
+) -> Batch:
+    """Join shuffled documents by blank lines and cut them into at least `tokens` / `sequence` rows.
+
+    One long document (a whole book in a file) is cut at random places instead of being shuffled.
+    """
+    rows = -(-tokens // sequence)
+    ids: list[int] = []
+    for text in shuffled(documents, seed):
+        ids += tokenizer(text + "\n\n", verbose=False).input_ids
+        if len(documents) > 1 and len(ids) >= rows * sequence:
+            break
+    packed = torch.tensor(ids[: len(ids) // sequence * sequence]).view(-1, sequence)
+    if len(documents) == 1:
+        packed = packed[torch.randperm(len(packed), generator=torch.Generator().manual_seed(seed))]
+    packed = packed[:rows]
+    return Batch(packed, torch.ones_like(packed))
+
+
+def cut(
+    tokenizer: PreTrainedTokenizerBase, documents: list[str], sequence: int, seed: int
+) -> Iterator[Row]:
+    """Yield shuffled documents, each cut at `sequence` tokens."""
+    for text in shuffled(documents, seed):
+        yield {"input_ids": torch.tensor(tokenizer(text, verbose=False).input_ids[:sequence])}
+
+
+def pad(rows: Iterable[Row], tokens: int, filler: int) -> Batch:
+    """Put rows under each other, padded on the right, until there are `tokens` of them."""
+    taken, count = [], 0
+    for row in rows:
+        taken.append(row)
+        count += len(row["input_ids"])
+        if count >= tokens:
+            break
+    return Batch.of(taken, filler)

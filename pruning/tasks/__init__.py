@@ -1,0 +1,1 @@
+"""Tasks that encoders are fine-tuned for."""

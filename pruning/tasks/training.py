@@ -1,0 +1,102 @@
+"""What all trainings by transformers' Trainer share: batches, a guard, what to go on from."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from pruning.calibration.batch import Batch, Row
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100  # the label of a token that is not predicted
+
+
+def collator(model: PreTrainedModel) -> Callable[[list[Row]], Row]:
+    """Return what pads rows into a batch; without labels of a task it is the next tokens."""
+
+    def collate(rows: list[Row]) -> Row:
+        batch = Batch.of(rows, model.config.pad_token_id or 0)
+        next_tokens = {"labels": batch.ids.masked_fill(batch.mask == 0, IGNORED)}
+        return batch.inputs(batch.ids.device) | (batch.labels or next_tokens)
+
+    return collate
+
+
+def arguments(
+    directory: Path, device: torch.device, steps: int, **options: Any
+) -> TrainingArguments:
+    """Return the Trainer's arguments: some 50 logged points, two checkpoints kept, no reports."""
+    return TrainingArguments(
+        output_dir=str(directory),
+        max_steps=steps,
+        max_grad_norm=0.0,  # Guard clips
+        logging_steps=max(1, steps // 50),
+        logging_nan_inf_filter=False,
+        save_total_limit=2,
+        report_to=[],
+        use_cpu=device.type == "cpu",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        **options,
+    )
+
+
+class Guard(TrainerCallback):
+    """Clips the gradient of the weights, and stops before a step that is not finite."""
+
+    def __init__(
+        self,
+        option: str,
+        clip: float,
+        directory: Path,
+        weights: Callable[[nn.Module], list[nn.Parameter]] = lambda model: [*model.parameters()],
+    ):
+        self.option, self.clip, self.directory, self.weights = option, clip, directory, weights
+
+    def on_pre_optimizer_step(self, args, state, control, model: Any = None, **kwargs: Any) -> None:
+        """Look at all gradients; ValueError where one is NaN or infinite."""
+        norm = nn.utils.clip_grad_norm_(self.weights(model), self.clip)
+        others = [p.grad for p in model.parameters() if p.grad is not None]
+        if not (norm.isfinite() and all(grad.isfinite().all() for grad in others)):
+            raise ValueError(
+                f"{self.option}={args.learning_rate:g}: training left the finite numbers at step "
+                f"{state.global_step + 1}; lower it. The last good checkpoint is kept in "
+                f"{self.directory}"
+            )
+
+
+class Progress(ProgressCallback):
+    """The Trainer's bar without the lines that it writes above it; the result has the curves."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
+        """Write nothing."""
+
+
+def run(trainer: Trainer, directory: Path) -> None:
+    """Train with a quiet bar, from the last checkpoint in `directory` on if there is one."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(Progress)
+    trainer.train(resume_from_checkpoint=last_checkpoint(directory))
+
+
+def last_checkpoint(directory: Path) -> str | None:
+    """Return the newest checkpoint that was written whole: its state is written last."""
+    found = {}
+    for path in directory.glob("checkpoint-*/trainer_state.json"):
+        try:
+            found[json.loads(path.read_text())["global_step"]] = path.parent
+        except (ValueError, KeyError):
+            log.warning("%s was cut short and is not used", path.parent)
+    return str(found[max(found)]) if found else None
