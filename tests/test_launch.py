@@ -464,12 +464,17 @@ FLOP = ("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch=
     "dial",
     [
         ("speedup=1.1", "hardware.alignment=16"),
-        ("speedup=null", "method.sparsity=0.5", "hardware.alignment=16"),
+        (
+            "speedup=null",
+            "method.sparsity=0.5",
+            "method.embedding=adaptive",
+            "hardware.alignment=16",
+        ),
     ],
 )
 def test_learned_ranks_go_the_same_way(place, job, jobs, dial):
     outputs = "flop-" + dial[0].replace("=", "-")
-    arguments = place.arguments(*FLOP, *dial, outputs=outputs)
+    arguments = place.arguments(*FLOP, *dial, "hardware.alignment=16", outputs=outputs)
     step = "pruning.methods.training:GateTrainer.compute_loss"
     killed = jobs(*arguments, kill_at=step, call=7)  # two steps after a checkpoint
     assert killed.returncode == -9
@@ -483,9 +488,10 @@ def test_learned_ranks_go_the_same_way(place, job, jobs, dial):
     assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
     if "speedup=null" in dial:
         assert "-0.5-" in out.name
-        linears = 3 * 3 * 128 * 1024  # blocks, projections, their sizes
+        whole = 3 * 3 * 128 * 1024 + 128 * (WORDS + 3)  # of the projections, of the embedding
         gone = result["params"]["dense"] - result["params"]["pruned"]
-        assert gone / linears == pytest.approx(0.5, abs=0.02)
+        assert gone / whole == pytest.approx(0.5, abs=0.02)
+        assert set(result["embedding"]) == {f"embedding.{cluster}" for cluster in range(3)}
     else:
         assert result["speedup"]["measured"] > 1
 

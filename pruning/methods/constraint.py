@@ -54,10 +54,12 @@ def counts(sizes: Mapping[Site, tuple[int, int]], table: LatencyTable) -> Latenc
     """Return a table of parameters in the place of milliseconds, at the same ranks.
 
     `sizes` are rows and columns: a product has rows + columns per rank, a matrix rows x columns.
+    What the table does not know has one rank, half of the largest: more make no difference.
     """
     parts: dict[str, dict[Shape, float]] = {}
     for site, (rows, columns) in sizes.items():
-        ranks = [r for r in table.parts[site.part] if isinstance(r, int) and r != site.units]
+        known = table.parts.get(site.part, [(site.units + 1) // 2])
+        ranks = [r for r in known if isinstance(r, int) and r != site.units]
         parts[site.part] = {site.units: float(rows * columns)}
         parts[site.part] |= {r: float(r * (rows + columns)) for r in ranks}
     whole = float(sum(rows * columns for rows, columns in sizes.values()))

@@ -1,6 +1,7 @@
 """FLOP: low-rank factors whose ranks are learned by gates (arXiv:1910.04732)."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
@@ -12,6 +13,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.models.sites import Site
+
+
+class Embedding(StrEnum):
+    """How the embedding, and a head tied to it, becomes a product with gates."""
+
+    none = "none"
+    lowrank = "lowrank"  # one for all tokens
+    adaptive = "adaptive"  # one for each cluster of tokens, by their frequency
 
 
 @dataclass
@@ -31,6 +40,8 @@ class FLOP(Method):
 
     sparsity: float | None = MISSING  # share of the projections' parameters to remove
     modules: str = MISSING  # glob of the projections' paths within a block
+    embedding: Embedding = MISSING
+    clusters: list[float] = MISSING  # where they end: shares of the vocabulary, by frequency
     whiten: bool = MISSING  # factors from the SVD of the outputs on the calibration text
     room: float = MISSING  # terms at the start, in multiples of the ranks that the search chooses
     slope: float = MISSING  # how fast gates open at the start, from the chosen rank to larger terms
@@ -47,6 +58,16 @@ class FLOP(Method):
     save: int = MISSING  # steps between checkpoints, from which a killed run goes on
 
     def __post_init__(self) -> None:
+        if self.embedding in (Embedding.lowrank, Embedding.adaptive) and self.sparsity is None:
+            raise ValueError(
+                f"method.embedding={self.embedding} saves parameters and no time: give "
+                "method.sparsity and speedup=null, or method.embedding=none"
+            )
+        if isinstance(self.clusters, list) and not (
+            all(0 < end < 1 for end in self.clusters)
+            and sorted(set(self.clusters)) == self.clusters
+        ):
+            raise ValueError(f"method.clusters={self.clusters} must ascend between 0 and 1")
         for field in ("sparsity", "warmup"):
             value = getattr(self, field)
             if isinstance(value, float) and not 0 < value < 1:
@@ -67,6 +88,10 @@ class FLOP(Method):
         from pruning.models.sites import chosen_linears
 
         return chosen_linears(model, self.modules)
+
+    def ends(self) -> list[float]:
+        """Return where clusters of tokens end."""
+        return self.clusters if self.embedding is Embedding.adaptive else []
 
     def plan(self, subject: Subject) -> Plan:
         """Train; what is kept of every projection then follows from its gates."""

@@ -1,9 +1,11 @@
 """Hard-concrete gates on the rank-one terms of a projection (FLOP, arXiv:1910.04732)."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +35,10 @@ class Gates(nn.Module):
             logit = u.log() - (-u).log1p()
         s = torch.sigmoid((logit + self.log_alpha) / self.beta)
         return (s * (HIGH - LOW) + LOW).clamp(0, 1)
+
+    def draw(self) -> Float[Tensor, " rank"]:
+        """Return the gates of one forward pass: drawn in training, else those of evaluation."""
+        return self.sample() if self.training else self.fixed()
 
     def rank(self, shift: float = 0.0) -> Float[Tensor, ""]:
         """Return E||z||_0 with all log_alpha shifted: the sum of P(z > 0)."""
@@ -73,7 +79,7 @@ class GatedLowRank(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Project; where enough gates are 0, with the live terms alone."""
-        z = self.gates.sample() if self.training else self.gates.fixed()
+        z = self.gates.draw()
         A, B = self.A, self.B
         alive = z.nonzero().flatten()
         if len(alive) <= FEW * len(z):
@@ -88,3 +94,44 @@ class GatedLowRank(nn.Module):
         z = self.gates.fixed(rank)
         alive = z.nonzero().flatten()
         return self.A[alive], self.B[:, alive] * z[alive]
+
+
+class GatedEmbedding(nn.Module):
+    """An embedding as gated products, one per cluster of tokens; A holds the tokens' codes.
+
+    `position` is a token's place among all clusters one behind the other. A tied head takes the
+    gates that were drawn for the embedding, so that both are of one rank.
+    """
+
+    position: Tensor
+
+    def __init__(
+        self,
+        position: Int[Tensor, " vocabulary"],
+        parts: Sequence[GatedLowRank],
+        scale: float = 1.0,
+    ):
+        super().__init__()
+        self.register_buffer("position", position)
+        self.scale = scale  # of what is looked up
+        self.parts = nn.ModuleList(parts)
+        self.drawn: list[Tensor] = []
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look up."""
+        parts: Any = list(self.parts)
+        self.drawn = [part.gates.draw() for part in parts]
+        place = self.position[ids]
+        found = torch.zeros((), device=place.device)
+        for part, z in zip(parts, self.drawn, strict=True):
+            size = part.A.shape[1]
+            rows = F.linear(F.embedding(place.clamp(0, size - 1), part.A.t()) * z, part.B)
+            found = torch.where(place[..., None] < 0, found.to(rows), rows)
+            place = place - size
+        return found * torch.tensor(self.scale).to(found)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the products with the embeddings of all tokens."""
+        pairs: Any = zip(self.parts, self.drawn, strict=True)
+        found = [F.linear(hidden, part.B.t()) * z @ part.A for part, z in pairs]
+        return torch.cat(found, -1).index_select(-1, self.position)

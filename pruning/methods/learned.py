@@ -1,7 +1,6 @@
 """FLOP's plan: a model with gates, trained or found in the cache, and what its gates keep."""
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
@@ -15,18 +14,18 @@ from transformers import PreTrainedModel
 from pruning.calibration.moments import Moments
 from pruning.latency.table import LatencyTable, Shape, Shapes
 from pruning.methods.constraint import Cost, counts
-from pruning.methods.flop import FLOP
-from pruning.methods.gates import GatedLowRank, Gates
+from pruning.methods.embedding import Tokens, fold_
+from pruning.methods.flop import FLOP, Embedding
+from pruning.methods.gating import gated_, product, restored_
 from pruning.methods.method import Plan, Subject
-from pruning.methods.ranks import components
 from pruning.methods.svd import SVD
 from pruning.methods.training import Goal, train
 from pruning.models.modeling_pruned import replace_
 from pruning.models.shrink import factor_, twin
 from pruning.models.sites import (
     Allocation,
+    Kind,
     Site,
-    architecture,
     blocks,
     projection,
     set_weight_,
@@ -35,8 +34,6 @@ from pruning.models.sites import (
 from pruning.results.cache import digest
 
 LIMIT = 30.0  # shifts of log_alpha beyond which nothing changes
-CLOSED, OPEN = -5.0, 5.0  # log_alpha of gates at the start, away from the rank that is chosen
-EVEN = -2.4  # log_alpha at which a gate is open as often as closed, with beta 1
 
 
 class LearnedPlan(Plan):
@@ -55,7 +52,7 @@ class LearnedPlan(Plan):
         history: list[dict[str, float]],
     ):
         self.dense, self.trained, self.table, self.history = dense, trained, table, history
-        self.gated: dict[Site, GatedLowRank] = {s: projection(trained, s) for s in sites}  # type: ignore[misc]
+        self.gated = {site: product(trained, site) for site in sites}
         if sparsity is not None:
             self.given = self._largest(self._exact, lambda left: self._sparsity(left) >= sparsity)
 
@@ -64,15 +61,21 @@ class LearnedPlan(Plan):
         """Factorise, insert gates and train; or find all that in the cache."""
         s = subject
         sites = method.sites(s.dense)
+        sizes = {site: _size(s.dense, site) for site in sites}
         if method.sparsity is not None:  # parameters are what is to be saved
-            sizes = {site: _size(s.dense, site) for site in sites}
             s = replace(s, table=counts(sizes, s.table), speedup=1 / (1 - method.sparsity))
         with s.clock("calibrate"):
             moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
-        ranks = _start(method, s)
+        ranks, tokens = _start(method, s), None
+        if method.embedding is not Embedding.none:
+            assert method.sparsity is not None, "FLOP asks for it"
+            tokens = Tokens.of(s.batches, s.dense, method.ends())
+            wide = {site: (tokens.hidden, size) for site, size in tokens.sizes.items()}
+            s = replace(s, table=counts(sizes | wide, subject.table))
+            ranks |= {site: _share(1 - method.sparsity, *of) for site, of in wide.items()}
         with s.clock("train"):
-            trained, history = _trained(method, s, ranks, moments)
-        return cls(s.dense, trained, sites, subject.table, method.sparsity, history)
+            trained, history = _trained(method, s, ranks, moments, tokens)
+        return cls(s.dense, trained, list(ranks), subject.table, method.sparsity, history)
 
     def choose(self, budget: float) -> Shapes | None:
         """Keep as many terms as fit the budget, at ranks that the table offers."""
@@ -88,6 +91,9 @@ class LearnedPlan(Plan):
         for site, module in self.gated.items():
             rank = shapes[site]
             assert isinstance(rank, int)
+            allocation[site] = torch.arange(site.units) < rank
+            if site.kind is Kind.EMBEDDING:
+                continue
             if rank < site.units:
                 factor_(pruned, site, *module.folded(rank), module.bias)
             else:
@@ -97,7 +103,9 @@ class LearnedPlan(Plan):
                 if module.bias is not None:
                     merged.bias.copy_(module.bias)  # type: ignore[union-attr, operator]
                 replace_(blocks(pruned)[site.block], site.module, merged)
-            allocation[site] = torch.arange(site.units) < rank
+        of_tokens = {site: shapes[site] for site in self.gated if site.kind is Kind.EMBEDDING}
+        if of_tokens:
+            fold_(pruned, self.dense, of_tokens)
         return pruned, allocation
 
     def _exact(self, shift: float) -> Shapes:
@@ -148,6 +156,11 @@ def _size(model: PreTrainedModel, site: Site) -> tuple[int, int]:
     return rows, columns
 
 
+def _share(left: float, rows: int, columns: int) -> int:
+    """Return the rank at which two factors have a share of the parameters of the whole."""
+    return max(1, int(left * rows * columns / (rows + columns)))
+
+
 def _start(method: FLOP, subject: Subject) -> Shapes:
     """Return the ranks that `method=svd` would choose."""
     s = subject
@@ -163,7 +176,7 @@ def _start(method: FLOP, subject: Subject) -> Shapes:
 
 
 def _trained(
-    method: FLOP, subject: Subject, ranks: Shapes, moments: Moments
+    method: FLOP, subject: Subject, ranks: Shapes, moments: Moments, tokens: Tokens | None
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     """Return the trained model with gates and the curves of its training, from the cache if there.
 
@@ -176,10 +189,11 @@ def _trained(
     share = 1 - s.calibration.held_out
     batches = s.text(round(method.steps * method.batch * s.calibration.sequence / share))
     key = {
-        "version": 4,
+        "version": 5,
         "start": list(ranks.values()),
         "moments": moments.identity,
         "batches": [batch.digest() for batch in batches],
+        "tokens": None if tokens is None else digest(tokens.counts.tolist()),
         "method": {k: v for k, v in asdict(method).items() if k not in ("name", "save")},
         "target": goal.target,
         "table": digest(str(s.table.parts)),
@@ -188,7 +202,7 @@ def _trained(
     scratch = s.cache.root / "checkpoints" / digest(key)
 
     def build(directory: Path) -> None:
-        model = gated_(deepcopy(s.dense), moments, ranks, method)
+        model = gated_(deepcopy(s.dense), moments, ranks, method, tokens)
         history = train(model, sites, goal, method, batches, s.seed, scratch)
         state = {n: t.detach().cpu().contiguous() for n, t in model.named_parameters()}
         save_file(state, directory / "parameters.safetensors")
@@ -198,59 +212,9 @@ def _trained(
     shutil.rmtree(scratch, ignore_errors=True)
     model = deepcopy(s.dense)
     state = load_file(entry / "parameters.safetensors", device=str(model.device))
-    restored_(model, sites, state, method)
+    restored_(model, sites, state, method, tokens)
     return model.eval(), json.loads((entry / "history.json").read_text())
-
-
-@torch.no_grad()
-def restored_(
-    model: PreTrainedModel, sites: list[Site], state: dict[str, torch.Tensor], method: FLOP
-) -> None:
-    """Give a dense model the gated products and all parameters of a trained one."""
-    for site in sites:
-        path = f"{architecture(model).blocks}.{site.block}.{site.module}"
-        gates = Gates(state[f"{path}.gates.log_alpha"], method.beta, method.noise)
-        factors = state[f"{path}.A"], state[f"{path}.B"], state.get(f"{path}.bias")
-        replace_(blocks(model)[site.block], site.module, GatedLowRank(*factors, gates))
-    for name, parameter in model.named_parameters():
-        parameter.copy_(state[name])
 
 
 def _nearest(rank: float, offered: list[Shape]) -> Shape:
     return min(offered, key=lambda r: abs(r - rank))  # type: ignore[operator]
-
-
-@torch.no_grad()
-def gated_(
-    model: PreTrainedModel, moments: Moments, ranks: Shapes, method: FLOP
-) -> PreTrainedModel:
-    """Replace projections by gated products, each the best of its rank.
-
-    Gates of larger terms than that at the chosen rank start open, those of smaller ones closed, by
-    the logarithm of a term's share of the outputs' energy: `slope` per standard deviation of it.
-    B makes up for gates that are half open. A projection that is to stay dense has all its terms.
-    """
-    factors, shares = {}, {}
-    for site, rank in ranks.items():
-        assert isinstance(rank, int)
-        W = weight(projection(model, site)).double()
-        H = moments[site].all.H.to(W) if method.whiten else torch.eye(W.shape[1]).to(W)
-        U = components(W, H)[:, : min(site.units, math.ceil(method.room * rank))]
-        A = U.T @ W
-        energies = ((A @ H) * A).sum(1)
-        factors[site] = A, U
-        shares[site] = (energies / (W @ H * W).sum()).clamp(min=1e-12).log()
-    spread = torch.cat(list(shares.values())).std().clamp(min=1e-6)
-    for site, (A, B) in factors.items():
-        old, rank, share = projection(model, site), ranks[site], shares[site]
-        kind, device = weight(old).dtype, weight(old).device
-        log_alpha = torch.full_like(share, OPEN)
-        if rank < site.units:  # type: ignore[operator]
-            cut = share[min(rank, len(share) - 1)]  # type: ignore[type-var]
-            log_alpha = (EVEN + method.slope * (share - cut) / spread).clamp(CLOSED, OPEN)
-        gates = Gates(log_alpha.float().to(device), method.beta, method.noise)
-        bias = old.bias if isinstance(old.bias, torch.Tensor) else None
-        B = B / gates.fixed(len(A)).clamp(min=0.5).to(B)
-        gated = GatedLowRank(A.to(kind), B.to(kind), bias, gates)
-        replace_(blocks(model)[site.block], site.module, gated)
-    return model

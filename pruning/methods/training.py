@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, Trainer
 from pruning.calibration.batch import Batch
 from pruning.methods.constraint import Cost, Lagrangian
 from pruning.methods.flop import FLOP
-from pruning.methods.gates import GatedLowRank
-from pruning.models.sites import Site, projection
+from pruning.methods.gating import product
+from pruning.models.sites import Site
 from pruning.tasks.training import Guard, arguments, collator, run
 
 
@@ -36,7 +36,7 @@ class GateTrainer(Trainer):
     def __init__(
         self, model: PreTrainedModel, sites: list[Site], goal: Goal, method: FLOP, **options: Any
     ):
-        self.gated: dict[Site, GatedLowRank] = {s: projection(model, s) for s in sites}  # type: ignore[misc]
+        self.gated = {site: product(model, site) for site in sites}
         self.goal, self.method = goal, method
         self.start = self.saved = float(self._saved().detach())  # at the start, in the last step
         self.losses: list[float] = []  # of the task, since the last log

@@ -4,6 +4,7 @@ import os
 import shutil
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     MistralConfig,
@@ -17,6 +18,8 @@ from pruning.models.modeling_pruned import block_shape, head_size, ranks
 from pruning.models.sites import architecture, blocks
 
 CODE = Path(modeling_pruned.__file__)
+EMBEDDING = "embedding_clusters"  # key in config.json
+OURS = ("output_bias", "ranks", EMBEDDING)  # keys that no class of transformers knows
 CLASSIFIER = "AutoModelForSequenceClassification"
 
 
@@ -57,7 +60,7 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     config = deepcopy(model.config)
     config.per_layer_config = None
     config.dtype = str(model.dtype).removeprefix("torch.")
-    for stale in ("auto_map", "allow_global_per_layer_attribute_access", "ranks"):
+    for stale in ("auto_map", "allow_global_per_layer_attribute_access", "ranks", EMBEDDING):
         config.__dict__.pop(stale, None)
     shapes = [block_shape(block, a) for block in blocks(model)]
     if a.kv_heads:  # other families take it from the dense model's heads
@@ -72,6 +75,8 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     low = {str(i): found for i, block in enumerate(blocks(model)) if (found := ranks(block))}
     if low:
         config.ranks = low
+    if found := clusters(model):
+        config.embedding_clusters = found
     if len(set(shapes)) == 1 and (plain := _plain(config, dense, *shapes[0])) is not None:
         return plain
     config.architectures = [f"Pruned{dense}"]
@@ -81,6 +86,15 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
         index: _override(config, *shape) for index, shape in enumerate(shapes)
     }
     return config
+
+
+def clusters(model: PreTrainedModel) -> dict | None:
+    """Return how the embedding is split into clusters, None where it is whole."""
+    embedding: Any = model.get_input_embeddings()
+    if not hasattr(embedding, "ranks"):
+        return None
+    tied = hasattr(model.get_output_embeddings(), "shared")
+    return {"sizes": embedding.sizes, "ranks": embedding.ranks, "tied": tied}
 
 
 def auto_class(name: str) -> str:
@@ -108,7 +122,7 @@ def _plain(
     a = modeling_pruned.ARCHITECTURES[config.model_type]
     kind = type(config)
     values = config.to_dict()
-    if 0 in (groups, heads, width) or values.get("output_bias") or values.get("ranks"):
+    if 0 in (groups, heads, width) or any(values.get(key) for key in OURS):
         return None
     values[a.intermediate] = width
     if a.kv_heads is None:

@@ -5,6 +5,7 @@ of every block comes from `per_layer_config` in config.json, in the schema of tr
 `{block: {heads, kv heads, intermediate size, "skip": ["attention", "mlp"]}}`, differences only.
 With `output_bias` the projections back to the residual stream have biases that the family has not.
 `ranks` names the projections that are a product of two: `{block: {"self_attn.q_proj": 96}}`.
+`embedding_clusters` says so of the embedding: `{"sizes": [tokens], "ranks": [...], "tied": true}`.
 """
 
 from dataclasses import dataclass
@@ -139,6 +140,55 @@ class LowRank(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return self.B(self.A(inputs))
+
+
+class ClusteredEmbedding(nn.Module):
+    """Stand in for an embedding: tokens in clusters, each with codes and a basis of its own rank.
+
+    `position` is a token's place among all clusters one behind the other. A cluster of full rank
+    has no basis.
+    """
+
+    position: torch.Tensor
+
+    def __init__(self, sizes: list[int], ranks: list[int], hidden: int, scale: float = 1.0):
+        super().__init__()
+        self.sizes, self.ranks, self.scale = sizes, ranks, scale
+        self.register_buffer("position", torch.arange(sum(sizes)))
+        self.codes = nn.ModuleList(nn.Embedding(*of) for of in zip(sizes, ranks, strict=True))
+        self.bases = nn.ModuleList(
+            nn.Linear(rank, hidden, bias=False) if rank < hidden else nn.Identity()
+            for rank in ranks
+        )
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        place = self.position[ids]
+        found = torch.zeros((), device=place.device)
+        for size, codes, basis in zip(self.sizes, self.codes, self.bases, strict=True):
+            rows = basis(codes(place.clamp(0, size - 1)))
+            found = torch.where(place[..., None] < 0, found.to(rows), rows)
+            place = place - size
+        return found * torch.tensor(self.scale).to(found)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the products with the embeddings of all tokens: what a tied head does."""
+        found = []
+        pairs: Any = zip(self.codes, self.bases, strict=True)
+        for codes, basis in pairs:
+            within = hidden if isinstance(basis, nn.Identity) else hidden @ basis.weight
+            found.append(nn.functional.linear(within, codes.weight))
+        return torch.cat(found, -1).index_select(-1, self.position)
+
+
+class ClusteredHead(nn.Module):
+    """A head without parameters: it shares those of the embedding."""
+
+    def __init__(self, embedding: Any):
+        super().__init__()
+        self.shared = [embedding]  # anything with `logits`; in a list, so that it is no submodule
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.shared[0].logits(hidden)
 
 
 class Zero(nn.Module):
@@ -287,6 +337,26 @@ def factorise_(block: nn.Module, path: str, rank: int) -> LowRank:
     return new
 
 
+def scale_of(embedding: nn.Module) -> float:
+    """Return what an embedding multiplies its rows by: gemma has such a factor."""
+    return float(getattr(embedding, "scalar_embed_scale", 1.0))
+
+
+def cluster_embedding_(
+    model: Any, sizes: list[int], ranks: list[int], tied: bool
+) -> ClusteredEmbedding:
+    """Replace the embedding, and a head that is tied to it, by clusters with undefined values."""
+    old = model.get_input_embeddings()
+    with torch.device("meta"):
+        new = ClusteredEmbedding(sizes, ranks, old.embedding_dim, scale_of(old))
+    new = new.to(old.weight.dtype).to_empty(device=old.weight.device).train(old.training)
+    model.set_input_embeddings(new.requires_grad_(old.weight.requires_grad))
+    if tied:
+        model.set_output_embeddings(ClusteredHead(new))
+        model.config.tie_word_embeddings = False  # not in transformers' sense
+    return new
+
+
 def ranks(block: nn.Module) -> dict[str, int]:
     """Return the rank of every projection of a block that is a product of two, by its path."""
     found = {path: getattr(module, "rank", None) for path, module in block.named_modules()}
@@ -340,6 +410,8 @@ class _Pruned:
         for index, paths in (getattr(config, "ranks", None) or {}).items():
             for path, rank in paths.items():
                 factorise_(blocks[int(index)], path, rank)  # type: ignore[index]
+        if clusters := getattr(config, "embedding_clusters", None):
+            cluster_embedding_(self, **clusters)
         self.post_init()  # type: ignore[attr-defined]
 
 

@@ -21,11 +21,12 @@ from pruning.models.modeling_pruned import (
 
 
 class Kind(StrEnum):
-    """The two sub-blocks of a transformer block, and a single projection of them."""
+    """The sub-blocks of a transformer block, a single projection, a cluster of the embedding."""
 
     ATTENTION = "attention"
     FFN = "ffn"
     LINEAR = "linear"
+    EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Site:
     """One place where structure can be removed.
 
     Of a sub-block, units are columns of its output projection; query heads of one KV group are
-    neighbours: unit `g * heads_per_group + h` is head h of group g. Of a single projection, units
-    are the rank-one terms of its factors.
+    neighbours: unit `g * heads_per_group + h` is head h of group g. Of a single projection, and of
+    a cluster of tokens, units are the rank-one terms of its factors.
     """
 
-    block: int
+    block: int  # -1 for what is in none
     kind: Kind
     units: int  # query heads, FFN channels, or the largest rank
     width: int = 1  # columns of the output projection per unit: head_dim, or 1
@@ -69,7 +70,7 @@ class Site:
     @property
     def name(self) -> str:
         """Return a readable key such as `block.3.ffn`."""
-        return f"block.{self.block}.{self.part}"
+        return self.part if self.kind is Kind.EMBEDDING else f"block.{self.block}.{self.part}"
 
 
 Allocation = dict[Site, Bool[Tensor, " units"]]  # True = keep

@@ -77,7 +77,15 @@ def kept(result: Result) -> str:
         left = (b.ranks.get(module, "") for module in modules)
         rows.append(tuple(map(str, (b.block, b.query_heads, b.kv_heads, b.ffn, *left))))
     head = ("block", "query heads", "KV heads", "FFN channels", *(f"rank of {m}" for m in modules))
-    return "## Kept per block\n\n" + markdown(head, rows) + ranks(result)
+    return "## Kept per block\n\n" + markdown(head, rows) + embedding(result) + ranks(result)
+
+
+def embedding(result: Result) -> str:
+    """Say of which ranks the embedding is, cluster by cluster of its tokens."""
+    if not result.embedding:
+        return ""
+    left = ", ".join(map(str, result.embedding.values()))
+    return f"\n\nThe embedding is a product, of rank {left} from frequent to rare tokens."
 
 
 def ranks(result: Result) -> str:

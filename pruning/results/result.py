@@ -116,6 +116,7 @@ class Result:
     allocation: list[Block]  # one entry per block, in order
     environment: dict[str, Any]  # of `environment()`
     break_even: dict[str, dict[str, int]] = field(default_factory=dict)  # ranks, by projection
+    embedding: dict[str, int] = field(default_factory=dict)  # rank of each cluster of tokens
     training: list[dict[str, float]] = field(default_factory=list)  # curves of what was trained
     loader: str = "AutoModelForCausalLM"  # the class of transformers that loads the checkpoint
     schema: int = SCHEMA
@@ -152,6 +153,7 @@ def compose(
         memory=Memory(*peaks()),
         allocation=kept(dense, met.allocation),
         environment=environment(),
+        embedding=ranks_of_embedding(met.allocation),
         loader=auto_class(type(met.pruned).__name__),
     )
 
@@ -176,6 +178,13 @@ def kept(dense: "PreTrainedModel", allocation: "Allocation") -> list[Block]:
             found[site.block].kv_heads = left[0]
             found[site.block].query_heads = left[0] * left[1]
     return found
+
+
+def ranks_of_embedding(allocation: "Allocation") -> dict[str, int]:
+    """Return how many terms every cluster of tokens keeps."""
+    from pruning.models.sites import Kind
+
+    return {s.name: int(k.sum()) for s, k in allocation.items() if s.kind is Kind.EMBEDDING}
 
 
 def write_allocation(allocation: "Allocation", path: Path) -> None:

@@ -11,9 +11,10 @@ from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.latency.table import LatencyTable
 from pruning.methods.constraint import Cost, Lagrangian, counts
-from pruning.methods.flop import FLOP
+from pruning.methods.flop import FLOP, Embedding
 from pruning.methods.gates import GatedLowRank, Gates
-from pruning.methods.learned import LearnedPlan, gated_, restored_
+from pruning.methods.gating import gated_, restored_
+from pruning.methods.learned import LearnedPlan
 from pruning.methods.training import Goal, train
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, projection, weight
@@ -28,6 +29,8 @@ def flop(**values) -> FLOP:
     settings = {
         "sparsity": None,
         "modules": "*",
+        "embedding": Embedding.none,
+        "clusters": [],
         "whiten": True,
         "room": 1.5,
         "slope": 8.0,
