@@ -20,7 +20,7 @@ from pruning.latency.clock import interleaved
 from pruning.latency.table import Shapes
 from pruning.methods.flop import FLOP
 from pruning.methods.gates import GatedLowRank
-from pruning.methods.learned import gated_
+from pruning.methods.gating import gated_
 from pruning.models.sites import projection, weight
 from pruning.models.source import fingerprint
 from pruning.results.cache import Cache

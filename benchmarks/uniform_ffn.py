@@ -3,26 +3,57 @@
     python benchmarks/uniform_ffn.py CALIBRATION_TEXT EVALUATION_TEXT [overrides]
 
 The same number of channels goes in every block (search=uniform without a latency table); token
-perplexity on the first 8 windows of 1024 tokens of EVALUATION_TEXT, dense and pruned.
+perplexity on the first 8 windows of 1024 tokens of EVALUATION_TEXT, dense and pruned. With
+calibration.target=dense the kept ones are solved for the dense outputs, behind pruned blocks.
 """
 
 import json
 import sys
 
 import torch
+from transformers import PreTrainedModel
 
+from pruning.calibration.batch import Batch
+from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Moments
 from pruning.evaluation.perplexity import token_perplexity, tokenize
-from pruning.experiment import compose
+from pruning.experiment import Experiment, compose
+from pruning.latency.table import LatencyTable
 from pruning.methods.leveled import Leveled
 from pruning.methods.levels import Levels
-from pruning.models.sites import Kind, projection, set_weight_, sites, weight
+from pruning.methods.method import Subject
+from pruning.methods.sequential import sequential
+from pruning.models.sites import Allocation, Kind, projection, set_weight_, sites, weight
 from pruning.models.source import fingerprint
 from pruning.results.cache import Cache
 from pruning.results.progress import track
+from pruning.results.stopwatch import Stopwatch
 
 REMOVED = 0.2
 WINDOW, WINDOWS = 1024, 8
+
+
+def behind(
+    experiment: Experiment, model: PreTrainedModel, batches: list[Batch], keeps: Allocation
+) -> PreTrainedModel:
+    """Prune block by block, each solved for the dense model's outputs behind the pruned ones."""
+    assert isinstance(experiment.method, Leveled)
+    subject = Subject(
+        dense=model,
+        identity="",
+        batches=batches,
+        text=lambda tokens: batches,
+        calibration=experiment.calibration,
+        table=LatencyTable({}, 0.0, 0, 0.0, 0.0),  # no latency takes part
+        search=experiment.search,
+        speedup=None,
+        seed=experiment.seed,
+        cache=Cache(experiment.cache),
+        clock=Stopwatch(),
+    )
+    whole = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)} | keeps
+    found, _ = sequential(subject, experiment.method.ridges, lambda site, W, split: whole[site])
+    return found
 
 
 @torch.no_grad()
@@ -50,7 +81,7 @@ def main() -> None:
     moments = Moments.of(
         model, fingerprint(model), batches, experiment.calibration, sites(model), cache
     )
-    chosen = {}
+    chosen, keeps, originals = {}, {}, {}
     for site in track([s for s in sites(model) if s.kind is Kind.FFN], "sites"):
         module = projection(model, site)
         W = weight(module).clone()
@@ -59,7 +90,12 @@ def main() -> None:
         pruned = torch.zeros_like(W)
         pruned[:, levels.keeps[1]] = Levels({site: levels}, moments).kept_weight(site, 1, W)
         set_weight_(module, pruned)
+        keeps[site], originals[site] = levels.keeps[1], W
         chosen[site.block] = [levels.score, levels.ridge, round(levels.loss[1], 4)]
+    if experiment.calibration.target is Target.dense:  # the same channels, solved once more
+        for site, W in originals.items():
+            set_weight_(projection(model, site), W)
+        model = behind(experiment, model, batches, keeps)
     after = token_perplexity(model, tokens, WINDOW, 1)
     print(
         json.dumps(

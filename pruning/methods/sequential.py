@@ -56,9 +56,10 @@ def sequential(
             with subject.clock("solve"):
                 W = weight(projection(dense, site)).to(split.fit.H.dtype)
                 allocation[site] = keep = decide(site, W, split)
-                W_K = _solved(site, W, split, keep, ridges)
+                partly = keep.any() and not keep.all()  # else the weight is the dense one, or gone
+                W_K = _solved(site, W, split, keep, ridges) if partly else None
             shrink_(pruned, {site: keep})
-            if keep.any() and not keep.all():  # else the weight is the dense model's, or gone
+            if W_K is not None:
                 set_weight_(projection(pruned, site), W_K)
         for state in states:
             state.advance(index, blocks(pruned)[index])
