@@ -1,6 +1,7 @@
 """Classifiers on labelled texts: predictions of a model, metrics of scikit-learn and SciPy."""
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +27,10 @@ def evaluate_labelled(
     limit: int | None,
     batch: int,
 ) -> dict[str, float]:
-    """Return `{"<task>/<metric>": value}`, for accuracy with its standard error."""
+    """Return `{"<task>/<metric>": value}`, for accuracy with its standard error and its chance.
+
+    That is the accuracy of always saying the most frequent class.
+    """
     rows = task.read(cache, f"suite.labelled.{name}", limit)
     logits = predict(name, task, rows, model, tokenizer, batch)
     truth = [row[task.label] for row in rows]
@@ -36,6 +40,7 @@ def evaluate_labelled(
         if metric is Metric.accuracy:
             spread = math.sqrt(value * (1 - value) / max(1, len(rows) - 1))
             found[f"{name}/{metric}_stderr"] = spread
+            found[f"{name}/{metric}_chance"] = max(Counter(truth).values()) / len(truth)
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
@@ -129,6 +130,7 @@ class Suite:
     labelled: dict[str, Judged] = MISSING  # for classifiers: a name -> its rows
     limit: int | None = MISSING  # documents or rows per task, from the beginning; null: all
     batch: int = MISSING  # sequences per forward pass
+    average: bool = False  # over the lm-eval tasks
 
     def __post_init__(self) -> None:
         if isinstance(self.limit, int) and self.limit < 1:
@@ -176,6 +178,17 @@ class Suite:
 
         return json.loads((cache.stage("evaluate", key, build) / "evaluation.json").read_text())
 
+    def _averages(self, found: dict[str, float]) -> dict[str, float]:
+        accuracies = [found.get(f"{name}/acc") for name in self.tasks]
+        if not self.average or None in accuracies:
+            return {}
+        normed = [
+            found.get(f"{name}/acc_norm", of)
+            for name, of in zip(self.tasks, accuracies, strict=True)
+        ]
+        columns = {"average/acc": accuracies, "average/acc_norm": normed}
+        return {key: fmean(values) for key, values in columns.items()}  # type: ignore[arg-type]
+
     def _files(self) -> dict[str, str]:
         """Return the sums of the local files that the suite reads; wheels are in its config."""
         sources: list[Text | Task | Judged] = [*self.tasks.values(), *self.labelled.values()]
@@ -188,6 +201,10 @@ class Suite:
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cache: Cache
     ) -> dict[str, float]:
         """Return `{"<suite>/<task>/<metric>": value}`, with a `..._stderr` for each lm-eval metric.
+
+        An accuracy also has a `..._chance`, what guessing would give; `average` adds means over the
+        lm-eval tasks: of `acc`, and of `acc_norm` or `acc` where a task has no such.
+
 
         Token perplexity is `<suite>/text/token_perplexity_<window>`. The model is left in the mode
         (train or eval) that it came in, the tokenizer as it was.
@@ -214,6 +231,7 @@ class Suite:
                 from pruning.evaluation.tasks import evaluate_tasks
 
                 found |= evaluate_tasks(self, model, tokenizer, cache)
+                found |= self._averages(found)
             for name, task in self.labelled.items():
                 from pruning.evaluation.classification import evaluate_labelled
 

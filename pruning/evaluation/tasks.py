@@ -7,6 +7,7 @@ per task includes the installed one and replaces only where its documents come f
 import logging
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -65,12 +66,24 @@ def evaluate_tasks(
             log_samples=False,
         )
     assert report is not None, "lm-eval returns None on ranks other than 0 only"
-    return {
+    found = {
         f"{name}/{metric_name(key)}": float(value)
         for name, metrics in report["results"].items()
         for key, value in metrics.items()
         if "," in key and isinstance(value, int | float)  # the rest is alias, sample count, "N/A"
     }
+    for name, task in loaded["tasks"].items():
+        for metric in ("acc", "acc_norm"):
+            if f"{name}/{metric}" in found and task.OUTPUT_TYPE == "multiple_choice":
+                found[f"{name}/{metric}_chance"] = chance(task)
+    return found
+
+
+def chance(task: Any) -> float:
+    """Return the expected accuracy of guessing: the mean of 1 / choices over the documents."""
+    choices = Counter((of.doc_id, of.idx) for of in task.instances)
+    documents = Counter(doc for doc, _ in choices)
+    return sum(1 / count for count in documents.values()) / len(documents)
 
 
 def metric_name(key: str) -> str:

@@ -1,6 +1,8 @@
 """Timing calls: interleaved, medians kept with their spread."""
 
+import logging
 import random
+import resource
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ import numpy as np
 import torch
 
 from pruning.results.progress import track
+
+log = logging.getLogger(__name__)
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -48,6 +52,28 @@ def speedup(before: Timing, after: Timing) -> tuple[float, float]:
     return float(middle), float(0.93 * (high - low) / np.sqrt(len(ratios)))
 
 
+class Interruptions:
+    """How often the system has taken a CPU away from this process, since this was made.
+
+    On two quiet cores that was 17 times per second and thread, and 80 to 100 times with another
+    busy process, when two threads ran three times slower.
+    """
+
+    FEW, PER_SECOND = 5, 40  # of each thread
+
+    def __init__(self) -> None:
+        self.start, self.count = time.perf_counter(), self._count()
+
+    def many(self) -> bool:
+        """Tell whether these were more than on a quiet machine."""
+        seconds = time.perf_counter() - self.start
+        most = self.FEW + self.PER_SECOND * seconds * torch.get_num_threads()
+        return self._count() - self.count > most
+
+    def _count(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
 def milliseconds(call: Callable[[], object], device: torch.device) -> float:
     """Time one call: CUDA events on a GPU, the performance counter elsewhere."""
     if device.type == "cuda":
@@ -74,7 +100,8 @@ def interleaved(
     """Time every call once per round, in a new random order each round, after a warm-up round.
 
     A slow spell of a shared machine then meets all of them alike. With `enough`, rounds beyond
-    `repetitions` follow until it is satisfied, up to as many again.
+    `repetitions` follow until it is satisfied, up to as many again. A round in which other
+    processes took a CPU away is timed again; after `repetitions` of these, it counts.
     """
     order: Sequence[Name] = list(calls)
     shuffle = random.Random(seed).shuffle
@@ -82,10 +109,19 @@ def interleaved(
         calls[name]()
     found: dict[Name, Timing] = {name: Timing([]) for name in order}
     rounds = 2 * repetitions if enough else repetitions
+    patience = repetitions if device.type == "cpu" else 0
     for index in track(range(rounds), description, total=rounds):
         if enough and index >= repetitions and enough(found):
             break
         shuffle(order)
-        for name in order:
-            found[name].values.append(milliseconds(calls[name], device))
+        taken = Interruptions()
+        values = {name: milliseconds(calls[name], device) for name in order}
+        while taken.many() and patience:
+            patience -= 1
+            taken = Interruptions()
+            values = {name: milliseconds(calls[name], device) for name in order}
+        for name, value in values.items():
+            found[name].values.append(value)
+    if device.type == "cpu" and not patience:
+        log.warning("%s: other processes take CPUs away from this one; stop them", description)
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pruning.results.report import quantity
+from pruning.results.report import is_metric, quantity, titled
 from pruning.results.result import Result, read, times, write_text
 
 EQUAL = 0.03  # measured speedups within this share of the target count as equal
@@ -112,7 +112,7 @@ def _flat(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def metrics(points: Sequence[Point]) -> list[str]:
     """List what the models were evaluated on, perplexities first."""
     keys = dict.fromkeys(key for p in points for run in p.runs for key in run.evaluation.pruned)
-    found = [key for key in keys if not key.endswith("_stderr")]
+    found = [key for key in keys if is_metric(key)]
     return sorted(found, key=lambda key: "perplexity" not in key)
 
 
@@ -127,7 +127,9 @@ def markdown(study: str, points: Sequence[Point]) -> str:
     """Return a table with a row per method and target, and who is best at each target."""
     keys = metrics(points)
     lines = [f"# {study}", "", "![frontier](frontier.svg)", ""]
-    lines.append(f"| target | method | measured | {' | '.join(keys)} | parameters | runs |")
+    dense = points[0].runs[0]
+    heads = [titled(dense.evaluation.dense, key) for key in keys]
+    lines.append(f"| target | method | measured | {' | '.join(heads)} | parameters | runs |")
     lines.append("| --- | --- | ---: |" + " ---: |" * (len(keys) + 2))
     winners = []
     for target in dict.fromkeys(p.target for p in points):
@@ -146,7 +148,6 @@ def markdown(study: str, points: Sequence[Point]) -> str:
             for key, p in champions.items()
             if p is not None and len(rivals) > 1
         ]
-    dense = points[0].runs[0]
     lines += ["", f"Dense, {dense.config['model']['name']}:", ""]
     lines += [f"- {key}: {quantity(dense.evaluation.dense, key)}" for key in keys]
     if winners:

@@ -41,10 +41,21 @@ def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:
     sides = (result.evaluation.dense, result.evaluation.pruned)
     keys = dict.fromkeys(key for side in sides for key in side)
     return [
-        (key, quantity(sides[0], key), quantity(sides[1], key))
+        (titled(sides[0], key), quantity(sides[0], key), quantity(sides[1], key))
         for key in keys
-        if not key.endswith("_stderr")
+        if is_metric(key)
     ]
+
+
+def is_metric(key: str) -> bool:
+    """Tell metrics from what belongs to one: its standard error, its chance."""
+    return not key.endswith(("_stderr", "_chance"))
+
+
+def titled(values: Mapping[str, float | None], key: str) -> str:
+    """Return a metric's name, with what guessing would give if that is known."""
+    chance = values.get(f"{key}_chance")
+    return key if chance is None else f"{key} (chance {chance:.3f})"
 
 
 def quantity(values: Mapping[str, float | None], key: str) -> str:

@@ -41,6 +41,34 @@ def test_more_rounds_until_enough_and_at_most_twice_as_many(calls, wanted, round
     assert all(len(timing.values) == rounds for timing in found.values())
 
 
+@pytest.mark.parametrize("disturbed", [3, 100])
+def test_rounds_in_which_others_took_a_cpu_are_timed_again(calls, monkeypatch, caplog, disturbed):
+    of, order = calls
+    left = [disturbed]
+
+    def many(self) -> bool:
+        left[0] -= 1
+        return left[0] >= 0
+
+    monkeypatch.setattr(clock.Interruptions, "many", many)
+    found = interleaved(of, CPU, 6, "test")
+    assert all(len(timing.values) == 6 for timing in found.values())
+    again = min(disturbed, 6)  # then they count
+    assert len(order) == 3 * (1 + 6 + again)
+    assert ("other processes take CPUs away" in caplog.text) == (disturbed > 6)
+
+
+@pytest.mark.parametrize(("seconds", "count", "many"), [(1.0, 50, False), (1.0, 200, True)])
+def test_interruptions_are_counted_per_second_and_thread(monkeypatch, seconds, count, many):
+    now, taken = [0.0], [7]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(clock.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(clock.Interruptions, "_count", lambda self: taken[0])
+    interruptions = clock.Interruptions()
+    now[0], taken[0] = seconds, 7 + count
+    assert interruptions.many() == many
+
+
 def test_percentiles():
     timing = Timing([5.0, 1.0, 2.0, 4.0, 3.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0])
     assert (timing.p50, timing.p90) == (6.0, 10.0)
