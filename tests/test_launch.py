@@ -451,6 +451,7 @@ def test_a_headless_encoder_is_taught_its_task_first(place, jobs, classifier):
         assert set(result["evaluation"]["dense"]) == {
             "glue/sst2/accuracy",
             "glue/sst2/accuracy_stderr",
+            "glue/sst2/accuracy_chance",
         }
         assert result["evaluation"]["dense"]["glue/sst2/accuracy"] > 0.95
     assert len([p for p in (place.cache / "finetune").iterdir() if p.is_dir()]) == 1

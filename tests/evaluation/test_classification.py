@@ -63,6 +63,9 @@ def test_accuracy_is_the_share_of_labels_that_the_pipeline_predicts(family, limi
     assert found["tiny/mine/accuracy"] == pytest.approx(share)
     error = math.sqrt(share * (1 - share) / (len(rows) - 1))
     assert found["tiny/mine/accuracy_stderr"] == pytest.approx(error)
+    truth = [row["label"] for row in rows]
+    most = max(truth.count(label) for label in truth) / len(rows)
+    assert found["tiny/mine/accuracy_chance"] == pytest.approx(most)
 
 
 def test_pairs_are_read_as_pairs(tmp_path):
@@ -104,6 +107,17 @@ def test_a_tsv_and_a_folder_hold_the_same_rows(tmp_path):
     ours = suite(tmp_path).evaluate(model, words, cache)
     for path in ("rows.tsv", "folder"):
         assert suite(tmp_path, path=str(tmp_path / path)).evaluate(model, words, cache) == ours
+
+
+def test_an_altered_file_is_evaluated_again(tmp_path):
+    """Also where a pattern names it."""
+    model, words, cache = sharp("bert"), word_tokenizer(), Cache(tmp_path / "cache")
+    one = suite(tmp_path, path=str(tmp_path / "r*.jsonl"))
+    before = one.dense(model, words, "some model", cache)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[1]) + "\n")
+    after = one.dense(model, words, "some model", cache)
+    assert before["tiny/mine/accuracy"] != after["tiny/mine/accuracy"]
+    assert after["tiny/mine/accuracy"] in (0, 1)
 
 
 def test_plain_errors(tmp_path):

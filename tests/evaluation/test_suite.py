@@ -1,6 +1,7 @@
 """Suites: their keys, agreement with lm-eval's own way, data without a hub, plain errors."""
 
 import json
+import math
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 
 from pruning.calibration.text import Text
 from pruning.evaluation.perplexity import token_perplexity
-from pruning.evaluation.suite import Perplexity, Suite, Task
+from pruning.evaluation.suite import Documents, Perplexity, Suite
 from pruning.evaluation.tasks import TASKS, metric_name
 from pruning.results.cache import Cache
 
@@ -29,7 +30,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def suite(tasks: dict[str, Task], **more) -> Suite:
+def suite(tasks: dict[str, Documents], **more) -> Suite:
     settings = {"perplexity": None, "labelled": {}, "limit": None, "batch": 3} | more
     return Suite(name="tiny", tasks=tasks, **settings)
 
@@ -38,7 +39,7 @@ def suite(tasks: dict[str, Task], **more) -> Suite:
 def test_accuracy_is_lm_evals_own_on_the_saved_model(
     model, tokenizer, documents, tmp_path, no_network, limit
 ):
-    ours = suite({"arc_easy": Task(path=str(documents))}, limit=limit).evaluate(
+    ours = suite({"arc_easy": Documents(path=str(documents))}, limit=limit).evaluate(
         model, tokenizer, Cache(tmp_path / "cache")
     )
     model.save_pretrained(tmp_path / "model")
@@ -67,10 +68,12 @@ def test_accuracy_is_lm_evals_own_on_the_saved_model(
         ),
     )["results"]["arc_easy"]
     assert 0 < theirs["acc,none"] < 1
+    rows = [json.loads(line) for line in documents.read_text().splitlines()][:limit]
+    guessed = sum(1 / len(row["choices"]["text"]) for row in rows) / len(rows)
     assert ours == {
         f"tiny/arc_easy/{metric}": pytest.approx(theirs[f"{metric},none"])
         for metric in ("acc", "acc_norm", "acc_stderr", "acc_norm_stderr")
-    }
+    } | {f"tiny/arc_easy/{metric}_chance": pytest.approx(guessed) for metric in ("acc", "acc_norm")}
 
 
 def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_path, no_network):
@@ -78,7 +81,10 @@ def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_pa
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "folder")
     (tmp_path / "text.txt").write_text("the sun is hot ? the ice is cold : " * 20)
     whole = suite(
-        {"arc_easy": Task(path=str(tmp_path / "folder")), "arc_challenge": Task(str(documents))},
+        {
+            "arc_easy": Documents(path=str(tmp_path / "folder")),
+            "arc_challenge": Documents(str(documents)),
+        },
         perplexity=Perplexity(
             text=Text(path=str(tmp_path / "text.txt")), window=[16, 8], tokens=64
         ),
@@ -90,7 +96,7 @@ def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_pa
     finally:
         model.eval()
     assert tokenizer.pad_token is None  # lm-eval sets one, in its copy
-    metrics = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr"]
+    metrics = [f"{of}{part}" for of in ("acc", "acc_norm") for part in ("", "_stderr", "_chance")]
     tasks = [f"tiny/{task}/{metric}" for task in whole.tasks for metric in metrics]
     assert set(found) == {*(f"tiny/text/token_perplexity_{w}" for w in (16, 8)), *tasks}
     assert all(isinstance(value, float) for value in found.values())
@@ -102,8 +108,89 @@ def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_pa
     assert found["tiny/arc_easy/acc"] == found["tiny/arc_challenge/acc"]
 
 
+def test_the_average_is_over_the_tasks(model, tokenizer, documents, tmp_path):
+    of = {name: Documents(str(documents)) for name in ("arc_easy", "arc_challenge")}
+    found = suite(of, average=True).evaluate(model, tokenizer, Cache(tmp_path / "cache"))
+    for metric in ("acc", "acc_norm"):
+        values = [found[f"tiny/{task}/{metric}"] for task in of]
+        assert found[f"tiny/average/{metric}"] == pytest.approx(sum(values) / 2)
+    normed = {
+        "tiny/a/acc": 0.5,
+        "tiny/a/acc_norm": 0.7,
+        "tiny/b/acc": 0.2,
+    }  # as boolq, which has none
+    bare = {key.removeprefix("tiny/"): value for key, value in normed.items()}
+    averages = suite({"a": Documents(), "b": Documents()}, average=True)._averages(bare)
+    assert averages == pytest.approx({"average/acc": 0.35, "average/acc_norm": 0.45})
+
+
+def test_a_folder_of_tasks_is_pooled_as_lm_eval_has_each(model, tokenizer, tmp_path, monkeypatch):
+    """Two subjects of MMLU with examples in front, of two sizes, against lm-eval's own way."""
+    sizes, files, folder = (
+        {"anatomy": 5, "virology": 9},
+        {},
+        tmp_path / "tasks" / "mmlu" / "default",
+    )
+    folder.mkdir(parents=True)
+    own = TASKS / "mmlu" / "default"
+    for file in (own / "_default_template_yaml", *(own / f"mmlu_{s}.yaml" for s in sizes)):
+        (folder / file.name).write_text(file.read_text())
+    words = ["sun", "river", "ice", "fire", "cold", "hot", "moves"]
+    for subject, size in sizes.items():
+        for split, count in (("test", size), ("dev", 3)):
+            rows = [
+                {
+                    "question": f"which of these is {words[(i + size) % 7]} ?",
+                    "choices": [words[(i * k + count) % 7] for k in range(1, 5)],
+                    "answer": (3 * i + size) % 4,
+                }
+                for i in range(count)
+            ]
+            path = files[subject, split] = tmp_path / f"{subject}-{split}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = {"path": f"{tmp_path}/{{dataset_name}}-test.jsonl"}
+    paths["examples"] = paths["path"].replace("-test", "-dev")
+    monkeypatch.setattr("pruning.evaluation.tasks.TASKS", tmp_path / "tasks")
+    tiny = suite({"mmlu": Documents(**paths, folder="mmlu/default", shots=2)})
+    ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache"))
+
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "own").mkdir()
+    for subject in sizes:
+        data = {split: str(files[subject, split]) for split in ("test", "dev")}
+        definition = {"include": str(own / f"mmlu_{subject}.yaml"), "task": f"mmlu_{subject}"}
+        definition |= {"dataset_path": "json", "dataset_name": None}
+        definition |= {"dataset_kwargs": {"data_files": data}}
+        (tmp_path / "own" / f"{subject}.yaml").write_text(yaml.safe_dump(definition))
+    theirs = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={tmp_path / 'model'}",
+        tasks=[f"mmlu_{subject}" for subject in sizes],
+        num_fewshot=2,
+        device="cpu",
+        bootstrap_iters=10,
+        task_manager=lm_eval.tasks.TaskManager(
+            include_path=str(tmp_path / "own"), include_defaults=False
+        ),
+    )["results"]
+    hits = {s: theirs[f"mmlu_{s}"]["acc,none"] * n for s, n in sizes.items()}
+    errors = [theirs[f"mmlu_{s}"]["acc_stderr,none"] * n for s, n in sizes.items()]
+    assert 0 < sum(hits.values()) < 14
+    assert ours == {
+        "tiny/mmlu/acc": pytest.approx(sum(hits.values()) / 14),
+        "tiny/mmlu/acc_stderr": pytest.approx(math.hypot(*errors) / 14),
+        "tiny/mmlu/acc_chance": 0.25,
+    }
+    with pytest.raises(ValueError, match=r"^suite\.tasks\.mmlu\.folder='nothing' is no folder o"):
+        suite({"mmlu": Documents(folder="nothing")}).evaluate(model, tokenizer, Cache(tmp_path))
+
+
 def test_the_dense_model_is_evaluated_once(model, tokenizer, documents, tmp_path, monkeypatch):
-    cache, tiny = Cache(tmp_path / "cache"), suite({"arc_easy": Task(path=str(documents))}, limit=4)
+    cache, tiny = (
+        Cache(tmp_path / "cache"),
+        suite({"arc_easy": Documents(path=str(documents))}, limit=4),
+    )
     first = tiny.dense(model, tokenizer, "some model", cache)
     monkeypatch.setattr(Suite, "evaluate", lambda *_: pytest.fail("evaluated again"))
     assert tiny.dense(model, tokenizer, "some model", cache) == first
@@ -117,12 +204,24 @@ def test_a_metric_behind_a_filter_keeps_its_stderr_suffix():
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ({"arc_eesy": Task()}, r"suite\.tasks\.arc_eesy is not a task of lm-eval"),
-        ({"arc_eesy": Task(path="x.jsonl")}, r"suite\.tasks\.arc_eesy is not the name of a single"),
-        ({"piqa": Task(path="no.jsonl")}, r"suite\.tasks\.piqa\.path='no\.jsonl' is not there"),
-        ({"piqa": Task(path="tests")}, r"suite\.tasks\.piqa\.path='tests' is not a folder written"),
-        ({"piqa": Task(path="{documents}")}, r"suite\.tasks\.piqa could not be loaded.*columns"),
-        ({"piqa": Task()}, r"suite\.tasks\.piqa could not be loaded.*remove it with '~suite"),
+        ({"arc_eesy": Documents()}, r"suite\.tasks\.arc_eesy is not a task of lm-eval"),
+        (
+            {"arc_eesy": Documents(path="x.jsonl")},
+            r"suite\.tasks\.arc_eesy is not the name of a single",
+        ),
+        (
+            {"piqa": Documents(path="no.jsonl")},
+            r"suite\.tasks\.piqa\.path='no\.jsonl' is not there",
+        ),
+        (
+            {"piqa": Documents(path="tests")},
+            r"suite\.tasks\.piqa\.path='tests' is not a folder written",
+        ),
+        (
+            {"piqa": Documents(path="{documents}")},
+            r"suite\.tasks\.piqa could not be loaded.*columns",
+        ),
+        ({"piqa": Documents()}, r"suite\.tasks\.piqa could not be loaded.*remove it with '~suite"),
     ],
 )
 def test_what_cannot_be_had_is_one_plain_error(
@@ -135,7 +234,7 @@ def test_what_cannot_be_had_is_one_plain_error(
 
     small = lm_eval.tasks.TaskManager(include_defaults=False)
     monkeypatch.setattr(module, "everything", lambda: small)  # the index of all takes 20 s
-    if tasks == {"piqa": Task()}:
+    if tasks == {"piqa": Documents()}:
         monkeypatch.setattr(datasets, "load_dataset", unreachable)
     for task in tasks.values():
         task.path = task.path and task.path.format(documents=documents)

