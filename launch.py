@@ -70,6 +70,13 @@ def shell() -> int:
         if WANTS_TRACEBACK:
             raise
         failures.append(message(error))
+    except AssertionError as error:  # OmegaConf's word for an override below a part that is null
+        if WANTS_TRACEBACK or not str(error).startswith("Unexpected type"):
+            raise
+        failures.append(
+            "an override names a field of a part that is null, as task.epochs=1 does without a "
+            "task: choose that part too, such as task=sst2, or leave the override out"
+        )
     for study in {study for study in studies if studies.count(study) > 1}:
         from pruning.results import frontier
 

@@ -569,6 +569,8 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
         ["model.path={root}/some.gguf", "model.sha256=0123abc"],
         ["model.sha256='0123abc'", "some.gguf", "correct it"],
     ),
+    "a field of what is null": (["task.epochs=1"], ["task.epochs=1", "task=sst2"]),
+    "a task for a decoder": (["task=sst2"], ["task=sst2", "model=tiny", "leave the task out"]),
     "no such device": (["hardware.device=cuda:77"], ["hardware.device", "cuda:77", "choose"]),
 }
 

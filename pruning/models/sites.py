@@ -88,7 +88,7 @@ def architecture(model: PreTrainedModel) -> Architecture:
     if ARCHITECTURES[kind].encoder and not name.endswith("ForSequenceClassification"):
         raise ValueError(
             f"model: {name} is not supported; encoders are pruned for a task, as "
-            "...ForSequenceClassification"
+            "...ForSequenceClassification: give one, such as task=sst2"
         )
     if getattr(model.config, "do_layer_norm_before", True) is False:
         raise ValueError(
