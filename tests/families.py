@@ -1,10 +1,12 @@
 """Tiny random models of every supported family."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
@@ -32,12 +34,11 @@ COMMON = {
 GATED = {**COMMON, "num_key_value_heads": 4, "intermediate_size": 96}
 
 
-def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+def random_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
     """Build a model whose every parameter, biases and norms included, is random and matters."""
     labels = config.id2label is not None and config.num_labels == 3
-    model = (AutoModelForSequenceClassification if labels else AutoModelForCausalLM).from_config(
-        config
-    )
+    auto = auto or (AutoModelForSequenceClassification if labels else AutoModelForCausalLM)
+    model = auto.from_config(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -45,7 +46,9 @@ def random_model(config: PreTrainedConfig) -> PreTrainedModel:
             if "norm" in name.lower() or "ln_" in name:
                 parameter.add_(0.2 * noise)
             else:  # a classifier of real weights tells texts apart
-                parameter.copy_((0.6 if "classifier" in name else 0.15) * noise)
+                parameter.copy_(
+                    (0.6 if "classifier" in name or "qa_outputs" in name else 0.15) * noise
+                )
     return model.eval()
 
 
@@ -92,6 +95,13 @@ def roberta() -> PreTrainedModel:
 def distilbert() -> PreTrainedModel:
     values = {"dim": 64, "n_layers": 3, "n_heads": 8, "hidden_dim": 96, "num_labels": 3}
     return random_model(DistilBertConfig(vocab_size=128, max_position_embeddings=128, **values))
+
+
+def reader(family: str) -> PreTrainedModel:
+    """Build an encoder that marks the answer in a context."""
+    config = ENCODERS[family]().config
+    config.num_labels = 2
+    return random_model(config, AutoModelForQuestionAnswering)
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {

@@ -52,10 +52,10 @@ def test_a_method_names_its_paper_and_the_searches_it_works_with(method):
     assert experiment.method.paper.startswith("https://arxiv.org/abs/")
     for search in (o.name for o in OPTIONS if o.parts[0] == "search"):
         if isinstance(_search(search), experiment.method.searches):
-            compose([f"method={method}", f"search={search}"])
+            replace(experiment, search=_search(search))
         else:
             with pytest.raises(ValueError, match=rf"^search={search} does not go with method="):
-                compose([f"method={method}", f"search={search}"])
+                replace(experiment, search=_search(search))
 
 
 @cache

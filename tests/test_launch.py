@@ -14,6 +14,7 @@ import torch
 import transformers.dynamic_module_utils
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -455,6 +456,46 @@ def test_a_headless_encoder_is_taught_its_task_first(place, jobs, classifier):
         }
         assert result["evaluation"]["dense"]["glue/sst2/accuracy"] > 0.95
     assert len([p for p in (place.cache / "finetune").iterdir() if p.is_dir()]) == 1
+
+
+@torch.no_grad()
+def test_a_reader_of_contexts_is_taught_pruned_and_judged(place, jobs, classifier):
+    """The answer is the word behind the one that is asked for."""
+    path, rows = place.root / "bare", place.root / "questions.jsonl"
+    taught = AutoModelForSequenceClassification.from_pretrained(place.root / "bert")
+    taught.bert.save_pretrained(path)
+    word_tokenizer(WORDS).save_pretrained(path)
+    words = (place.root / "text.txt").read_text().split()
+    asked = []
+    for i in range(0, 3600, 12):
+        context, place_of = words[i : i + 30], i % 28
+        asked.append(
+            {
+                "question": context[place_of],
+                "context": " ".join(context),
+                "answers": [context[place_of + 1]],
+            }
+        )
+    rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    source = f"{{path:{rows},subset:null,wheel:null,sha256:null}}"
+    given = [f"model.path={path}", "task=squad", f"task.train={source}", "task.epochs=0.5"]
+    given += ["suite=squad", f"suite.questions.squad={source}", "suite.limit=40"]
+    given += ["task.sequence=24", "task.stride=8", "calibration=task", "calibration.batch=8"]
+    gone = ("calibration.text.path=", "suite.perplexity", "suite=wikitext", "calibration=text")
+    wanted = [a for a in place.arguments(outputs="reader") if not a.startswith(gone)]
+    done = jobs(*wanted, *given, "speedup=1.3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results("reader")
+    assert result["speedup"]["measured"] > 1
+    metrics = [f"squad/squad/{of}" for of in ("exact_match", "f1")]
+    for side in ("dense", "pruned"):
+        scores = result["evaluation"][side]
+        assert set(scores) == {*metrics, *(f"{metric}_stderr" for metric in metrics)}
+        assert 0 <= scores[metrics[0]] <= scores[metrics[1]] <= 1
+    (out,) = (place.root / "reader").glob("*/")
+    model = AutoModelForQuestionAnswering.from_pretrained(out / "model", trust_remote_code=True)
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
+    assert "AutoModelForQuestionAnswering.from_pretrained" in done.stdout
 
 
 FLOP = ("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch=4", "method.save=4")

@@ -1,5 +1,6 @@
 """The same rows from every kind of source, and plain errors."""
 
+import gzip
 import json
 
 import datasets
@@ -17,7 +18,10 @@ ROWS = [
 
 def write(kind: str, directory) -> str:
     path = directory / f"rows{kind}"
-    if kind == ".jsonl":
+    if kind == ".jsonl.gz":
+        with gzip.open(path, "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in ROWS)
+    elif kind == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + "\n")
     elif kind == ".json":
         path.write_text(json.dumps(ROWS))
@@ -37,7 +41,7 @@ def cache(tmp_path):
     return Cache(tmp_path / "cache")
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".json", ".tsv", ".csv", ".parquet", ""])
+@pytest.mark.parametrize("kind", [".jsonl", ".jsonl.gz", ".json", ".tsv", ".csv", ".parquet", ""])
 def test_rows_are_the_same_wherever_they_are(kind, tmp_path, cache):
     found = Rows(write(kind, tmp_path)).rows(cache, "here", [("label", "label")])
     assert [dict(row) for row in found] == ROWS

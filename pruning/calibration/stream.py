@@ -13,6 +13,7 @@ from pruning.calibration.batch import Batch
 from pruning.models.sites import architecture, blocks, final
 
 Hidden = Float[Tensor, "batch sequence hidden"]
+NEVER = -1e4  # the logit of a place that cannot be
 
 
 class _Recorder(nn.Module):
@@ -98,9 +99,18 @@ def enter(model: PreTrainedModel, batch: Batch) -> State:
 def leave(
     model: PreTrainedModel, batch: Batch, hidden: Hidden
 ) -> Float[Tensor, "predictions classes"]:
-    """Run what comes behind the blocks; return logits: of every real token, or of every row."""
+    """Run what comes behind the blocks; return logits: of every real token, or of every row.
+
+    For a reader of contexts a row has two predictions, the first and the last token of the answer,
+    and its tokens are the classes.
+    """
     if not architecture(model).encoder:
         return final(model, hidden[batch.mask.bool().to(hidden.device)])
     layers = blocks(model)
     with _replaced(layers, [_Player(hidden) for _ in layers]):
-        return model(**batch.inputs(model.device)).logits
+        out = model(**batch.inputs(model.device))
+    if "logits" in out:
+        return out.logits
+    places = torch.cat([out.start_logits, out.end_logits])
+    padding = batch.mask.eq(0).to(places.device).repeat(2, 1)
+    return places.masked_fill(padding, NEVER)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from pruning.results.cache import Cache
-from pruning.rows import TABLES, Rows
+from pruning.rows import TABLES, Rows, kind
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Text(Rows):
         return found
 
     def _texts(self, cache: Cache, field: str) -> Iterator[str]:
-        whole = [p for p in self.files(cache, field) if p.is_file() and p.suffix not in TABLES]
+        whole = [p for p in self.files(cache, field) if p.is_file() and kind(p) not in TABLES]
         if whole:
             yield from (path.read_text() for path in whole)
         else:

@@ -14,7 +14,9 @@ from omegaconf import MISSING
 from pruning.calibration.text import Text
 from pruning.results.cache import Cache, file_sha256
 from pruning.rows import local
-from pruning.tasks.task import Labelled, Task
+from pruning.tasks.labelled import Labelled
+from pruning.tasks.questions import Questions
+from pruning.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,8 +127,17 @@ class Judged(Labelled):
 
 
 @dataclass
+class Answered(Questions):
+    """Questions that a reader's answers are judged on."""
+
+    sequence: int = 384  # tokens of a window, the question among them
+    stride: int = 128  # tokens that two windows of a long context share
+    longest: int = 30  # tokens of an answer
+
+
+@dataclass
 class Suite:
-    """A text for token perplexity and lm-eval tasks, or labelled texts; each may be left out."""
+    """A text for token perplexity and lm-eval tasks, or labelled texts, or questions."""
 
     name: str = MISSING
     perplexity: Perplexity | None = MISSING
@@ -134,6 +145,7 @@ class Suite:
     labelled: dict[str, Judged] = MISSING  # for classifiers: a name -> its rows
     limit: int | None = MISSING  # documents or rows per task, from the beginning; null: all
     batch: int = MISSING  # sequences per forward pass
+    questions: dict[str, Answered] = field(default_factory=dict)  # for readers, likewise
     average: bool = False  # over the lm-eval tasks
 
     def __post_init__(self) -> None:
@@ -143,21 +155,27 @@ class Suite:
             raise ValueError(f"suite.batch={self.batch} must be at least 1")
 
     def of(self, task: Task | None) -> "Suite":
-        """Return the part for a classifier of this task: rows named as it is, or `<task>_<part>`.
+        """Return the part for an encoder of this task: rows named as it is, or `<task>_<part>`.
 
         ValueError where there are none, or where several tasks have rows and none is named.
         """
-        if not self.labelled:
+        given = [*self.labelled, *self.questions]
+        if not given:
             return self
         name = "" if task is None else task.name
-        named = {k: v for k, v in self.labelled.items() if k.split("_")[0] == name}
-        if not named and (task is not None or len(self.labelled) > 1):
-            given = f"for task={name}" if name else "without a task"
+        named = {key for key in given if key.split("_")[0] == name}
+        if not named and (task is not None or len(given) > 1):
+            use = f"for task={name}" if name else "without a task"
             raise ValueError(
-                f"suite={self.name!r} cannot be used {given}: it has rows of "
-                f"{', '.join(self.labelled)}; give one of them as the task, or another suite"
+                f"suite={self.name!r} cannot be used {use}: it has rows of "
+                f"{', '.join(given)}; give one of them as the task, or another suite"
             )
-        return replace(self, labelled=named or self.labelled)
+        left = named or set(given)
+        return replace(
+            self,
+            labelled={key: of for key, of in self.labelled.items() if key in left},
+            questions={key: of for key, of in self.questions.items() if key in left},
+        )
 
     def dense(
         self,
@@ -195,7 +213,8 @@ class Suite:
 
     def _files(self) -> dict[str, str]:
         """Return the sums of the local files that the suite reads; wheels are in its config."""
-        sources: list[Text | Documents | Judged] = [*self.tasks.values(), *self.labelled.values()]
+        sources: list[Text | Documents | Judged | Answered] = [*self.tasks.values()]
+        sources += [*self.labelled.values(), *self.questions.values()]
         if self.perplexity is not None:
             sources.append(self.perplexity.text)
         named = [source for source in sources if not source.wheel]
@@ -216,18 +235,20 @@ class Suite:
         Token perplexity is `<suite>/text/token_perplexity_<window>`. The model is left in the mode
         (train or eval) that it came in, the tokenizer as it was.
         """
-        from pruning.models.sites import architecture
+        from pruning.models.sites import HEADS, architecture
 
         if architecture(model).encoder and (self.perplexity is not None or self.tasks):
             raise ValueError(
                 f"suite={self.name!r} measures what a decoder predicts, and this model is an "
-                "encoder: use suite=glue, or suite=none"
+                "encoder: use suite=glue or suite=squad, or suite=none"
             )
-        if self.labelled and not architecture(model).encoder:
-            raise ValueError(
-                f"suite={self.name!r} measures classifiers, and this model is a decoder: use "
-                "suite=quick or suite=wikitext"
-            )
+        for head, used in zip(HEADS, (self.labelled, self.questions), strict=True):
+            if used and not type(model).__name__.endswith(head):
+                raise ValueError(
+                    f"suite={self.name!r} measures models ...{head}, and this is a "
+                    f"{type(model).__name__}: use suite=quick or suite=wikitext for a decoder, "
+                    "suite=glue for a classifier, suite=squad for a reader"
+                )
         found: dict[str, float] = {}
         training = model.training
         model.eval()
@@ -244,6 +265,12 @@ class Suite:
 
                 found |= evaluate_labelled(
                     name, task, model, tokenizer, cache, self.limit, self.batch
+                )
+            for name, asked in self.questions.items():
+                from pruning.evaluation.answers import evaluate_questions
+
+                found |= evaluate_questions(
+                    name, asked, model, tokenizer, cache, self.limit, self.batch
                 )
         finally:
             model.train(training)

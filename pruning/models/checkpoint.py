@@ -15,12 +15,11 @@ from transformers import (
 
 from pruning.models import modeling_pruned
 from pruning.models.modeling_pruned import block_shape, head_size, ranks
-from pruning.models.sites import architecture, blocks
+from pruning.models.sites import HEADS, architecture, blocks
 
 CODE = Path(modeling_pruned.__file__)
 EMBEDDING = "embedding_clusters"  # key in config.json
 OURS = ("output_bias", "ranks", EMBEDDING)  # keys that no class of transformers knows
-CLASSIFIER = "AutoModelForSequenceClassification"
 
 
 def save(
@@ -99,7 +98,9 @@ def clusters(model: PreTrainedModel) -> dict | None:
 
 def auto_class(name: str) -> str:
     """Name what of transformers loads a checkpoint of the model class `name`."""
-    return CLASSIFIER if name.endswith("ForSequenceClassification") else "AutoModelForCausalLM"
+    return next(
+        (f"AutoModel{head}" for head in HEADS if name.endswith(head)), "AutoModelForCausalLM"
+    )
 
 
 def _override(config: PreTrainedConfig, groups: int, heads: int, width: int) -> dict:

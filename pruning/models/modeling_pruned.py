@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    BertForQuestionAnswering,
     BertForSequenceClassification,
+    DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
     GemmaForCausalLM,
     GPT2LMHeadModel,
@@ -24,6 +26,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
 )
 from transformers.pytorch_utils import Conv1D
@@ -452,4 +455,16 @@ class PrunedRobertaForSequenceClassification(_Pruned, RobertaForSequenceClassifi
 
 
 class PrunedDistilBertForSequenceClassification(_Pruned, DistilBertForSequenceClassification):
+    pass
+
+
+class PrunedBertForQuestionAnswering(_Pruned, BertForQuestionAnswering):
+    pass
+
+
+class PrunedRobertaForQuestionAnswering(_Pruned, RobertaForQuestionAnswering):
+    pass
+
+
+class PrunedDistilBertForQuestionAnswering(_Pruned, DistilBertForQuestionAnswering):
     pass

@@ -19,6 +19,8 @@ from pruning.models.modeling_pruned import (
     head_size,
 )
 
+HEADS = ("ForSequenceClassification", "ForQuestionAnswering")  # of encoders
+
 
 class Kind(StrEnum):
     """The sub-blocks of a transformer block, a single projection, a cluster of the embedding."""
@@ -85,10 +87,10 @@ def architecture(model: PreTrainedModel) -> Architecture:
             " or add a row to ARCHITECTURES in pruning/models/modeling_pruned.py"
         )
     name = type(model).__name__
-    if ARCHITECTURES[kind].encoder and not name.endswith("ForSequenceClassification"):
+    if ARCHITECTURES[kind].encoder and not name.endswith(HEADS):
         raise ValueError(
             f"model: {name} is not supported; encoders are pruned for a task, as "
-            "...ForSequenceClassification: give one, such as task=sst2"
+            f"...{' or ...'.join(HEADS)}: give one, such as task=sst2"
         )
     if getattr(model.config, "do_layer_norm_before", True) is False:
         raise ValueError(

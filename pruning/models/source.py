@@ -53,7 +53,7 @@ class Model:
         import transformers
         from transformers import AutoConfig, AutoTokenizer
 
-        from pruning.models.checkpoint import CLASSIFIER, auto_class
+        from pruning.models.checkpoint import auto_class
         from pruning.models.sites import architecture
 
         where = self._directory(cache)
@@ -64,8 +64,8 @@ class Model:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
             config = AutoConfig.from_pretrained(where, revision=self.revision)
             name = (config.architectures or [""])[0]
-            options = {} if task is None else {"num_labels": task.classes}
-            auto = getattr(transformers, auto_class(name) if task is None else CLASSIFIER)
+            options = {} if task is None else task.loading()
+            auto = getattr(transformers, auto_class(name) if task is None else task.head)
             model = auto.from_pretrained(
                 where, revision=self.revision, dtype=getattr(torch, dtype), **options
             )

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pruning.calibration.batch import INPUTS, Row
-from pruning.tasks.task import Labelled
+from pruning.tasks.labelled import Labelled
 
 
 def examples(

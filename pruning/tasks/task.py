@@ -1,12 +1,14 @@
-"""A task with labels: the config group `task`."""
+"""What an encoder is fine-tuned for: the config group `task`."""
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
 from pruning.results.cache import Cache
-from pruning.rows import Rows
+from pruning.tasks.labelled import Labelled
+from pruning.tasks.questions import Questions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,30 +17,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Labelled(Rows):
-    """Texts, or pairs of texts, with labels."""
+class Task(ABC):
+    """What a model is fine-tuned for, and how; its rows (`train`) also calibrate pruning."""
 
-    columns: list[str] = MISSING  # of the text, or of the two
-    label: str = "label"  # column of class numbers, or of the number that is predicted
-
-    def read(self, cache: Cache, field: str, limit: int | None = None) -> list[dict]:
-        """Return the rows; ValueError where the file or a column is not there."""
-        needed = [("columns", column) for column in self.columns] + [("label", self.label)]
-        found = []
-        for row in self.rows(cache, field, needed):
-            if limit is not None and len(found) >= limit:
-                break
-            found.append(row)
-        return found
-
-
-@dataclass
-class Task:
-    """What a classifier is fine-tuned for, and how; its rows also calibrate pruning."""
-
+    head: ClassVar[str]  # the class of transformers that loads a model with a head for it
     name: str = MISSING
-    train: Labelled = MISSING
-    classes: int = MISSING  # 1: a number is predicted
     sequence: int = MISSING  # tokens per row at most
     epochs: float = MISSING  # of the dense model
     batch: int = MISSING  # rows per step
@@ -46,8 +29,8 @@ class Task:
     save: int = MISSING  # steps between checkpoints, from which a killed run goes on
 
     def __post_init__(self) -> None:
-        for field in ("classes", "sequence", "batch", "save"):
-            value = getattr(self, field)
+        for field in ("classes", "sequence", "stride", "batch", "save"):
+            value = getattr(self, field, None)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"task.{field}={value} must be at least 1")
         for field in ("epochs", "rate"):
@@ -55,12 +38,13 @@ class Task:
             if isinstance(value, float) and value <= 0:
                 raise ValueError(f"task.{field}={value} must be above 0")
 
+    @abstractmethod
     def examples(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "list[Row]":
         """Tokenise the training rows, in order."""
-        from pruning.tasks.examples import examples
 
-        rows = self.train.read(cache, "task.train")
-        return examples(self.train, rows, tokenizer, self.sequence, self.classes)
+    @abstractmethod
+    def loading(self) -> dict[str, Any]:
+        """Return options that a model with a new head is loaded with."""
 
     def teach(
         self,
@@ -79,3 +63,44 @@ class Task:
     def recipe(self) -> dict:
         """Return what a fine-tuned model depends on beside its rows."""
         return {k: v for k, v in asdict(self).items() if k not in ("name", "train", "save")}
+
+
+@dataclass
+class Classification(Task):
+    """A class, or a number, for a text or a pair of texts."""
+
+    head = "AutoModelForSequenceClassification"
+    train: Labelled = MISSING
+    classes: int = MISSING  # 1: a number is predicted
+
+    def examples(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "list[Row]":
+        """Tokenise the training rows, in order."""
+        from pruning.tasks.examples import examples
+
+        rows = self.train.read(cache, "task.train")
+        return examples(self.train, rows, tokenizer, self.sequence, self.classes)
+
+    def loading(self) -> dict[str, Any]:
+        """Return options that a model with a new head is loaded with."""
+        return {"num_labels": self.classes}
+
+
+@dataclass
+class Answering(Task):
+    """The place in a context where the answer to a question begins, and where it ends."""
+
+    head = "AutoModelForQuestionAnswering"
+    train: Questions = MISSING
+    stride: int = MISSING  # tokens that two windows of a long context share
+
+    def examples(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "list[Row]":
+        """Tokenise the training questions, a row for each window of their contexts."""
+        from pruning.tasks.windows import windows
+
+        asked = self.train.read(cache, "task.train")
+        found = windows(asked, tokenizer, self.sequence, self.stride, "task")
+        return [window.labelled(asked[window.question]) for window in found]
+
+    def loading(self) -> dict[str, Any]:
+        """Return options that a model with a new head is loaded with."""
+        return {"num_labels": 2}  # beginning, end

@@ -6,7 +6,7 @@ import torch
 from pruning.calibration.batch import Batch, cut, pack, pad
 from pruning.calibration.stream import behind, enter, leave
 from pruning.models.sites import blocks
-from tests.families import ENCODERS, EVERY, FAMILIES
+from tests.families import ENCODERS, EVERY, FAMILIES, reader
 from tests.tiny import padded_batches, word_tokenizer
 
 TYPES = ("token_type_ids",)
@@ -128,6 +128,24 @@ def test_the_second_text_of_a_pair_is_known_by_its_types():
     expected = model(**inputs).logits
     torch.testing.assert_close(leave(model, batch, state.hidden), expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(expected, model(batch.ids, batch.mask).logits, rtol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ENCODERS)
+def test_a_reader_predicts_two_places_a_row_and_never_padding(family):
+    model, batch = reader(family), padded_batches(1)[0]
+    assert not batch.mask.all()
+    state = enter(model, batch)
+    for index, block in enumerate(blocks(model)):
+        state.advance(index, block)
+    found = leave(model, batch, state.hidden).softmax(-1)
+    out = model(input_ids=batch.ids, attention_mask=batch.mask)
+    rows = zip(batch.mask.sum(1), torch.arange(len(batch.ids)), strict=True)
+    for real, row in rows:
+        for logits, side in ((out.start_logits, 0), (out.end_logits, len(batch.ids))):
+            expected = logits[row, :real].softmax(-1)
+            torch.testing.assert_close(found[side + row, :real], expected, rtol=1e-4, atol=1e-6)
+            assert not found[side + row, real:].any()
 
 
 def test_split_keeps_rows_and_use():

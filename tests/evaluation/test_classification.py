@@ -128,5 +128,5 @@ def test_plain_errors(tmp_path):
         ValueError, match=r"^suite\.labelled\.mine\.columns='body' is not a column of "
     ):
         suite(tmp_path, columns=["body"]).evaluate(model, words, cache)
-    with pytest.raises(ValueError, match=r"^suite='tiny' measures classifiers"):
+    with pytest.raises(ValueError, match=r"^suite='tiny' measures models \.\.\.ForSequenceClass"):
         suite(tmp_path).evaluate(llama(), words, cache)

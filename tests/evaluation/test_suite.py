@@ -260,15 +260,6 @@ def test_a_window_that_does_not_fit(model, tokenizer, tmp_path, window, message)
         tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_suite_is_whole(path):
-    config = OmegaConf.load(path)
-    assert config.pop("defaults") == ["/schema/suite@_here_"]
-    found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Suite), config))
-    assert isinstance(found, Suite)
-    assert found.name == path.stem
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from pruning.models.checkpoint import describe, save
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import linears, projection, sites, weight
-from tests.families import ENCODERS, FAMILIES, llama
+from tests.families import ENCODERS, FAMILIES, llama, reader
 from tests.models.allocations import mixed, uniform
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
@@ -246,7 +246,7 @@ def test_the_tokenizer_travels_along(tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "model").encode("b") == [2]
 
 
-CLASSIFIER = """
+ENCODER = """
 import json, sys
 from pathlib import Path
 
@@ -254,22 +254,26 @@ sys.modules["pruning"] = None
 import torch
 torch.set_num_threads(1)
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+import transformers
 
 root = Path(sys.argv[1])
 ids = load_file(root / "ids.safetensors")["ids"]
 for path in sorted(p for p in root.iterdir() if p.is_dir()):
-    model, info = AutoModelForSequenceClassification.from_pretrained(
+    reader = "reader" in path.name
+    head = "QuestionAnswering" if reader else "SequenceClassification"
+    model, info = getattr(transformers, "AutoModelFor" + head).from_pretrained(
         path, output_loading_info=True, trust_remote_code=path.name.startswith("mixed")
     )
     assert not any(info.values()), (path.name, info)
     with torch.no_grad():
-        save_file({"logits": model(input_ids=ids).logits}, root / (path.name + ".safetensors"))
+        out = model(input_ids=ids)
+    logits = torch.stack([out.start_logits, out.end_logits]) if reader else out.logits
+    save_file({"logits": logits}, root / (path.name + ".safetensors"))
 """
 
 
 @torch.no_grad()
-def test_a_stranger_gets_the_same_classifier(tmp_path):
+def test_a_stranger_gets_the_same_encoder(tmp_path):
     """Heads, channels, sub-blocks and ranks; and one FFN width for all, which needs no code."""
     from safetensors.torch import load_file, save_file
 
@@ -283,8 +287,13 @@ def test_a_stranger_gets_the_same_classifier(tmp_path):
             save(model, None, root / f"{name}-{family}", "# card")
             assert (root / f"{name}-{family}" / "modeling_pruned.py").exists() == (name != "plain")
             expected[f"{name}-{family}"] = model(input_ids=IDS).logits
+        model = shrink_(reader(family), mixed(reader(family)))
+        save(model, None, root / f"mixed-reader-{family}", "# card")
+        out = model(input_ids=IDS)
+        places = torch.stack([out.start_logits, out.end_logits])
+        expected[f"mixed-reader-{family}"] = places
     save_file({"ids": IDS}, root / "ids.safetensors")
-    elsewhere(CLASSIFIER, root)
+    elsewhere(ENCODER, root)
     for name, logits in expected.items():
         found = load_file(root / f"{name}.safetensors")["logits"]
         torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)

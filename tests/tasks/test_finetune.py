@@ -10,7 +10,8 @@ from transformers import BertForSequenceClassification
 from pruning.calibration.calibration import Calibration, Target, Weight
 from pruning.results.cache import Cache
 from pruning.tasks.finetune import order
-from pruning.tasks.task import Labelled, Task
+from pruning.tasks.labelled import Labelled
+from pruning.tasks.task import Classification, Task
 from tests.families import bert
 from tests.tiny import word_tokenizer
 
@@ -27,7 +28,7 @@ def task(tmp_path) -> Task:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     train = Labelled(str(path), columns=["one"])
-    return Task("mine", train, classes=2, sequence=8, epochs=4.0, batch=8, rate=0.01, save=5)
+    return Classification("mine", 8, 4.0, 8, 0.01, 5, train, classes=2)
 
 
 def encoder():
@@ -159,4 +160,4 @@ def test_the_task_calibrates(task, tmp_path):
 )
 def test_values_out_of_range(field, value):
     with pytest.raises(ValueError, match=rf"^task\.{field}={value} must be"):
-        Task("mine", **{field: value})
+        Classification("mine", **{field: value})

@@ -1,0 +1,73 @@
+"""Questions about contexts that hold their answers, as in SQuAD."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from pruning.results.cache import Cache
+from pruning.rows import Rows
+
+
+@dataclass
+class Question:
+    """A question, its context, and the answers that count, each found in the context."""
+
+    text: str
+    context: str
+    answers: list[str]
+    start: int  # character of the context where the first answer begins
+
+
+@dataclass
+class Questions(Rows):
+    """Rows of a question, a context and answers.
+
+    Answers are as in SQuAD, `{"text": [...], "answer_start": [...]}`, or a list of texts, of which
+    the first is then looked for in the context.
+    """
+
+    question: str = "question"  # columns
+    context: str = "context"
+    answers: str = "answers"
+    pattern: str | None = None  # regular expression that splits `context` into both, by group names
+
+    def read(self, cache: Cache, field: str, limit: int | None = None) -> list[Question]:
+        """Return the questions; ValueError where the file, a column or an answer is not there."""
+        names = ["context", "answers"] + (["question"] if self.pattern is None else [])
+        needed = [(name, getattr(self, name)) for name in names]
+        return list(islice(self._questions(cache, field, needed), limit))
+
+    def _questions(
+        self, cache: Cache, field: str, needed: list[tuple[str, str]]
+    ) -> Iterator[Question]:
+        for row in self.rows(cache, field, needed):
+            text, context = row.get(self.question, ""), row[self.context]
+            if self.pattern is not None:
+                text, context = self._split(context, field)
+            answers, start = _answers(row[self.answers], context)
+            if not answers or start < 0:
+                raise ValueError(
+                    f"{field}.answers={self.answers!r}: the context of {text!r} holds no answer "
+                    f"{answers[:1]}; leave out questions without one (SQuAD 2.0 has some)"
+                )
+            yield Question(text, context, answers, start)
+
+    def _split(self, both: str, field: str) -> tuple[str, str]:
+        assert self.pattern is not None
+        found = re.fullmatch(self.pattern, both, re.DOTALL)
+        if found is None:
+            raise ValueError(
+                f"{field}.pattern={self.pattern!r} does not fit {both[:80]!r}: correct it, or "
+                f"leave it out where {field}.question is a column"
+            )
+        return found["question"], found["context"]
+
+
+def _answers(given: Any, context: str) -> tuple[list[str], int]:
+    """Return the texts, and where the first begins; -1 where it does not."""
+    texts = list(given["text"] if isinstance(given, dict) else given)
+    if isinstance(given, dict) and texts:
+        return texts, int(given["answer_start"][0])
+    return texts, context.find(texts[0]) if texts else -1
