@@ -16,7 +16,7 @@ from pruning.models.source import fingerprint
 from pruning.results import report, result
 from pruning.results.cache import Cache
 from pruning.results.card import card
-from pruning.results.result import Result
+from pruning.results.result import Evaluation, Result
 from pruning.results.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     cache, clock = Cache(experiment.cache), Stopwatch()
     device = experiment.hardware.open()
     seed, task = experiment.seed, experiment.task
-    suite = experiment.suite.of(task)
+    suite, missing = experiment.suite.of(task).available(cache)
     torch.manual_seed(seed)
     with clock("load"):
         dense, tokenizer = experiment.model.load(cache, device, task)
@@ -45,7 +45,7 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
         if experiment.speedup is not None:
             table.check(experiment.speedup, sites, experiment.hardware.name)
     with clock("evaluate"):  # before the long stages, so that a bad suite is noticed now
-        evaluation = {"dense": suite.dense(dense, tokenizer, identity, cache)}
+        before = suite.evaluate(dense, tokenizer, cache)
     plan = experiment.method.plan(
         Subject(
             dense,
@@ -63,7 +63,8 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     )
     met = meet(dense, plan, table, experiment.hardware, experiment.speedup, clock)
     with clock("evaluate"):
-        evaluation["pruned"] = suite.evaluate(met.pruned, tokenizer, cache)
+        after = suite.evaluate(met.pruned, tokenizer, cache)
+    evaluation = Evaluation(before.metrics, after.metrics, after.read, missing)
     found = result.compose(experiment, out.name, dense, met, evaluation, clock.total())
     found.training, found.break_even = list(plan.history), break_even(dense, sites, table)
     with clock("save"):

@@ -216,12 +216,33 @@ def test_another_speedup_calibrates_and_profiles_nothing(place, job, jobs):
     assert {name.split("/")[0] for name in before} == set(STAGES)
     done = jobs(*place.arguments("speedup=1.5", "study=other"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert place.entries() == before
+    assert new_stages(place, before) == {"evaluate"}  # of the pruned model
     seconds = place.results()[1]["seconds"]
     # reading the text and the files; with a margin for a busy machine
     assert seconds["profile"] < 0.5
     assert seconds["calibrate"] < 1
     assert seconds["levels"] < 0.5
+
+
+def test_a_part_of_the_suite_without_data_is_listed_and_the_rest_runs(place, job, jobs):
+    gone = f"++suite.tasks={{arc_easy:{{path:{NO_FILE}}}}}"
+    done = jobs(*place.arguments(gone, "speedup=1.3", outputs="partly"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results("partly")
+    found = result["evaluation"]
+    assert found["not_run"]["arc_easy"].startswith(f"suite.tasks.arc_easy.path='{NO_FILE}' is not")
+    assert set(found["read"]) == {"text"}
+    assert "wikitext/text/token_perplexity_32" in found["pruned"]
+    assert re.search(r"arc_easy.*not run", done.stdout)
+    (out,) = (place.root / "partly").glob("*/")
+    assert f"Not run: {found['not_run']['arc_easy']}" in (out / "model" / "README.md").read_text()
+
+
+def new_stages(place, before: dict[str, int]) -> set[str]:
+    """Name the stages that have entries which were not there; the others must be as they were."""
+    now = place.entries()
+    assert before.items() <= now.items(), "a finished stage was built again"
+    return {name.split("/")[0] for name in now.keys() - before.keys()}
 
 
 def entry_file(place, stage: str, pattern: str) -> Path:
@@ -239,8 +260,8 @@ def test_damaged_cache_files_are_noticed_and_rebuilt(place, job, jobs):
     content[-1] ^= 1
     levels.write_bytes(content)
     entry_file(place, "sensitivities", "sensitivities.json").unlink()
-    manifest = entry_file(place, "evaluate", "manifest.json")
-    manifest.write_text(manifest.read_text()[:30])
+    for manifest in (place.cache / "evaluate").glob("*/manifest.json"):  # the dense model's too
+        manifest.write_text(manifest.read_text()[:30])
     good = dict(moments=moments.parent, levels=levels.parent)
 
     done = jobs(*place.arguments("speedup=1.2"))
@@ -255,8 +276,9 @@ def test_damaged_cache_files_are_noticed_and_rebuilt(place, job, jobs):
     assert reasons[2] == "keeps.safetensors was altered"
     assert reasons[3] == "sensitivities.json is missing"
     after = place.entries()
-    assert set(after) == set(before)  # the same content under the same names
-    rebuilt = {name.split("/")[0] for name in after if after[name] != before[name]}
+    new = {name.split("/")[0] for name in after.keys() - before.keys()}
+    assert new == {"evaluate"}  # the same content under the same names
+    rebuilt = {name.split("/")[0] for name in before if after[name] != before[name]}
     assert rebuilt == {"moments", "levels", "sensitivities", "evaluate"}
     assert good["moments"].is_dir()
     assert (good["levels"] / "keeps.safetensors").read_bytes() != bytes(content)
@@ -310,7 +332,7 @@ def test_slimgpt_gives_a_checkpoint_like_any_other(place, job, jobs, dial):
     done = jobs(*place.arguments("method=slimgpt", *dial, outputs=outputs))
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = place.results(outputs)
-    assert set(place.entries()) == set(before)  # table and dense evaluation are shared
+    assert new_stages(place, before) == {"evaluate"}  # table and dense evaluation are shared
     assert result["config"]["search"]["name"] == "schedule"
     (out,) = (place.root / outputs).glob("*/")
     model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
@@ -333,12 +355,9 @@ def test_baselines_go_the_same_way(place, job, jobs, method):
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = place.results(method)
     assert result["config"]["method"]["name"] == method
-    new = {entry.split("/")[0] for entry in set(place.entries()) - set(before)}
     # moments and tables are shared; the uniform schedule has the levels of ziplm
-    assert new == {
-        "uniform_ffn": set(),
-        "depth": {"influence"},
-    }.get(method, {"levels", "sensitivities"})
+    own = {"uniform_ffn": set(), "depth": {"influence"}}.get(method, {"levels", "sensitivities"})
+    assert new_stages(place, before) == own | {"evaluate"}
     assert result["speedup"]["measured"] > 1
     assert result["speedup"]["target"] == 1.3
     (out,) = (place.root / method).glob("*/")
@@ -357,8 +376,8 @@ def test_low_rank_goes_the_same_way(place, job, jobs):
     done = jobs(*place.arguments(*given, outputs="svd"))
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = place.results("svd")
-    new = {entry.split("/")[0] for entry in set(place.entries()) - set(before)}
-    assert new == {"profile", "moments", "levels", "sensitivities"}  # of projections
+    own = {"profile", "moments", "levels", "sensitivities"}  # of projections
+    assert new_stages(place, before) == own | {"evaluate"}
     assert result["speedup"]["measured"] > 1
     ranks = [(b["block"], m, r) for b in result["allocation"] for m, r in b["ranks"].items()]
     (out,) = (place.root / "svd").glob("*/")
@@ -414,7 +433,7 @@ def test_a_classifier_goes_the_same_way(place, jobs, classifier, method):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["method=ziplm"], "suite='wikitext' measures what a decoder predicts"),
+        (["method=ziplm"], "suite='wikitext': suite.perplexity measures decoders, and"),
         ([*SPARSE, "suite.perplexity=null"], "trains an encoder on the labels of its task"),
         (["search.objective=task", "suite.perplexity=null"], "for an encoder use kl"),
     ],
@@ -582,7 +601,7 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
         ["suite.perplexity.text.path", NO_FILE],
     ),
     "missing documents of a task": (
-        [f"++suite.tasks={{arc_easy:{{path:{NO_FILE}}}}}"],
+        ["suite.perplexity=null", f"++suite.tasks={{arc_easy:{{path:{NO_FILE}}}}}"],
         ["suite.tasks.arc_easy.path", NO_FILE, "give"],
     ),
     "ratio of more than all": (

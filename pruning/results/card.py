@@ -7,13 +7,18 @@ from pruning.results.report import evaluation_rows, loading
 from pruning.results.result import Result, times
 
 URL = "path/to/this/directory"
+PIPELINES = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+}
 
 
 def card(result: Result, command: str) -> str:
     """Return the README.md of a checkpoint: front matter for the hub, then the facts."""
     front: dict[str, str | list[str]] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": PIPELINES[result.loader],
         "tags": ["pruning", "structured-pruning", str(result.config["method"]["name"])],
     }
     if base := hub_id(result.config["model"]):
@@ -66,6 +71,7 @@ def measured(result: Result) -> str:
         + markdown(("", "dense", "pruned"), rows)
         + "\n\n± is one standard error. A task cut short by the suite's `limit` compares the two "
         "models with each other, not with published numbers."
+        + "".join(f"\n\nNot run: {reason}." for reason in result.evaluation.not_run.values())
     )
 
 

@@ -28,6 +28,8 @@ def table(result: Result) -> Table:
     found.add_row("speedup measured", "", f"[bold]{speedup.measured:.3f}x[/bold]")
     for row in evaluation_rows(result):
         found.add_row(*row)
+    for part in result.evaluation.not_run:
+        found.add_row(part, "not run", "not run")
     device = result.memory.peak_device_gib
     found.add_row("peak memory of the job, host", "", f"{result.memory.peak_host_gib:.2f} GiB")
     if device is not None:

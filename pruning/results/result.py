@@ -79,6 +79,8 @@ class Evaluation:
 
     dense: Mapping[str, float | None]
     pruned: Mapping[str, float | None]
+    read: dict[str, str] = field(default_factory=dict)  # by part, the hash of what was asked
+    not_run: dict[str, str] = field(default_factory=dict)  # by part, what was wrong with its data
 
 
 @dataclass
@@ -127,10 +129,10 @@ def compose(
     name: str,
     dense: "PreTrainedModel",
     met: "Met",
-    evaluation: dict[str, dict[str, float]],
+    evaluation: Evaluation,
     seconds: dict[str, float],
 ) -> Result:
-    """Gather what a job found out; `evaluation` has the keys dense and pruned."""
+    """Gather what a job found out."""
     from pruning.models.checkpoint import auto_class
     from pruning.models.sites import architecture
 
@@ -148,7 +150,7 @@ def compose(
         speedup=Speedup(met.target, met.predicted, met.measured, met.rounds),
         latency=Latencies(before, after, phase, hardware.batch, hardware.sequence),
         params=Params(whole, left, left / whole),
-        evaluation=Evaluation(evaluation["dense"], evaluation["pruned"]),
+        evaluation=evaluation,
         seconds=seconds,
         memory=Memory(*peaks()),
         allocation=kept(dense, met.allocation),

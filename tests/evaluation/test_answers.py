@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from pruning.evaluation.answers import answers, judge, span
-from pruning.evaluation.suite import Answered, Suite
+from pruning.evaluation.part import Candidate
+from pruning.evaluation.parts import Answered
+from pruning.evaluation.suite import Suite
 from pruning.experiment import compose
 from pruning.results.cache import Cache
 from pruning.tasks.questions import Question
@@ -99,9 +101,9 @@ def test_answers_are_the_best_spans_of_all_windows(family, tmp_path):
     one = suite(tmp_path)
     task, cache = one.questions["mine"], Cache(tmp_path / "cache")
     asked = task.read(cache, "here")
-    assert answers("mine", task, asked, model, tokenizer, 4) == said
+    assert answers("mine", task, asked, Candidate(model, tokenizer, cache, None, 4)) == said
     scores = [official(a, row["answers"]) for a, row in zip(said, ROWS, strict=True)]
-    metrics = one.evaluate(model, tokenizer, cache)
+    metrics = one.evaluate(model, tokenizer, cache).metrics
     for metric, values in zip(("exact_match", "f1"), zip(*scores, strict=True), strict=True):
         mean = sum(values) / len(values)
         assert metrics[f"tiny/mine/{metric}"] == pytest.approx(mean)
@@ -110,7 +112,9 @@ def test_answers_are_the_best_spans_of_all_windows(family, tmp_path):
 
 
 def test_a_classifier_is_no_reader(tmp_path):
-    with pytest.raises(ValueError, match=r"^suite='tiny' measures models \.\.\.ForQuestionAnsw"):
+    with pytest.raises(
+        ValueError, match=r"^suite='tiny': suite\.questions\.mine measures ForQuestionAnsw"
+    ):
         suite(tmp_path).evaluate(ENCODERS["bert"](), word_tokenizer(), Cache(tmp_path / "cache"))
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import pipeline
 
-from pruning.evaluation.suite import Judged, Metric, Suite
+from pruning.evaluation.parts import Judged, Metric
+from pruning.evaluation.suite import Suite
 from pruning.results.cache import Cache
 from tests.families import ENCODERS, llama
 from tests.tiny import word_tokenizer
@@ -30,6 +31,10 @@ def suite(tmp_path, limit: int | None = None, **task) -> Suite:
     settings = {"path": str(path), "columns": ["one"]} | task
     labelled = {"mine": Judged(**settings)}
     return Suite("tiny", perplexity=None, tasks={}, labelled=labelled, limit=limit, batch=4)
+
+
+def judged(suite: Suite, model, tmp_path) -> dict[str, float]:
+    return suite.evaluate(model, word_tokenizer(), Cache(tmp_path / "cache")).metrics
 
 
 @torch.no_grad()
@@ -55,7 +60,7 @@ def predicted(model, texts) -> list[int]:
 def test_accuracy_is_the_share_of_labels_that_the_pipeline_predicts(family, limit, tmp_path):
     model = sharp(family)
     rows = ROWS[:limit]
-    found = suite(tmp_path, limit).evaluate(model, word_tokenizer(), Cache(tmp_path / "cache"))
+    found = judged(suite(tmp_path, limit), model, tmp_path)
     answers = predicted(model, [row["one"] for row in rows])
     assert len(set(answers)) > 1
     hits = sum(answer == row["label"] for answer, row in zip(answers, rows, strict=True))
@@ -71,7 +76,7 @@ def test_accuracy_is_the_share_of_labels_that_the_pipeline_predicts(family, limi
 def test_pairs_are_read_as_pairs(tmp_path):
     model = sharp("bert")
     task = suite(tmp_path, columns=["one", "two"])
-    found = task.evaluate(model, word_tokenizer(), Cache(tmp_path / "cache"))
+    found = judged(task, model, tmp_path)
     pairs = [{"text": row["one"], "text_pair": row["two"]} for row in ROWS]
     answers = predicted(model, pairs)
     assert answers != predicted(model, [row["one"] for row in ROWS])
@@ -104,18 +109,19 @@ def test_a_tsv_and_a_folder_hold_the_same_rows(tmp_path):
     (tmp_path / "rows.tsv").write_text(head + lines)
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "folder")
     cache = Cache(tmp_path / "cache")
-    ours = suite(tmp_path).evaluate(model, words, cache)
+    ours = suite(tmp_path).evaluate(model, words, cache).metrics
     for path in ("rows.tsv", "folder"):
-        assert suite(tmp_path, path=str(tmp_path / path)).evaluate(model, words, cache) == ours
+        other = suite(tmp_path, path=str(tmp_path / path))
+        assert other.evaluate(model, words, cache).metrics == ours
 
 
 def test_an_altered_file_is_evaluated_again(tmp_path):
     """Also where a pattern names it."""
     model, words, cache = sharp("bert"), word_tokenizer(), Cache(tmp_path / "cache")
     one = suite(tmp_path, path=str(tmp_path / "r*.jsonl"))
-    before = one.dense(model, words, "some model", cache)
+    before = one.evaluate(model, words, cache).metrics
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[1]) + "\n")
-    after = one.dense(model, words, "some model", cache)
+    after = one.evaluate(model, words, cache).metrics
     assert before["tiny/mine/accuracy"] != after["tiny/mine/accuracy"]
     assert after["tiny/mine/accuracy"] in (0, 1)
 
@@ -128,5 +134,7 @@ def test_plain_errors(tmp_path):
         ValueError, match=r"^suite\.labelled\.mine\.columns='body' is not a column of "
     ):
         suite(tmp_path, columns=["body"]).evaluate(model, words, cache)
-    with pytest.raises(ValueError, match=r"^suite='tiny' measures models \.\.\.ForSequenceClass"):
+    with pytest.raises(
+        ValueError, match=r"^suite='tiny': suite\.labelled\.mine measures ForSequenceClass"
+    ):
         suite(tmp_path).evaluate(llama(), words, cache)

@@ -5,17 +5,20 @@ import math
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import lm_eval
 import pytest
+import torch
 import yaml
 from omegaconf import OmegaConf
 
 from pruning.calibration.text import Text
+from pruning.evaluation.parts import Documents, Perplexity
 from pruning.evaluation.perplexity import token_perplexity
-from pruning.evaluation.suite import Documents, Perplexity, Suite
+from pruning.evaluation.suite import Suite
 from pruning.evaluation.tasks import TASKS, metric_name
 from pruning.results.cache import Cache
 
@@ -39,9 +42,8 @@ def suite(tasks: dict[str, Documents], **more) -> Suite:
 def test_accuracy_is_lm_evals_own_on_the_saved_model(
     model, tokenizer, documents, tmp_path, no_network, limit
 ):
-    ours = suite({"arc_easy": Documents(path=str(documents))}, limit=limit).evaluate(
-        model, tokenizer, Cache(tmp_path / "cache")
-    )
+    tiny = suite({"arc_easy": Documents(path=str(documents))}, limit=limit)
+    ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     definition = {
@@ -91,7 +93,7 @@ def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_pa
     )
     model.train()
     try:
-        found = whole.evaluate(model, tokenizer, Cache(tmp_path / "cache"))
+        found = whole.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
         assert model.training
     finally:
         model.eval()
@@ -110,7 +112,7 @@ def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_pa
 
 def test_the_average_is_over_the_tasks(model, tokenizer, documents, tmp_path):
     of = {name: Documents(str(documents)) for name in ("arc_easy", "arc_challenge")}
-    found = suite(of, average=True).evaluate(model, tokenizer, Cache(tmp_path / "cache"))
+    found = suite(of, average=[*of]).evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
     for metric in ("acc", "acc_norm"):
         values = [found[f"tiny/{task}/{metric}"] for task in of]
         assert found[f"tiny/average/{metric}"] == pytest.approx(sum(values) / 2)
@@ -120,7 +122,7 @@ def test_the_average_is_over_the_tasks(model, tokenizer, documents, tmp_path):
         "tiny/b/acc": 0.2,
     }  # as boolq, which has none
     bare = {key.removeprefix("tiny/"): value for key, value in normed.items()}
-    averages = suite({"a": Documents(), "b": Documents()}, average=True)._averages(bare)
+    averages = suite({}, average=["a", "b"])._averages(bare)
     assert averages == pytest.approx({"average/acc": 0.35, "average/acc_norm": 0.45})
 
 
@@ -152,7 +154,7 @@ def test_a_folder_of_tasks_is_pooled_as_lm_eval_has_each(model, tokenizer, tmp_p
     paths["examples"] = paths["path"].replace("-test", "-dev")
     monkeypatch.setattr("pruning.evaluation.tasks.TASKS", tmp_path / "tasks")
     tiny = suite({"mmlu": Documents(**paths, folder="mmlu/default", shots=2)})
-    ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache"))
+    ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
 
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -186,14 +188,109 @@ def test_a_folder_of_tasks_is_pooled_as_lm_eval_has_each(model, tokenizer, tmp_p
         suite({"mmlu": Documents(folder="nothing")}).evaluate(model, tokenizer, Cache(tmp_path))
 
 
-def test_the_dense_model_is_evaluated_once(model, tokenizer, documents, tmp_path, monkeypatch):
-    cache, tiny = (
-        Cache(tmp_path / "cache"),
-        suite({"arc_easy": Documents(path=str(documents))}, limit=4),
+def test_word_perplexity_of_a_raw_file_is_lm_evals_own(model, tokenizer, tmp_path, no_network):
+    pages = [
+        " = The sun = \n the sun is hot . \n = = Ice = = \n the ice is cold . \n",
+        " = Rivers = \n a river moves = hot .\n",
+    ]
+    (tmp_path / "wiki.raw").write_text("\n" + "".join(pages))
+    tiny = suite({"wikitext": Documents(str(tmp_path / "wiki.raw"))})
+    ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"page": p}) + "\n" for p in pages))
+    definition = {
+        "include": str(TASKS / "wikitext" / "wikitext.yaml"),
+        "task": "wikitext",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "pages.jsonl")}},
+        "training_split": None,
+        "validation_split": None,
+    }
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "wikitext.yaml").write_text(yaml.safe_dump(definition))
+    theirs = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={tmp_path / 'model'}",
+        tasks=["wikitext"],
+        device="cpu",
+        bootstrap_iters=10,
+        task_manager=lm_eval.tasks.TaskManager(
+            include_path=str(tmp_path / "own"), include_defaults=False
+        ),
+    )["results"]["wikitext"]
+    for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+        expected = theirs[f"{metric},none"]
+        assert ours[f"tiny/wikitext/{metric}"] == pytest.approx(expected)
+        assert expected > 0
+
+
+def test_what_was_measured_before_is_not_measured_again(
+    model, tokenizer, documents, tmp_path, monkeypatch
+):
+    """Neither by another suite, nor after a kill; but for another model it is."""
+    folder = tmp_path / "folder"
+    datasets.Dataset.from_list(
+        [json.loads(line) for line in documents.read_text().splitlines()]
+    ).save_to_disk(folder)
+    of = {"arc_easy": Documents(str(folder)), "arc_challenge": Documents(str(documents))}
+    measure, measured = Documents.measure, []
+
+    def note(self, name, candidate):
+        measured.append(name)
+        if measured == ["arc_easy", "arc_challenge"]:
+            raise KeyboardInterrupt
+        return measure(self, name, candidate)
+
+    monkeypatch.setattr(Documents, "measure", note)
+    given = (model, tokenizer, Cache(tmp_path / "cache"))
+    with pytest.raises(KeyboardInterrupt):
+        suite(of, limit=4).evaluate(*given)
+    first = suite(of, limit=4).evaluate(*given)
+    assert measured == ["arc_easy", "arc_challenge", "arc_challenge"]
+    other = replace(suite({"arc_easy": of["arc_easy"]}, limit=4), name="other").evaluate(*given)
+    assert len(measured) == 3
+    assert other.metrics["other/arc_easy/acc"] == first.metrics["tiny/arc_easy/acc"]
+    assert first.read["arc_easy"] == first.read["arc_challenge"]  # the same prompts
+    assert suite(of, limit=5).evaluate(*given).read["arc_easy"] != first.read["arc_easy"]
+    assert len(measured) == 5
+    datasets.Dataset.from_list([json.loads(documents.read_text().splitlines()[7])]).save_to_disk(
+        folder
     )
-    first = tiny.dense(model, tokenizer, "some model", cache)
-    monkeypatch.setattr(Suite, "evaluate", lambda *_: pytest.fail("evaluated again"))
-    assert tiny.dense(model, tokenizer, "some model", cache) == first
+    changed = suite(of, limit=4).evaluate(model, tokenizer, Cache(tmp_path / "cache"))
+    assert measured[5:] == ["arc_easy"]
+    assert changed.read["arc_easy"] != first.read["arc_easy"]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1.5)
+    try:
+        suite(of, limit=4).evaluate(*given)
+    finally:
+        with torch.no_grad():
+            model.get_output_embeddings().weight.div_(1.5)
+    assert len(measured) == 8
+
+
+def test_a_part_without_data_is_named_and_the_others_go_on(model, tokenizer, documents, tmp_path):
+    (tmp_path / "text.txt").write_text("the sun is hot " * 20)
+    perplexity = Perplexity(text=Text(path=str(tmp_path / "text.txt")), window=[16], tokens=None)
+    of = {"arc_easy": Documents(str(documents)), "arc_challenge": Documents("./gone.jsonl")}
+    cache = Cache(tmp_path / "cache")
+    left, missing = suite(of, perplexity=perplexity).available(cache)
+    assert set(missing) == {"arc_challenge"}
+    assert missing["arc_challenge"].startswith("suite.tasks.arc_challenge.path='./gone.jsonl' is n")
+    found = left.evaluate(model, tokenizer, cache)
+    assert set(found.read) == {"text", "arc_easy"}
+    whole = suite({"arc_easy": of["arc_easy"]}, perplexity=perplexity)
+    assert whole.available(cache) == (whole, {})
+    perplexity.text.path = str(tmp_path / "gone.txt")
+    left, missing = suite(of, perplexity=perplexity).available(cache)
+    assert (list(left.tasks), left.perplexity) == (["arc_easy"], None)
+    assert set(missing) == {"text", "arc_challenge"}
+    with pytest.raises(
+        ValueError, match=r"^suite\.tasks\.arc_challenge\.path='\./gone\.jsonl' is "
+    ):
+        suite({"arc_challenge": of["arc_challenge"]}, perplexity=perplexity).available(cache)
 
 
 def test_a_metric_behind_a_filter_keeps_its_stderr_suffix():

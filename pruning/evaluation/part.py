@@ -1,0 +1,65 @@
+"""What every part of a suite can do: find its data, measure a model."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from pruning.results.cache import Cache, file_sha256
+from pruning.rows import local
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class Candidate:
+    """A model to be measured, and how."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    cache: Cache
+    limit: int | None  # documents or rows, from the beginning; None: all
+    batch: int  # sequences per forward pass
+
+
+@dataclass
+class Measured:
+    """Numbers of one model."""
+
+    metrics: dict[str, float]
+    read: dict[str, str]  # by part, the hash of what was asked, and of the right answers
+
+
+class Part(ABC):
+    """A text, a task of lm-eval, labelled texts, or questions."""
+
+    head: ClassVar[str]  # how the class names of the models end that it is for; "": decoders
+
+    @abstractmethod
+    def paths(self) -> list[str]:
+        """Return the local paths, or hub ids, that it reads; none in wheels."""
+
+    @abstractmethod
+    def check(self, field: str, cache: Cache) -> None:
+        """Raise ValueError where its data cannot be had; `field` is its config path."""
+
+    @abstractmethod
+    def measure(self, name: str, candidate: Candidate) -> Measured:
+        """Return metrics named `<name>/<metric>`."""
+
+    def sums(self) -> dict[str, str]:
+        """Return the sums of the local files, those of folders too."""
+        found = [path for given in self.paths() for path in local(Path(given))]
+        found += [path for folder in found if folder.is_dir() for path in folder.glob("*")]
+        return {str(path): file_sha256(path) for path in sorted(found) if path.is_file()}
+
+
+def digest_of(items: Iterable[object]) -> str:
+    """Hash texts, numbers and tuples of them, 16 hexadecimal digits."""
+    state = hashlib.sha256()
+    for item in items:
+        state.update(repr(item).encode() + b"\0")
+    return state.hexdigest()[:16]

