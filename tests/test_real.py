@@ -6,11 +6,18 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM
+
+from pruning.evaluation.tasks import load
+from pruning.experiment import compose
+from pruning.models import checkpoint
+from pruning.results.cache import Cache
 
 ROOT = Path(__file__).parents[1]
 TARGET = 1.25
@@ -21,9 +28,8 @@ SMALL = [  # the default job with less of everything: a minute or two on two cor
     "calibration.batch=2",
     "hardware.repetitions=8",
     "hardware.alignment=128",
-    "suite.tasks={}",
-    "suite.perplexity.tokens=1024",
 ]
+SHORT = ["suite.tasks={}", "suite.perplexity.tokens=1024"]
 
 
 def run(out: Path, *overrides: str) -> dict:
@@ -38,7 +44,7 @@ def run(out: Path, *overrides: str) -> dict:
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the main job."""
     out = tmp_path_factory.mktemp("real") / "job"
-    run(out, f"speedup={TARGET}", "search.tokens=128")
+    run(out, f"speedup={TARGET}", "search.tokens=128", *SHORT)
     return out
 
 
@@ -57,7 +63,7 @@ def test_speed_and_quality(job: Path) -> None:
 @pytest.mark.slow
 def test_slimgpt_cuts_a_fifth_of_every_blocks_parameters_by_its_schedule(tmp_path: Path) -> None:
     out = tmp_path / "ratio" / "job"
-    result = run(out, "method=slimgpt", "method.ratio=0.2", "speedup=null")
+    result = run(out, "method=slimgpt", "method.ratio=0.2", "speedup=null", *SHORT)
     form = [0.0625 + 0.1875 * math.log(i + 1) / math.log(30) for i in range(30)]
     ratios = [0.2 * 30 * x / sum(form) for x in form]
     assert sum(ratios) / 30 == pytest.approx(0.2)
@@ -78,6 +84,72 @@ def test_slimgpt_cuts_a_fifth_of_every_blocks_parameters_by_its_schedule(tmp_pat
     assert removed / prunable == pytest.approx(0.2, abs=1 / 4 * 1 / 8)
     model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
     assert sum(p.numel() for p in model.parameters()) == params["pruned"]
+
+
+@pytest.mark.slow
+def test_a_reader_of_squad_is_trained_and_pruned(tmp_path: Path) -> None:
+    """800 of the 1,000 questions that are at hand, twice over; judged on the other 200."""
+    given = compose(["model=minilm-l6", "task=squad", "suite=squad_1000"])
+    asked = given.suite.questions["squad"].read(Cache(given.cache), "suite.questions.squad")
+    for name, part in (("train", asked[:800]), ("rest", asked[800:])):
+        rows = ({"question": q.text, "context": q.context, "answers": q.answers} for q in part)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    result = run(
+        tmp_path / "squad" / "job",
+        *("model=minilm-l6", "task=squad", f"task.train.path={tmp_path / 'train.jsonl'}"),
+        *("task.epochs=2", "task.batch=16", "task.rate=0.0002", "suite=squad", "speedup=1.25"),
+        *("calibration.tokens=20000", "calibration.batch=4"),
+        f"suite.questions.squad.path={tmp_path / 'rest.jsonl'}",
+    )
+    assert result["speedup"]["measured"] > 1.1
+    scores = [result["evaluation"][side]["squad/squad/f1"] for side in ("dense", "pruned")]
+    print(f"F1 {scores[0]:.3f} dense, {scores[1]:.3f} at {result['speedup']['measured']:.3f}x")
+    assert scores[0] > 0.1  # a head without training is at 0.05 or so
+    assert scores[1] > 0.5 * scores[0]
+
+
+@pytest.mark.slow
+def test_accuracies_are_those_of_lm_evals_command_line(tmp_path: Path) -> None:
+    """On the saved dense checkpoint, to the last digit."""
+    given = compose(["suite=commonsense", "suite.limit=20"])
+    cache = Cache(given.cache)
+    model, tokenizer = given.model.load(cache, torch.device("cpu"))
+    checkpoint.save(model, tokenizer, tmp_path / "model", "")
+    names = ["arc_easy", "piqa", "mmlu_anatomy"]
+    anatomy = compose(["suite=mmlu"]).suite.tasks["mmlu"]
+    of = {name: given.suite.tasks[name] for name in names[:2]}
+    paths = {k: getattr(anatomy, k).format(dataset_name="anatomy") for k in ("path", "examples")}
+    of["mmlu_anatomy"] = replace(anatomy, **paths, folder=None)
+    suite = replace(given.suite, tasks=of, average=[])
+    ours = suite.evaluate(model, tokenizer, cache).metrics
+    (tmp_path / "tasks").mkdir()
+    for name, task in of.items():
+        load(name, task, cache, tmp_path / "tasks")
+        path = tmp_path / "tasks" / f"{name}.yaml"
+        definition = yaml.safe_load(path.read_text()) | {"task": f"own_{name}"}
+        if task.shots is not None:
+            definition["num_fewshot"] = task.shots
+        path.write_text(yaml.safe_dump(definition))
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--device", "cpu"]
+    command += ["--model_args", f"pretrained={tmp_path / 'model'},dtype=float32"]
+    command += [
+        "--tasks",
+        ",".join(f"own_{name}" for name in names),
+        "--include_path",
+        str(tmp_path / "tasks"),
+    ]
+    command += ["--limit", "20", "--batch_size", "8", "--output_path", str(tmp_path / "out")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (report,) = (tmp_path / "out").rglob("results_*.json")
+    theirs = json.loads(report.read_text())["results"]
+    for name in names:
+        for metric in ("acc", "acc_norm"):
+            if (value := theirs[f"own_{name}"].get(f"{metric},none")) is not None:
+                assert ours[f"commonsense/{name}/{metric}"] == value
+                print(name, metric, value)
 
 
 def test_lm_eval_command_line(job: Path, tmp_path: Path) -> None:
