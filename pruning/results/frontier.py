@@ -7,7 +7,7 @@ import csv
 import io
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -22,7 +22,7 @@ NOT_THE_RESULT = ("speedup", "seed", "study", "tracker", "cache")
 
 @dataclass
 class Point:
-    """The runs of one method at one target; they differ in the seed alone."""
+    """The runs of one method at one target; they differ in the seed and the task alone."""
 
     label: str
     target: float | None
@@ -40,15 +40,26 @@ class Point:
         return all(share <= EQUAL for share in off)
 
     def values(self, metric: str) -> list[float]:
-        """Return the metric of every run that has a finite one."""
-        found = (run.evaluation.pruned.get(metric) for run in self.runs)
-        return [value for value in found if value is not None]
+        """Return the metric of every run that measured it; none if one is not finite."""
+        sides = (run.evaluation.pruned for run in self.runs)
+        found = [side[metric] for side in sides if metric in side]
+        return [] if None in found else found  # type: ignore[return-value]
+
+    def average(self, tasks: set[str]) -> float | None:
+        """Return GLUE's: the mean over tasks of the mean of a task's metrics; None without all."""
+        of: dict[str, list[float]] = {task: [] for task in tasks}
+        for run in self.runs:
+            pruned = run.evaluation.pruned
+            values = [v for key, v in pruned.items() if is_metric(key) and v is not None]
+            of[task_of(run.config)] += [fmean(values)] if values else []
+        return fmean(map(fmean, of.values())) if all(of.values()) else None
 
     def write(self, metric: str) -> str:
         """Write the mean of a metric; with half the range where there are several runs."""
         values = self.values(metric)
-        if len(values) < len(self.runs):
-            return "not finite"
+        if not values:
+            asked = any(metric in run.evaluation.pruned for run in self.runs)
+            return "not finite" if asked else ""
         text = quantity({metric: fmean(values)}, metric)
         return text if len(values) == 1 else f"{text} ± {(max(values) - min(values)) / 2:.2g}"
 
@@ -67,7 +78,7 @@ def write(study: Path) -> Path | None:
 
 
 def gather(results: Sequence[Result]) -> list[Point]:
-    """Group runs that differ in the seed alone, by target and then by label."""
+    """Group runs that differ in the seed and the task alone, by target and then by label."""
     points: dict[tuple[str, float | None], Point] = {}
     for label, result in zip(labels(results), results, strict=True):
         target = result.speedup.target
@@ -86,6 +97,8 @@ def labels(results: Sequence[Result]) -> list[str]:
         for key, value in config.items():
             group = key.split(".")[0]
             rivals = alike if group in ("method", "search") else flat
+            if group == "task":  # tasks differ in many options
+                rivals = [of for of in flat if of.get("task.name") == config.get("task.name")]
             if all(other.get(key) == value for other in rivals):
                 continue
             if f"{group}.name" in config and any(
@@ -109,6 +122,17 @@ def _flat(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{path}{key}", value
 
 
+def task_of(config: dict[str, Any]) -> str:
+    """Return the name of the task of a job, "" without one."""
+    return (config.get("task") or {}).get("name", "")
+
+
+def dense_of(points: Sequence[Point], metric: str) -> Mapping[str, float | None]:
+    """Return the numbers of the first dense model that was measured so."""
+    sides = (run.evaluation.dense for p in points for run in p.runs)
+    return next((side for side in sides if metric in side), {})
+
+
 def metrics(points: Sequence[Point]) -> list[str]:
     """List what the models were evaluated on, perplexities first."""
     keys = dict.fromkeys(key for p in points for run in p.runs for key in run.evaluation.pruned)
@@ -118,7 +142,7 @@ def metrics(points: Sequence[Point]) -> list[str]:
 
 def best(points: Sequence[Point], metric: str) -> Point | None:
     """Return the best of the points that are as fast as was asked for."""
-    rivals = [p for p in points if p.equal and len(p.values(metric)) == len(p.runs)]
+    rivals = [p for p in points if p.equal and p.values(metric)]
     sign = 1 if "perplexity" in metric else -1
     return min(rivals, key=lambda p: sign * fmean(p.values(metric)), default=None)
 
@@ -127,10 +151,11 @@ def markdown(study: str, points: Sequence[Point]) -> str:
     """Return a table with a row per method and target, and who is best at each target."""
     keys = metrics(points)
     lines = [f"# {study}", "", "![frontier](frontier.svg)", ""]
-    dense = points[0].runs[0]
-    heads = [titled(dense.evaluation.dense, key) for key in keys]
+    tasks = {task_of(run.config) for p in points for run in p.runs}
+    heads = [titled(dense_of(points, key), key) for key in keys]
+    heads += ["average of tasks"] if len(tasks) > 1 else []
     lines.append(f"| target | method | measured | {' | '.join(heads)} | parameters | runs |")
-    lines.append("| --- | --- | ---: |" + " ---: |" * (len(keys) + 2))
+    lines.append("| --- | --- | ---: |" + " ---: |" * (len(heads) + 2))
     winners = []
     for target in dict.fromkeys(p.target for p in points):
         rivals = [p for p in points if p.target == target]
@@ -139,6 +164,9 @@ def markdown(study: str, points: Sequence[Point]) -> str:
             rivals.sort(key=lambda p: fmean(p.values(keys[0]) or [math.inf]))
         for p in rivals:
             cells = [f"**{p.write(key)}**" if p is champions[key] else p.write(key) for key in keys]
+            if len(tasks) > 1:
+                mean = p.average(tasks)
+                cells.append("" if mean is None else f"{mean:.3f}")
             mark = "" if p.equal else " †"
             left = fmean(run.params.ratio for run in p.runs)
             row = [times(p.target), p.label, f"{p.measured:.3f}x{mark}", *cells, f"{left:.1%}"]
@@ -148,8 +176,8 @@ def markdown(study: str, points: Sequence[Point]) -> str:
             for key, p in champions.items()
             if p is not None and len(rivals) > 1
         ]
-    lines += ["", f"Dense, {dense.config['model']['name']}:", ""]
-    lines += [f"- {key}: {quantity(dense.evaluation.dense, key)}" for key in keys]
+    lines += ["", f"Dense, {points[0].runs[0].config['model']['name']}:", ""]
+    lines += [f"- {key}: {quantity(dense_of(points, key), key)}" for key in keys]
     if winners:
         lines += ["", "Best at each target:", "", *winners]
     lines += ["", f"† measured more than {EQUAL:.0%} off the target: not compared."]
@@ -191,10 +219,10 @@ def plot(study: str, points: Sequence[Point]) -> str:
     for axes, key in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for label in dict.fromkeys(p.label for p in points):
             runs = [run for p in points if p.label == label for run in p.runs]
-            at = sorted((run.speedup.measured, _height(run, key)) for run in runs)
-            at = [(x, y) for x, y in at if y is not None]
+            heights = [(run.speedup.measured, _height(run, key)) for run in runs]
+            at = sorted((x, y) for x, y in heights if y is not None)
             axes.plot(*zip(*at, strict=True) if at else ([], []), marker="o", ms=4, label=label)
-        dense = 1.0 if key is None else points[0].runs[0].evaluation.dense.get(key)
+        dense = 1.0 if key is None else dense_of(points, key).get(key)
         if dense is not None:
             axes.plot([1], [dense], "k*", ms=10, label="dense")
             axes.axhline(dense, color="0.8", lw=0.8, zorder=0)

@@ -93,6 +93,39 @@ def test_labels_say_what_differs(result):
     assert frontier.labels([named(), of_model]) == ["ziplm, model=m", "ziplm, model=n"]
 
 
+def test_tasks_become_one_row_with_glues_average(result, tmp_path):
+    """Per task the mean of its metrics, then the mean over tasks; sst2 in two seeds."""
+
+    def add(method: str, task: str, seed: int, metrics: dict[str, float]) -> None:
+        options = {"name": task, "epochs": 3 if task == "sst2" else 9}
+        config = {"model": {"name": "m"}, "method": {"name": method}, "seed": seed}
+        pruned = {f"glue/{task}/{key}": value for key, value in metrics.items()}
+        dense = {key: 0.9 for key in pruned} | {f"glue/{task}/accuracy_chance": 0.5}
+        run = replace(
+            result,
+            config=config | {"task": options, "suite": {"name": "glue"}},
+            speedup=Speedup(2.0, 2.0, 2.0, []),
+            evaluation=Evaluation(dense, pruned),
+        )
+        write_result(run, tmp_path / "glue" / f"{method}-{task}-{seed}" / "result.json")
+
+    add("ziplm", "sst2", 0, {"accuracy": 0.9, "accuracy_stderr": 0.01})
+    add("ziplm", "sst2", 1, {"accuracy": 0.8, "accuracy_stderr": 0.01})
+    add("ziplm", "mrpc", 0, {"accuracy": 0.7, "f1": 0.8})
+    add("depth", "mrpc", 0, {"accuracy": 0.6, "f1": 0.7})
+    text = frontier.write(tmp_path / "glue").read_text()
+    head, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
+    keys = ["mrpc/accuracy (chance 0.500)", "mrpc/f1", "sst2/accuracy (chance 0.500)"]
+    assert all(key in head for key in keys)
+    assert head.endswith("| average of tasks | parameters | runs |")
+    cells = {row.split(" | ")[1]: row for row in rows}
+    assert set(cells) == {"ziplm", "depth"}
+    assert "| 0.800 | 75.3% | 3 |" in cells["ziplm"]  # (0.85 + 0.75) / 2
+    assert "0.850 ± 0.05" in cells["ziplm"]
+    assert "|  |  | 75.3% | 1 |" in cells["depth"]  # it has no sst2, and so no average
+    assert "- glue/sst2/accuracy: 0.900" in text
+
+
 def test_nothing_finite_and_nothing_there(study, tmp_path, result):
     path = study / "depth-1.5-0" / "result.json"
     run = json.loads(path.read_text())
