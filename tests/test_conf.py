@@ -149,6 +149,12 @@ def test_what_does_not_change_the_result_does_not_change_the_name(override):
     assert OmegaConf.to_container(changed) != OmegaConf.to_container(config())
 
 
+def test_the_dense_model_is_asked_for_no_speedup_unless_it_is_given():
+    assert compose(["method=dense"]).speedup == 1
+    assert compose(["method=dense", "speedup=1.1"]).speedup == 1.1
+    assert run_name(config("speedup=1.25")) == DEFAULT
+
+
 def test_an_equal_value_written_otherwise_has_the_same_name():
     names = {run_name(config(f"speedup={value}")) for value in ("2", "2.0", "2e0")}
     assert len(names) == 1
