@@ -1,6 +1,7 @@
 """Readers of contexts on questions: the best span of a model, SQuAD's metrics by torchmetrics."""
 
 import math
+from functools import partial
 from statistics import fmean, stdev
 
 import torch
@@ -18,7 +19,7 @@ from pruning.tasks.windows import windows
 
 def evaluate_questions(name: str, task: Answered, candidate: Candidate) -> Measured:
     """Return `<task>/exact_match` and `<task>/f1`, means, each with its standard error."""
-    asked = task.read(candidate.cache, f"suite.questions.{name}", candidate.limit)
+    asked = candidate.take(partial(task.read, candidate.cache, f"suite.questions.{name}"))
     said = answers(name, task, asked, candidate)
     scores = [judge(question, text) for question, text in zip(asked, said, strict=True)]
     found: dict[str, float] = {}

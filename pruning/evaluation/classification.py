@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ def evaluate_labelled(name: str, task: Judged, candidate: Candidate) -> Measured
 
     That is the accuracy of always saying the most frequent class.
     """
-    rows = task.read(candidate.cache, f"suite.labelled.{name}", candidate.limit)
+    rows = candidate.take(partial(task.read, candidate.cache, f"suite.labelled.{name}"))
     logits = predict(name, task, rows, candidate)
     truth = [row[task.label] for row in rows]
     found: dict[str, float] = {}

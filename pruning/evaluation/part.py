@@ -2,16 +2,19 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from random import Random
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from pruning.results.cache import Cache, file_sha256
 from pruning.rows import local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Item = TypeVar("Item")
 
 
 @dataclass
@@ -21,8 +24,21 @@ class Candidate:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     cache: Cache
-    limit: int | None  # documents or rows, from the beginning; None: all
+    limit: int | None  # documents or rows; None: all
     batch: int  # sequences per forward pass
+    seed: int | None = None  # of which ones; None: from the beginning
+
+    def chosen(self, count: int) -> list[int]:
+        """Return the numbers of the documents to measure on, of so many."""
+        size = count if self.limit is None else min(self.limit, count)
+        if self.seed is None:
+            return list(range(size))
+        return sorted(Random(self.seed).sample(range(count), size))
+
+    def take(self, read: Callable[[int | None], list[Item]]) -> list[Item]:
+        """Return the rows to measure on; `read` is called with how many it need return."""
+        rows = read(self.limit if self.seed is None else None)
+        return [rows[index] for index in self.chosen(len(rows))]
 
 
 @dataclass

@@ -30,9 +30,10 @@ class Suite:
     perplexity: Perplexity | None = MISSING
     tasks: dict[str, Documents] = MISSING  # lm-eval's name of the task -> its documents
     labelled: dict[str, Judged] = MISSING  # for classifiers: a name -> its rows
-    limit: int | None = MISSING  # documents or rows per task, from the beginning; null: all
+    limit: int | None = MISSING  # documents or rows per task; null: all
     batch: int = MISSING  # sequences per forward pass
     questions: dict[str, Answered] = field(default_factory=dict)  # for readers, likewise
+    seed: int | None = None  # of which ones `limit` takes; null: from the beginning
     average: list[str] = field(default_factory=list)  # lm-eval tasks to take the mean over
 
     def __post_init__(self) -> None:
@@ -97,7 +98,7 @@ class Suite:
         from pruning.models.source import fingerprint
 
         self._check_head(model)
-        candidate = Candidate(model, tokenizer, cache, self.limit, self.batch)
+        candidate = Candidate(model, tokenizer, cache, self.limit, self.batch, self.seed)
         identity = fingerprint(model)
         training = model.training
         model.eval()
@@ -151,6 +152,7 @@ def _measured(name: str, part: Part, candidate: Candidate, identity: str) -> Mea
         "model": identity,
         "part": [type(part).__name__, name, asdict(part)],  # type: ignore[call-overload]
         "limit": candidate.limit,
+        "seed": candidate.seed,
         "batch": candidate.batch,
         "files": part.sums(),
         "lm_eval": version("lm_eval"),

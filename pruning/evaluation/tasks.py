@@ -55,11 +55,17 @@ def evaluate_task(name: str, task: Documents, candidate: Candidate) -> Measured:
             if task.shots is not None or own.get_config("num_fewshot") is None:
                 own.set_config(key="num_fewshot", value=task.shots or 0)
             own.set_fewshot_seed(seed=1234)  # lm-eval's own default
+        which: dict[str, Any] = {"limit": candidate.limit}
+        if candidate.seed is not None:
+            numbers = {
+                of: candidate.chosen(len(own.eval_docs)) for of, own in loaded["tasks"].items()
+            }
+            which = {"samples": numbers}
         evaluate: Any = lm_eval.evaluate
         report = evaluate(
             lm=lm,
             task_dict=loaded,
-            limit=candidate.limit,
+            **which,
             bootstrap_iters=BOOTSTRAP,
             log_samples=False,
         )

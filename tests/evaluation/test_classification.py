@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import datasets
 import pytest
@@ -71,6 +72,23 @@ def test_accuracy_is_the_share_of_labels_that_the_pipeline_predicts(family, limi
     truth = [row["label"] for row in rows]
     most = max(truth.count(label) for label in truth) / len(rows)
     assert found["tiny/mine/accuracy_chance"] == pytest.approx(most)
+
+
+def test_a_slice_is_drawn_by_its_seed(tmp_path):
+    model = sharp("bert")
+    answers = predicted(model, [row["one"] for row in ROWS])
+    hits = [int(a == row["label"]) for a, row in zip(answers, ROWS, strict=True)]
+    shares = set()
+    for seed in range(6):
+        drawn = replace(suite(tmp_path, 7), seed=seed)
+        found = judged(drawn, model, tmp_path)["tiny/mine/accuracy"]
+        assert found == judged(drawn, model, tmp_path)["tiny/mine/accuracy"]
+        assert (found * 7) == pytest.approx(round(found * 7))
+        shares.add(found)
+    assert len(shares) > 1
+    for limit in (None, 99):
+        whole = judged(replace(suite(tmp_path, limit), seed=3), model, tmp_path)
+        assert whole["tiny/mine/accuracy"] == pytest.approx(sum(hits) / len(hits))
 
 
 def test_pairs_are_read_as_pairs(tmp_path):

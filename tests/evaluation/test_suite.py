@@ -253,6 +253,9 @@ def test_what_was_measured_before_is_not_measured_again(
     assert len(measured) == 3
     assert other.metrics["other/arc_easy/acc"] == first.metrics["tiny/arc_easy/acc"]
     assert first.read["arc_easy"] == first.read["arc_challenge"]  # the same prompts
+    drawn = [replace(suite(of, limit=4), seed=seed).evaluate(*given).read for seed in (1, 2)]
+    assert drawn[0]["arc_easy"] == drawn[0]["arc_challenge"] != drawn[1]["arc_easy"]
+    del measured[3:]
     assert suite(of, limit=5).evaluate(*given).read["arc_easy"] != first.read["arc_easy"]
     assert len(measured) == 5
     datasets.Dataset.from_list([json.loads(documents.read_text().splitlines()[7])]).save_to_disk(
