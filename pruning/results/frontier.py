@@ -87,7 +87,10 @@ def gather(results: Sequence[Result]) -> list[Point]:
 
 
 def labels(results: Sequence[Result]) -> list[str]:
-    """Name every result by its method, and by whatever else sets it apart from the others."""
+    """Name every result by its method, and by whatever else sets it apart from the others.
+
+    An option that another result does not have, since it is older, does not.
+    """
     flat = [dict(_flat(result.config)) for result in results]
     names = [config["method.name"] for config in flat]
     found = []
@@ -99,7 +102,7 @@ def labels(results: Sequence[Result]) -> list[str]:
             rivals = alike if group in ("method", "search") else flat
             if group == "task":  # tasks differ in many options
                 rivals = [of for of in flat if of.get("task.name") == config.get("task.name")]
-            if all(other.get(key) == value for other in rivals):
+            if all(other.get(key, value) == value for other in rivals):
                 continue
             if f"{group}.name" in config and any(
                 other.get(f"{group}.name") != config[f"{group}.name"] for other in rivals

@@ -89,6 +89,8 @@ def test_labels_say_what_differs(result):
     assert frontier.labels(of_steps) == ["ziplm, search.steps=3", "ziplm, search.steps=9"]
     other = named(method={"name": "depth"}, search={"name": "none"})
     assert frontier.labels([named(), other]) == ["ziplm", "depth"]
+    newer = named(suite={"name": "glue", "seed": None})
+    assert frontier.labels([newer, named(suite={"name": "glue"})]) == ["ziplm", "ziplm"]
     of_model = named(model={"name": "n"})
     assert frontier.labels([named(), of_model]) == ["ziplm, model=m", "ziplm, model=n"]
 
