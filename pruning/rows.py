@@ -12,7 +12,7 @@ from omegaconf import MISSING
 from pruning.results.cache import Cache
 from pruning.wheel import fetch
 
-TABLES = (".jsonl", ".json", ".tsv", ".csv", ".parquet")  # and the same with .gz
+TABLES = (".jsonl", ".json", ".tsv", ".csv", ".parquet")  # all but the last also with .gz
 
 
 @dataclass
@@ -75,7 +75,13 @@ class Rows:
         if not files:
             yield from self._load_hub(field)
         for path in files:
-            yield from _table(path, field)
+            try:
+                yield from _table(path, field)
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(
+                    f"{field}.path={str(path)!r} cannot be read ({error}): repair it, or give "
+                    "another file"
+                ) from error
 
     def _load_hub(self, field: str) -> Iterable[Any]:
         from datasets import load_dataset

@@ -32,6 +32,7 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     torch.manual_seed(seed)
     with clock("load"):
         dense, tokenizer = experiment.model.load(cache, device, task)
+        suite.check(dense)
     if task is not None:
         with clock("finetune"):
             dense = task.teach(dense, tokenizer, cache, seed)

@@ -90,6 +90,8 @@ def test_a_task_brings_its_rows_and_its_suite():
     assert set(given.suite.of(given.task).labelled) == {"mrpc"}
     mnli = compose(["task=mnli"])
     assert set(mnli.suite.of(mnli.task).labelled) == {"mnli_matched", "mnli_mismatched"}
+    named = replace(given.suite, labelled={"my_task": given.suite.labelled["rte"]})
+    assert named.of(replace(given.task, name="my_task")) == named
     other = compose(["task=sst2", "suite=none", "calibration=wikipedia"])
     assert (other.suite.name, other.calibration.name) == ("none", "wikipedia")
     with pytest.raises(ValueError, match=r"^calibration=task takes the rows of a task"):
@@ -105,6 +107,13 @@ def test_a_task_brings_its_rows_and_its_suite():
 def test_a_speedup_below_one_or_without_end_is_refused(value):
     with pytest.raises(Exception, match=r"^speedup=.*at least 1"):
         compose([f"speedup={value}"])
+
+
+def test_the_full_suite_has_all_parts_and_the_average():
+    full, seven = compose(["suite=full"]).suite, compose(["suite=commonsense"]).suite
+    assert full.perplexity is not None
+    assert set(full.tasks) == {*seven.tasks, *compose(["suite=mmlu"]).suite.tasks}
+    assert full.average == seven.average == [*seven.tasks]
 
 
 def test_a_missing_value_is_refused():

@@ -125,7 +125,7 @@ def test_accuracies_are_those_of_lm_evals_command_line(tmp_path: Path) -> None:
     ours = suite.evaluate(model, tokenizer, cache).metrics
     (tmp_path / "tasks").mkdir()
     for name, task in of.items():
-        load(name, task, cache, tmp_path / "tasks")
+        load(name, task, cache, tmp_path / "tasks", name)
         path = tmp_path / "tasks" / f"{name}.yaml"
         definition = yaml.safe_load(path.read_text()) | {"task": f"own_{name}"}
         if task.shots is not None:

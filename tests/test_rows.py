@@ -62,6 +62,11 @@ def test_what_is_not_there(tmp_path, cache):
     (tmp_path / "text.txt").write_text("words")
     with pytest.raises(ValueError, match=r"^here\.path=.*text\.txt' holds no rows: give a file"):
         list(Rows(str(tmp_path / "text.txt")).rows(cache, "here", []))
+    (tmp_path / "damaged.jsonl").write_text('{"text": "a"}\n{"te')
+    with pytest.raises(
+        ValueError, match=r"^here\.path=.*damaged\.jsonl' cannot be read \(.*repair"
+    ):
+        list(Rows(str(tmp_path / "damaged.jsonl")).rows(cache, "here", []))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"^here\.path=.*empty' is not a folder written by"):
         list(Rows(str(tmp_path / "empty")).rows(cache, "here", []))

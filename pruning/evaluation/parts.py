@@ -104,7 +104,8 @@ class Documents(Part):
             )
 
     def paths(self) -> list[str]:
-        return [path for path in (self.path, self.examples) if path and not self.wheel]
+        given = [path for path in (self.path, self.examples) if path and not self.wheel]
+        return [path.replace("{dataset_name}", "*") for path in given]
 
     def check(self, field: str, cache: Cache) -> None:
         from pruning.evaluation.tasks import check
@@ -138,7 +139,8 @@ class Judged(Labelled, Part):
         return [] if self.wheel else [self.path]
 
     def check(self, field: str, cache: Cache) -> None:
-        self.read(cache, field, 1)
+        if not self.read(cache, field, 1):
+            raise ValueError(f"{field}.path={self.path!r} holds no rows: give others")
 
     def measure(self, name: str, candidate: Candidate) -> Measured:
         from pruning.evaluation.classification import evaluate_labelled
@@ -155,11 +157,17 @@ class Answered(Questions, Part):
     stride: int = 128  # tokens that two windows of a long context share
     longest: int = 30  # tokens of an answer
 
+    def __post_init__(self) -> None:
+        for name in ("sequence", "stride", "longest"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"suite.questions.*.{name}={value} must be at least 1")
+
     def paths(self) -> list[str]:
         return [] if self.wheel else [self.path]
 
     def check(self, field: str, cache: Cache) -> None:
-        self.read(cache, field, 1)
+        if not self.read(cache, field, 1):
+            raise ValueError(f"{field}.path={self.path!r} holds no questions: give others")
 
     def measure(self, name: str, candidate: Candidate) -> Measured:
         from pruning.evaluation.answers import evaluate_questions

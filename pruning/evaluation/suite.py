@@ -51,7 +51,7 @@ class Suite:
         if not given:
             return self
         name = "" if task is None else task.name
-        named = {key for key in given if key.split("_")[0] == name}
+        named = {key for key in given if key == name or key.startswith(f"{name}_")}
         if not named and (task is not None or len(given) > 1):
             use = f"for task={name}" if name else "without a task"
             raise ValueError(
@@ -97,9 +97,9 @@ class Suite:
         """
         from pruning.models.source import fingerprint
 
-        self._check_head(model)
+        self.check(model)
         candidate = Candidate(model, tokenizer, cache, self.limit, self.batch, self.seed)
-        identity = fingerprint(model)
+        identity = [fingerprint(model), _written(tokenizer)]
         training = model.training
         model.eval()
         found = Measured({}, {})
@@ -121,12 +121,14 @@ class Suite:
         }
         return replace(self, **left, perplexity=None if "text" in names else self.perplexity)
 
-    def _check_head(self, model: "PreTrainedModel") -> None:
+    def check(self, model: "PreTrainedModel") -> None:
+        """Raise ValueError where a part is for other models."""
         from pruning.models.sites import architecture
 
         name, encoder = type(model).__name__, architecture(model).encoder
         for path, _, part in self.parts():
-            if encoder if part.head == "" else not name.endswith(part.head):
+            wrong = not name.endswith(part.head) if part.head else encoder
+            if wrong:
                 raise ValueError(
                     f"suite={self.name!r}: {path} measures {part.head or 'decoders'}, and this is "
                     f"a {name}: use suite=quick or suite=wikitext for a decoder, suite=glue for a "
@@ -145,14 +147,23 @@ class Suite:
         return {key: fmean(values) for key, values in columns.items()}  # type: ignore[arg-type]
 
 
-def _measured(name: str, part: Part, candidate: Candidate, identity: str) -> Measured:
-    """Measure one part, or find it in the cache; `identity` is the model's fingerprint."""
+def _written(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return a tokenizer as text, without what changes from call to call."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return str(sorted(tokenizer.get_vocab().items()))
+    found = json.loads(backend.to_str())
+    return json.dumps({k: v for k, v in found.items() if k not in ("truncation", "padding")})
+
+
+def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) -> Measured:
+    """Measure one part, or find it in the cache; `identity` is that of model and tokenizer."""
     key = {
-        "version": 3,
+        "version": 4,
         "model": identity,
         "part": [type(part).__name__, name, asdict(part)],  # type: ignore[call-overload]
         "limit": candidate.limit,
-        "seed": candidate.seed,
+        "seed": None if candidate.limit is None else candidate.seed,
         "batch": candidate.batch,
         "files": part.sums(),
         "lm_eval": version("lm_eval"),

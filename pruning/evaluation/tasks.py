@@ -36,7 +36,11 @@ def evaluate_task(name: str, task: Documents, candidate: Candidate) -> Measured:
     """Return `<task>/<metric>` of one task of lm-eval, or of a folder or group of them."""
     with quiet(), tempfile.TemporaryDirectory() as scratch:
         members = expand(name, task)
-        tasks = [load(*member, candidate.cache, Path(scratch)) for member in members.items()]
+        where = f"suite.tasks.{name}"
+        tasks = [
+            load(of, member, candidate.cache, Path(scratch), where)
+            for of, member in members.items()
+        ]
         # HFLM gives the tokenizer a padding token and ties weights anew: let it have a copy
         make: Any = HFLM  # its decorators hide their signatures, as evaluate()'s does
         lm = make(
@@ -94,9 +98,10 @@ def check(name: str, task: Documents, cache: Cache) -> None:
     with quiet(), tempfile.TemporaryDirectory() as scratch:
         for of, member in expand(name, task).items():
             if member.path is None:
-                load(of, member, cache, Path(scratch))
-            for path in filter(None, (member.path, member.examples)):
-                documents(member, path, cache, f"suite.tasks.{of}")
+                load(of, member, cache, Path(scratch), f"suite.tasks.{name}")
+            for option in ("path", "examples"):
+                if getattr(member, option):
+                    documents(member, option, cache, f"suite.tasks.{name}")
 
 
 def expand(name: str, task: Documents) -> dict[str, Documents]:
@@ -154,21 +159,24 @@ def metric_name(key: str) -> str:
     return metric if filtered == "none" else f"{filtered}_{metric}"
 
 
-def load(name: str, task: Documents, cache: Cache, scratch: Path) -> dict[str, Any]:
-    """Return what lm-eval's TaskManager loads for one task, its documents in memory."""
+def load(name: str, task: Documents, cache: Cache, scratch: Path, where: str) -> dict[str, Any]:
+    """Return what lm-eval's TaskManager loads for one task, its documents in memory.
+
+    `where` is the config path that errors name.
+    """
     installed = find_installed(name, task.folder)
     if installed is None:
         return load_group(name, task)
     definition: dict[str, Any] = {"include": str(installed), "task": name}
     if task.path is not None:
-        definition |= replace_documents(name, task, load_yaml(installed, resolve_func=False), cache)
+        own = load_yaml(installed, resolve_func=False)
+        definition |= replace_documents(task, own, cache, where)
     path = scratch / f"{name}.yaml"
     path.write_text(yaml.safe_dump(definition))
     try:
         return dict(TaskManager(include_defaults=False).load(str(path)))
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
-        where = f"suite.tasks.{name}"
         remedy = (
             f"give {where}.path a local file or datasets folder, or remove it with '~{where}'"
             if task.path is None

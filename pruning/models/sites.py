@@ -100,6 +100,14 @@ def architecture(model: PreTrainedModel) -> Architecture:
     return ARCHITECTURES[kind]
 
 
+def positions(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model reads at most; RoBERTa counts from behind its padding."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest and model.config.model_type == "roberta":
+        return longest - model.config.pad_token_id - 1  # type: ignore[operator]
+    return longest
+
+
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
     """Return the transformer blocks."""
     layers = model.get_submodule(architecture(model).blocks)

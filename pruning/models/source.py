@@ -54,7 +54,7 @@ class Model:
         from transformers import AutoConfig, AutoTokenizer
 
         from pruning.models.checkpoint import auto_class
-        from pruning.models.sites import architecture
+        from pruning.models.sites import architecture, positions
 
         where = self._directory(cache)
         dtype = self.dtype
@@ -80,6 +80,12 @@ class Model:
             raise ValueError(
                 f"task={task.name} is for encoders, and model={self.name} is a decoder: leave the "
                 "task out, and choose a suite of lm-eval's tasks"
+            )
+        longest = positions(model)
+        if task is not None and longest and task.sequence > longest:
+            raise ValueError(
+                f"task.sequence={task.sequence} goes beyond the {longest} positions of "
+                f"model={self.name}: lower it"
             )
         torch.nn.Module.to(model, device)  # the typed one
         return model.eval(), tokenizer

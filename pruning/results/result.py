@@ -237,8 +237,9 @@ def read(path: Path) -> Result | None:
 
 
 def finished(directory: Path) -> bool:
-    """Say whether the job of this directory is done."""
-    return read(directory / "result.json") is not None
+    """Say whether the job of this directory is done, evaluation included."""
+    found = read(directory / "result.json")
+    return found is not None and not found.evaluation.not_run
 
 
 def parse(kind: type[T], data: dict[str, Any]) -> T:

@@ -24,8 +24,8 @@ class Question:
 class Questions(Rows):
     """Rows of a question, a context and answers.
 
-    Answers are as in SQuAD, `{"text": [...], "answer_start": [...]}`, or a list of texts, of which
-    the first is then looked for in the context.
+    Answers are as in SQuAD, `{"text": [...], "answer_start": [...]}` or a list of such with one
+    each; or one text or several, of which the first is then looked for in the context.
     """
 
     question: str = "question"  # columns
@@ -46,8 +46,13 @@ class Questions(Rows):
             text, context = row.get(self.question, ""), row[self.context]
             if self.pattern is not None:
                 text, context = self._split(context, field)
+            if not isinstance(text, str) or not isinstance(context, str):
+                raise ValueError(
+                    f"{field}.question={self.question!r} and {field}.context={self.context!r} must "
+                    f"name columns of texts: a row has {text!r} and {str(context)[:40]!r}"
+                )
             answers, start = _answers(row[self.answers], context)
-            if not answers or start < 0:
+            if start < 0:
                 raise ValueError(
                     f"{field}.answers={self.answers!r}: the context of {text!r} holds no answer "
                     f"{answers[:1]}; leave out questions without one (SQuAD 2.0 has some)"
@@ -67,7 +72,14 @@ class Questions(Rows):
 
 def _answers(given: Any, context: str) -> tuple[list[str], int]:
     """Return the texts, and where the first begins; -1 where it does not."""
-    texts = list(given["text"] if isinstance(given, dict) else given)
-    if isinstance(given, dict) and texts:
-        return texts, int(given["answer_start"][0])
-    return texts, context.find(texts[0]) if texts else -1
+    if given is None or isinstance(given, str):
+        given = [] if given is None else [given]
+    elif not isinstance(given, dict) and all(isinstance(answer, dict) for answer in given):
+        given = {key: [of[key] for of in given] for key in ("text", "answer_start")}
+    texts = [str(text) for text in (given["text"] if isinstance(given, dict) else given)]
+    if not texts:
+        return [], -1
+    if not isinstance(given, dict):
+        return texts, context.find(texts[0])
+    start = int(given["answer_start"][0])
+    return texts, start if context.startswith(texts[0], start) else -1

@@ -60,9 +60,9 @@ def windows(
                 return_overflowing_tokens=True,
                 return_offsets_mapping=True,
             )
-        except BaseException as error:  # the Rust side panics
-            if isinstance(error, KeyboardInterrupt):
-                raise
+        except BaseException as error:
+            if type(error).__name__ != "PanicException" and not isinstance(error, Exception):
+                raise  # what the Rust side panics with is no Exception
             raise ValueError(
                 f"{field}.sequence={sequence}: a question leaves no room for its context, of which "
                 f"windows share {stride} tokens; raise it, or lower {field}.stride={stride}"

@@ -111,6 +111,17 @@ def test_answers_are_the_best_spans_of_all_windows(family, tmp_path):
         assert metrics[f"tiny/mine/{metric}_stderr"] == pytest.approx(error)
 
 
+def test_values_out_of_range(tmp_path):
+    with pytest.raises(ValueError, match=r"^suite\.questions\.\*\.longest=0 must be at least 1"):
+        suite(tmp_path, longest=0)
+    with pytest.raises(
+        ValueError, match=r"^suite\.questions\.mine\.sequence=200 goes beyond the 128"
+    ):
+        suite(tmp_path, sequence=200).evaluate(
+            reader("bert"), word_tokenizer(), Cache(tmp_path / "cache")
+        )
+
+
 def test_a_classifier_is_no_reader(tmp_path):
     with pytest.raises(
         ValueError, match=r"^suite='tiny': suite\.questions\.mine measures ForQuestionAnsw"

@@ -11,6 +11,7 @@ from transformers import pipeline
 
 from pruning.evaluation.parts import Judged, Metric
 from pruning.evaluation.suite import Suite
+from pruning.models.sites import positions
 from pruning.results.cache import Cache
 from tests.families import ENCODERS, llama
 from tests.tiny import word_tokenizer
@@ -89,6 +90,20 @@ def test_a_slice_is_drawn_by_its_seed(tmp_path):
     for limit in (None, 99):
         whole = judged(replace(suite(tmp_path, limit), seed=3), model, tmp_path)
         assert whole["tiny/mine/accuracy"] == pytest.approx(sum(hits) / len(hits))
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_texts_are_cut_at_what_the_model_can_read(family, tmp_path):
+    (tmp_path / "long.jsonl").write_text(json.dumps({"one": "w1 " * 300, "label": 0}) + "\n")
+    model = sharp(family)
+    assert positions(model) == (127 if family == "roberta" else 128)
+    assert judged(suite(tmp_path, path=str(tmp_path / "long.jsonl")), model, tmp_path)
+
+
+def test_another_tokenizer_is_another_measurement(tmp_path):
+    model, cache = sharp("bert"), Cache(tmp_path / "cache")
+    first = suite(tmp_path).evaluate(model, word_tokenizer(), cache).metrics
+    assert suite(tmp_path).evaluate(model, word_tokenizer(20), cache).metrics != first
 
 
 def test_pairs_are_read_as_pairs(tmp_path):

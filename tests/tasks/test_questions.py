@@ -37,6 +37,21 @@ def test_the_forms_of_a_question(tmp_path):
     ]
     assert all(q.context[q.start :].startswith(q.answers[0]) for q in found)
     assert source(tmp_path).read(cache, "here", limit=2) == found[:2]
+    one = [{**row, "answers": row["answers"]["text"][0]} for row in ROWS]
+    listed = [
+        {**row, "answers": [{"text": text, "answer_start": start}]}
+        for row, text, start in (
+            (row, row["answers"]["text"][0], row["answers"]["answer_start"][0]) for row in ROWS
+        )
+    ]
+    for rows in (one, listed):
+        again = source(tmp_path, rows).read(cache, "here")
+        assert [(q.answers, q.start) for q in again] == [(q.answers[:1], q.start) for q in found]
+    with pytest.raises(
+        ValueError, match=r"^here\.question='question' and .* texts: a row has None"
+    ):
+        source(tmp_path, [{**ROWS[0], "question": None}]).read(cache, "here")
+    source(tmp_path)
     prompts = [
         {"doc": {"both": f"Read: {CONTEXT}\nAsk: {q.text}", "said": q.answers}} for q in found
     ]
@@ -54,7 +69,8 @@ def test_what_is_wrong_is_said(tmp_path):
     ):
         with pytest.raises(ValueError, match=said):
             source(tmp_path, **options).read(cache, "here")
-    for answers in ({"text": [], "answer_start": []}, ["w99"]):
+    moved = {"text": ["w3 w4"], "answer_start": [0]}
+    for answers in ({"text": [], "answer_start": []}, ["w99"], "w99", None, [], moved):
         rows = [{**ROWS[0], "answers": answers}]
         with pytest.raises(
             ValueError, match=r"^here\.answers='answers': the context of 'w100 w101'"
