@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from pruning.evaluation.part import Candidate, Measured, Part
 from pruning.evaluation.parts import Answered, Documents, Judged, Perplexity
-from pruning.results.cache import Cache
+from pruning.results.cache import Cache, digest
 from pruning.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Suite:
 
         self.check(model)
         candidate = Candidate(model, tokenizer, cache, self.limit, self.batch, self.seed)
-        identity = [fingerprint(model), _written(tokenizer)]
+        identity = [fingerprint(model), _tokenizer_digest(tokenizer)]
         training = model.training
         model.eval()
         found = Measured({}, {})
@@ -147,13 +147,13 @@ class Suite:
         return {key: fmean(values) for key, values in columns.items()}  # type: ignore[arg-type]
 
 
-def _written(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a tokenizer as text, without what changes from call to call."""
+def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Hash a tokenizer, without what changes from call to call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return str(sorted(tokenizer.get_vocab().items()))
+        return digest(tokenizer.get_vocab())
     found = json.loads(backend.to_str())
-    return json.dumps({k: v for k, v in found.items() if k not in ("truncation", "padding")})
+    return digest({k: v for k, v in found.items() if k not in ("truncation", "padding")})
 
 
 def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) -> Measured:
