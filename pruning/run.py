@@ -46,7 +46,7 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
         if experiment.speedup is not None:
             table.check(experiment.speedup, sites, experiment.hardware.name)
     with clock("evaluate"):  # before the long stages, so that a bad suite is noticed now
-        before = suite.evaluate(dense, tokenizer, cache)
+        before = suite.evaluate(dense, tokenizer, cache, identity)
     plan = experiment.method.plan(
         Subject(
             dense,

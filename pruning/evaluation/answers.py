@@ -34,10 +34,9 @@ def evaluate_questions(name: str, task: Answered, candidate: Candidate) -> Measu
 
 def judge(question: Question, answer: str) -> dict[str, float]:
     """Return exact match and F1 of one answer, between 0 and 1, by the rules of SQuAD 1.1."""
-    truth = {"text": question.answers}
     found = squad(
         [{"id": "0", "prediction_text": answer}],
-        [{"id": "0", "answers": truth}],  # type: ignore[dict-item]
+        [{"id": "0", "answers": {"text": question.answers}}],  # type: ignore[dict-item]
     )
     return {metric: float(value) / 100 for metric, value in found.items()}
 

@@ -1,8 +1,10 @@
 """The parts that a suite can have: a text, tasks of lm-eval, labelled texts, questions."""
 
 import logging
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -51,9 +53,10 @@ class Perplexity(Part):
         `batch` windows of the largest size go through the model at a time, more of smaller ones.
         """
         from pruning.evaluation.perplexity import token_perplexity, tokenize
+        from pruning.models.sites import positions
 
         model = candidate.model
-        longest, largest = getattr(model.config, "max_position_embeddings", None), max(self.window)
+        longest, largest = positions(model), max(self.window)
         if longest and largest > longest:
             raise ValueError(
                 f"suite.perplexity.window={self.window} goes beyond the {longest} positions of "
@@ -111,7 +114,7 @@ class Documents(Part):
     def check(self, field: str, cache: Cache) -> None:
         from pruning.evaluation.tasks import check
 
-        check(field.rpartition(".")[2], self, cache)
+        check(self, field, cache)
 
     def measure(self, name: str, candidate: Candidate) -> Measured:
         from pruning.evaluation.tasks import evaluate_task
@@ -129,19 +132,32 @@ class Metric(StrEnum):
     spearman = "spearman"
 
 
-@dataclass
-class Judged(Labelled, Part):
-    """Labelled rows that a classifier's predictions are judged on."""
+class PartOfRows(Part):
+    """What is read as rows; goes with a class of `Rows` that has `read`."""
 
-    head = "ForSequenceClassification"
-    metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
+    unit: ClassVar[str]  # what a row is
+    path: str
+    wheel: str | None
+
+    @abstractmethod
+    def read(self, cache: Cache, field: str, limit: int | None = None) -> list[Any]:
+        """Return the rows."""
 
     def paths(self) -> list[str]:
         return [] if self.wheel else [self.path]
 
     def check(self, field: str, cache: Cache) -> None:
         if not self.read(cache, field, 1):
-            raise ValueError(f"{field}.path={self.path!r} holds no rows: give others")
+            raise ValueError(f"{field}.path={self.path!r} holds no {self.unit}: give others")
+
+
+@dataclass
+class Judged(Labelled, PartOfRows):
+    """Labelled rows that a classifier's predictions are judged on."""
+
+    head = "ForSequenceClassification"
+    unit = "rows"
+    metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
 
     def measure(self, name: str, candidate: Candidate) -> Measured:
         from pruning.evaluation.classification import evaluate_labelled
@@ -150,10 +166,11 @@ class Judged(Labelled, Part):
 
 
 @dataclass
-class Answered(Questions, Part):
+class Answered(Questions, PartOfRows):
     """Questions that a reader's answers are judged on."""
 
     head = "ForQuestionAnswering"
+    unit = "questions"
     sequence: int = 384  # tokens of a window, the question among them
     stride: int = 128  # tokens that two windows of a long context share
     longest: int = 30  # tokens of an answer
@@ -162,13 +179,6 @@ class Answered(Questions, Part):
         for name in ("sequence", "stride", "longest"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"suite.questions.*.{name}={value} must be at least 1")
-
-    def paths(self) -> list[str]:
-        return [] if self.wheel else [self.path]
-
-    def check(self, field: str, cache: Cache) -> None:
-        if not self.read(cache, field, 1):
-            raise ValueError(f"{field}.path={self.path!r} holds no questions: give others")
 
     def measure(self, name: str, candidate: Candidate) -> Measured:
         from pruning.evaluation.answers import evaluate_questions

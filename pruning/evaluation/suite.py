@@ -85,7 +85,11 @@ class Suite:
                 yield f"suite.{kind}.{name}", name, part
 
     def evaluate(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cache: Cache
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        cache: Cache,
+        identity: str | None = None,
     ) -> Measured:
         """Return `<suite>/<task>/<metric>`, with a `..._stderr` where there is one.
 
@@ -93,19 +97,21 @@ class Suite:
         lm-eval tasks: of `acc`, and of `acc_norm` or `acc` where a task has no such. Token
         perplexity is `<suite>/text/token_perplexity_<window>`. A part that was measured before, by
         whatever suite, is found in the cache. The model is left in the mode (train or eval) that it
-        came in, the tokenizer as it was.
+        came in, the tokenizer as it was. `identity` is its fingerprint, where that is known.
         """
         from pruning.models.source import fingerprint
 
         self.check(model)
         candidate = Candidate(model, tokenizer, cache, self.limit, self.batch, self.seed)
-        identity = [fingerprint(model), _tokenizer_digest(tokenizer)]
+        found = Measured({}, {})
+        if not list(self.parts()):
+            return found
+        of_both = [identity or fingerprint(model), _tokenizer_digest(tokenizer)]
         training = model.training
         model.eval()
-        found = Measured({}, {})
         try:
             for _, name, part in self.parts():
-                of = _measured(name, part, candidate, identity)
+                of = _measured(name, part, candidate, of_both)
                 found.metrics |= of.metrics
                 found.read |= of.read
         finally:

@@ -108,15 +108,15 @@ def _check_answer(task: Any, where: str) -> None:
             )
 
 
-def check(name: str, task: Documents, cache: Cache) -> None:
-    """Raise ValueError where the documents of a task cannot be had."""
+def check(task: Documents, where: str, cache: Cache) -> None:
+    """Raise ValueError where the documents of a task cannot be had; `where` is its config path."""
     with quiet(), tempfile.TemporaryDirectory() as scratch:
-        for of, member in expand(name, task).items():
+        for of, member in expand(where.rpartition(".")[2], task).items():
             if member.path is None:
-                load(of, member, cache, Path(scratch), f"suite.tasks.{name}")
+                load(of, member, cache, Path(scratch), where)
             for option in ("path", "examples"):
                 if getattr(member, option):
-                    documents(member, option, cache, f"suite.tasks.{name}")
+                    documents(member, option, cache, where)
 
 
 def expand(name: str, task: Documents) -> dict[str, Documents]:

@@ -114,12 +114,12 @@ def interleaved(
         if enough and index >= repetitions and enough(found):
             break
         shuffle(order)
-        taken = Interruptions()
-        values = {name: milliseconds(calls[name], device) for name in order}
-        while taken.many() and patience:
-            patience -= 1
+        while True:
             taken = Interruptions()
             values = {name: milliseconds(calls[name], device) for name in order}
+            if not (patience and taken.many()):
+                break
+            patience -= 1
         for name, value in values.items():
             found[name].values.append(value)
     if device.type == "cpu" and not patience:

@@ -13,7 +13,12 @@ from transformers import PreTrainedModel
 from pruning.calibration.batch import Batch
 from pruning.latency.table import Shapes
 from pruning.methods.gates import GatedEmbedding, GatedLowRank
-from pruning.models.modeling_pruned import ClusteredHead, cluster_embedding_, scale_of
+from pruning.models.modeling_pruned import (
+    ClusteredHead,
+    cluster_embedding_,
+    scale_of,
+    set_embedding_,
+)
 from pruning.models.sites import Kind, Site
 
 Counts = Int[Tensor, " vocabulary"]
@@ -85,10 +90,7 @@ def install_(model: PreTrainedModel, tokens: Tokens, parts: Sequence[GatedLowRan
     """Put gated clusters in the place of the dense embedding; a tied head then uses them too."""
     tied, scale = is_tied(model), scale_of(model.get_input_embeddings())
     gated = GatedEmbedding(tokens.position.to(model.device), parts, scale)
-    model.set_input_embeddings(gated)
-    if tied:
-        model.set_output_embeddings(ClusteredHead(gated))
-        model.config.tie_word_embeddings = False  # not in transformers' sense
+    set_embedding_(model, gated, tied)
 
 
 @torch.no_grad()

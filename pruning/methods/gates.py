@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pruning.models.modeling_pruned import look_up
+
 LOW, HIGH = -0.1, 1.1  # the stretch of the concrete distribution
 EDGE = 1e-6  # how near 0 and 1 the noise comes
 SOFT = 0.8  # slope of the gates in evaluation, as FLOP sets it
@@ -121,13 +123,11 @@ class GatedEmbedding(nn.Module):
         """Look up."""
         parts: Any = list(self.parts)
         self.drawn = [part.gates.draw() for part in parts]
-        place = self.position[ids]
-        found = torch.zeros((), device=place.device)
-        for part, z in zip(parts, self.drawn, strict=True):
-            size = part.A.shape[1]
-            rows = F.linear(F.embedding(place.clamp(0, size - 1), part.A.t()) * z, part.B)
-            found = torch.where(place[..., None] < 0, found.to(rows), rows)
-            place = place - size
+        look_ups = [
+            lambda place, p=part, z=z: F.linear(F.embedding(place, p.A.t()) * z, p.B)
+            for part, z in zip(parts, self.drawn, strict=True)
+        ]
+        found = look_up(self.position[ids], [part.A.shape[1] for part in parts], look_ups)
         return found * torch.tensor(self.scale).to(found)
 
     def logits(self, hidden: Tensor) -> Tensor:

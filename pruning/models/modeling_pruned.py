@@ -8,6 +8,7 @@ With `output_bias` the projections back to the residual stream have biases that 
 `embedding_clusters` says so of the embedding: `{"sizes": [tokens], "ranks": [...], "tied": true}`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +146,18 @@ class LowRank(nn.Module):
         return self.B(self.A(inputs))
 
 
+def look_up(
+    place: torch.Tensor, sizes: list[int], clusters: list[Callable[[torch.Tensor], torch.Tensor]]
+) -> torch.Tensor:
+    """Return the row at each place among all clusters; each cluster knows its own from 0 on."""
+    found = torch.zeros((), device=place.device)
+    for size, cluster in zip(sizes, clusters, strict=True):
+        rows = cluster(place.clamp(0, size - 1))
+        found = torch.where(place[..., None] < 0, found.to(rows), rows)
+        place = place - size
+    return found
+
+
 class ClusteredEmbedding(nn.Module):
     """Stand in for an embedding: tokens in clusters, each with codes and a basis of its own rank.
 
@@ -165,12 +178,9 @@ class ClusteredEmbedding(nn.Module):
         )
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        place = self.position[ids]
-        found = torch.zeros((), device=place.device)
-        for size, codes, basis in zip(self.sizes, self.codes, self.bases, strict=True):
-            rows = basis(codes(place.clamp(0, size - 1)))
-            found = torch.where(place[..., None] < 0, found.to(rows), rows)
-            place = place - size
+        parts: Any = zip(self.codes, self.bases, strict=True)
+        look_ups = [lambda place, c=codes, b=basis: b(c(place)) for codes, basis in parts]
+        found = look_up(self.position[ids], self.sizes, look_ups)
         return found * torch.tensor(self.scale).to(found)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -353,11 +363,16 @@ def cluster_embedding_(
     with torch.device("meta"):
         new = ClusteredEmbedding(sizes, ranks, old.embedding_dim, scale_of(old))
     new = new.to(old.weight.dtype).to_empty(device=old.weight.device).train(old.training)
-    model.set_input_embeddings(new.requires_grad_(old.weight.requires_grad))
-    if tied:
-        model.set_output_embeddings(ClusteredHead(new))
-        model.config.tie_word_embeddings = False  # not in transformers' sense
+    set_embedding_(model, new.requires_grad_(old.weight.requires_grad), tied)
     return new
+
+
+def set_embedding_(model: Any, embedding: nn.Module, tied: bool) -> None:
+    """Put an embedding that can also be a head in its place, or in both."""
+    model.set_input_embeddings(embedding)
+    if tied:
+        model.set_output_embeddings(ClusteredHead(embedding))
+        model.config.tie_word_embeddings = False  # not in transformers' sense
 
 
 def ranks(block: nn.Module) -> dict[str, int]:

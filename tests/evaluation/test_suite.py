@@ -38,29 +38,33 @@ def suite(tasks: dict[str, Documents], **more) -> Suite:
     return Suite(name="tiny", tasks=tasks, **settings)
 
 
-@pytest.mark.parametrize("limit", [None, 7])
-def test_accuracy_is_lm_evals_own_on_the_saved_model(
-    model, tokenizer, documents, tmp_path, no_network, limit
-):
-    tiny = suite({"arc_easy": Documents(path=str(documents))}, limit=limit)
-    ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    definition = {
-        "include": str(TASKS / "arc" / "arc_easy.yaml"),
-        "task": "arc_easy",
+def data(**files: Path) -> dict:
+    """Say in a task of lm-eval that its splits are local files."""
+    splits = {name: str(path) for name, path in files.items()}
+    others = dict.fromkeys({"training_split", "validation_split"} if "dev" not in files else ())
+    return {
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(documents)}},
-        "training_split": None,
-        "validation_split": None,
+        "dataset_kwargs": {"data_files": splits},
+        **others,
     }
+
+
+def lm_evals_own(
+    model, tokenizer, tmp_path, definitions: dict[str, dict], limit=None, shots=None
+) -> dict:
+    """Let lm-eval load the saved model and evaluate tasks of its own."""
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "arc_easy.yaml").write_text(yaml.safe_dump(definition))
-    theirs = lm_eval.simple_evaluate(
+    for name, definition in definitions.items():
+        text = yaml.safe_dump({"task": name, **definition})
+        (tmp_path / "own" / f"{name}.yaml").write_text(text)
+    return lm_eval.simple_evaluate(
         model="hf",
         model_args=f"pretrained={tmp_path / 'model'}",
-        tasks=["arc_easy"],
+        tasks=[*definitions],
+        num_fewshot=shots,
         batch_size=5,
         limit=limit,
         device="cpu",
@@ -68,7 +72,17 @@ def test_accuracy_is_lm_evals_own_on_the_saved_model(
         task_manager=lm_eval.tasks.TaskManager(
             include_path=str(tmp_path / "own"), include_defaults=False
         ),
-    )["results"]["arc_easy"]
+    )["results"]
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_accuracy_is_lm_evals_own_on_the_saved_model(
+    model, tokenizer, documents, tmp_path, no_network, limit
+):
+    tiny = suite({"arc_easy": Documents(path=str(documents))}, limit=limit)
+    ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
+    definition = {"include": str(TASKS / "arc" / "arc_easy.yaml"), **data(test=documents)}
+    theirs = lm_evals_own(model, tokenizer, tmp_path, {"arc_easy": definition}, limit)["arc_easy"]
     assert 0 < theirs["acc,none"] < 1
     rows = [json.loads(line) for line in documents.read_text().splitlines()][:limit]
     guessed = sum(1 / len(row["choices"]["text"]) for row in rows) / len(rows)
@@ -156,26 +170,14 @@ def test_a_folder_of_tasks_is_pooled_as_lm_eval_has_each(model, tokenizer, tmp_p
     tiny = suite({"mmlu": Documents(**paths, folder="mmlu/default", shots=2)})
     ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
 
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "own").mkdir()
-    for subject in sizes:
-        data = {split: str(files[subject, split]) for split in ("test", "dev")}
-        definition = {"include": str(own / f"mmlu_{subject}.yaml"), "task": f"mmlu_{subject}"}
-        definition |= {"dataset_path": "json", "dataset_name": None}
-        definition |= {"dataset_kwargs": {"data_files": data}}
-        (tmp_path / "own" / f"{subject}.yaml").write_text(yaml.safe_dump(definition))
-    theirs = lm_eval.simple_evaluate(
-        model="hf",
-        model_args=f"pretrained={tmp_path / 'model'}",
-        tasks=[f"mmlu_{subject}" for subject in sizes],
-        num_fewshot=2,
-        device="cpu",
-        bootstrap_iters=10,
-        task_manager=lm_eval.tasks.TaskManager(
-            include_path=str(tmp_path / "own"), include_defaults=False
-        ),
-    )["results"]
+    definitions = {
+        f"mmlu_{s}": {
+            "include": str(own / f"mmlu_{s}.yaml"),
+            **data(test=files[s, "test"], dev=files[s, "dev"]),
+        }
+        for s in sizes
+    }
+    theirs = lm_evals_own(model, tokenizer, tmp_path, definitions, shots=2)
     hits = {s: theirs[f"mmlu_{s}"]["acc,none"] * n for s, n in sizes.items()}
     errors = [theirs[f"mmlu_{s}"]["acc_stderr,none"] * n for s, n in sizes.items()]
     assert 0 < sum(hits.values()) < 14
@@ -196,30 +198,12 @@ def test_word_perplexity_of_a_raw_file_is_lm_evals_own(model, tokenizer, tmp_pat
     (tmp_path / "wiki.raw").write_text("\n" + "".join(pages))
     tiny = suite({"wikitext": Documents(str(tmp_path / "wiki.raw"))})
     ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"page": p}) + "\n" for p in pages))
     definition = {
         "include": str(TASKS / "wikitext" / "wikitext.yaml"),
-        "task": "wikitext",
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "pages.jsonl")}},
-        "training_split": None,
-        "validation_split": None,
+        **data(test=tmp_path / "pages.jsonl"),
     }
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "wikitext.yaml").write_text(yaml.safe_dump(definition))
-    theirs = lm_eval.simple_evaluate(
-        model="hf",
-        model_args=f"pretrained={tmp_path / 'model'}",
-        tasks=["wikitext"],
-        device="cpu",
-        bootstrap_iters=10,
-        task_manager=lm_eval.tasks.TaskManager(
-            include_path=str(tmp_path / "own"), include_defaults=False
-        ),
-    )["results"]["wikitext"]
+    theirs = lm_evals_own(model, tokenizer, tmp_path, {"wikitext": definition})["wikitext"]
     for metric in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
         expected = theirs[f"{metric},none"]
         assert ours[f"tiny/wikitext/{metric}"] == pytest.approx(expected)
