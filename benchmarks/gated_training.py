@@ -17,6 +17,7 @@ import torch
 from pruning.calibration.moments import Moments
 from pruning.experiment import compose
 from pruning.latency.clock import interleaved
+from pruning.latency.local import Local
 from pruning.latency.table import Shapes
 from pruning.methods.flop import FLOP
 from pruning.methods.gates import GatedLowRank
@@ -35,6 +36,7 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     experiment = compose(["method=flop", "method.room=1", *overrides])
     assert isinstance(experiment.method, FLOP)
+    assert isinstance(experiment.hardware, Local)
     cache = Cache(experiment.cache)
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)

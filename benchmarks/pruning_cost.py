@@ -1,6 +1,6 @@
 """What does each method's pruning cost, in dense forward passes? One JSON line.
 
-    python benchmarks/pruning_cost.py [--methods ziplm slimgpt ...] [overrides of the command line]
+    python benchmarks/pruning_cost.py [--methods ziplm,slimgpt,...] [overrides of the command line]
 
 Every method prunes in a process of its own, from moments on; nothing of it comes from a cache.
 Model, latency table and calibration text are loaded before the clock starts. The unit is one
@@ -25,7 +25,7 @@ from pruning.results.cache import Cache
 from pruning.results.environment import peaks
 from pruning.results.stopwatch import Stopwatch
 
-METHODS = ["ziplm", "slimgpt", "uniform_ffn", "depth", "flap", "wanda_sp", "magnitude", "random"]
+METHODS = "ziplm,slimgpt,uniform_ffn,depth,flap,wanda_sp,magnitude,random"
 SOLVES = ("levels", "solve")
 PASSES = ("calibrate", "levels", "search", "prune")
 
@@ -88,14 +88,14 @@ def cost(method: str, overrides: list[str]) -> dict:
 def main() -> None:
     """Print one JSON line with a row per method."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", default=METHODS, help="separated by commas")
     parser.add_argument("--one", action="store_true", help="in this process; for this script's use")
     arguments, overrides = parser.parse_known_args()
     if arguments.one:
-        print(json.dumps(cost(arguments.methods[0], overrides)))
+        print(json.dumps(cost(arguments.methods, overrides)))
         return
     rows = []
-    for method in arguments.methods:
+    for method in arguments.methods.split(","):
         command = [sys.executable, __file__, "--one", *overrides, "--methods", method]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))

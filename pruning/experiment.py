@@ -12,7 +12,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pruning.calibration.calibration import Calibration
 from pruning.evaluation.suite import Suite
+from pruning.latency.elsewhere import File, Proxy, Roofline
 from pruning.latency.hardware import Hardware
+from pruning.latency.local import Local
 from pruning.methods.dense import Dense
 from pruning.methods.depth import Depth
 from pruning.methods.flap import Flap
@@ -43,6 +45,7 @@ METHODS = {
     "svd": SVD,
     "flop": FLOP,
 }
+HARDWARE = {"local": Local, "file": File, "roofline": Roofline, "proxy": Proxy}
 SEARCHES = {
     "calibrated": Calibrated,
     "spdy": Spdy,
@@ -156,12 +159,13 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(group="schema", name="experiment", node=Experiment)
     store.store(group="schema", name="model", node=Model)
-    store.store(group="schema", name="hardware", node=Hardware)
     store.store(group="schema", name="calibration", node=Calibration)
     store.store(group="schema", name="suite", node=Suite)
     store.store(group="schema", name="tracker", node=Tracker)
     for name, node in METHODS.items():
         store.store(group="schema/method", name=name, node=node)
+    for name, node in HARDWARE.items():
+        store.store(group="schema/hardware", name=name, node=node)
     for name, node in TASKS.items():
         store.store(group="schema/task", name=name, node=node)
     for name, node in SEARCHES.items():

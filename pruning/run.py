@@ -66,7 +66,7 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     with clock("evaluate"):
         after = suite.evaluate(met.pruned, tokenizer, cache)
     evaluation = Evaluation(before.metrics, after.metrics, after.read, missing)
-    found = result.compose(experiment, out.name, dense, met, evaluation, clock.total())
+    found = result.compose(experiment, out.name, dense, met, table, evaluation, clock.total())
     found.training, found.break_even = list(plan.history), break_even(dense, sites, table)
     with clock("save"):
         checkpoint.save(met.pruned, tokenizer, out / "model", card(found, command))

@@ -26,6 +26,11 @@ NEEDED = {
     "model/local": ["model.path=some/directory"],
     "search/none": ["method=depth"],
     "calibration/task": ["task=sst2"],
+    "hardware/file": ["hardware.path=some/table.json"],
+    "hardware/roofline": [
+        *("++hardware.flops.float32=1e+12", "hardware.bandwidth=1e+11"),
+        *("hardware.launch=0.0", "hardware.source=nowhere"),
+    ],
 }
 
 

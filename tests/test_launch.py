@@ -26,6 +26,8 @@ from tests.jobs import ROOT, Jobs
 from tests.tiny import word_tokenizer
 
 WORDS = 125
+LOCAL = ("hardware.repetitions=5", "hardware.tolerance=0.5", "hardware.noise=null")
+WHERE = ("hardware.device=cpu", "hardware.sequence=128", "hardware.alignment=128", *LOCAL)
 STAGES = ("profile", "evaluate", "moments", "levels", "sensitivities")
 
 
@@ -66,6 +68,7 @@ class Place:
     def arguments(self, *overrides: str, outputs: str = "outputs") -> list[str]:
         """Return the command line of a job that takes about two seconds."""
         of_method = {"slimgpt", "depth", "dense", "uniform_ffn", "uniform_ffn,depth"}
+        elsewhere = any(override.startswith("hardware=") for override in overrides)
         own_search = of_method & {override.removeprefix("method=") for override in overrides}
         return [
             "model=gpt2",
@@ -75,11 +78,7 @@ class Place:
             f"calibration.text.path={self.root / 'text.txt'}",
             "calibration.tokens=1536",
             "calibration.sequence=32",
-            "hardware.device=cpu",
-            "hardware.sequence=128",
-            "hardware.repetitions=5",
-            "hardware.alignment=128",
-            "hardware.tolerance=0.5",
+            *(() if elsewhere else WHERE),
             *([] if own_search else ["search.tokens=64", "search.steps=3"]),
             "suite=wikitext",
             f"suite.perplexity.text.path={self.root / 'text.txt'}",
@@ -359,7 +358,8 @@ def test_baselines_go_the_same_way(place, job, jobs, method):
     assert result["config"]["method"]["name"] == method
     # moments and tables are shared; the uniform schedule has the levels of ziplm
     own = {"uniform_ffn": set(), "depth": {"influence"}}.get(method, {"levels", "sensitivities"})
-    assert new_stages(place, before) == own | {"evaluate"}
+    found = new_stages(place, before)
+    assert own <= found <= own | {"evaluate"}  # a model that another method gave is known
     assert result["speedup"]["measured"] > 1
     assert result["speedup"]["target"] == 1.3
     (out,) = (place.root / method).glob("*/")
@@ -633,6 +633,19 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
     ),
     "a field of what is null": (["task.epochs=1"], ["task.epochs=1", "task=sst2"]),
     "a task for a decoder": (["task=sst2"], ["task=sst2", "model=tiny", "leave the task out"]),
+    "missing table": (
+        ["hardware=file", "hardware.path=/nowhere/table.json"],
+        ["hardware.path", "/nowhere/table.json", "pruning.profile"],
+    ),
+    "a phase of encoders": (["hardware.phase=encode"], ["hardware.phase=encode", "leave it auto"]),
+    "too long for the model": (
+        ["hardware.phase=decode", "hardware.sequence=128"],
+        ["hardware.sequence=128", "129 positions", "lower it"],
+    ),
+    "impossible there": (
+        ["hardware=v100", "hardware.sequence=128", "speedup=1000"],
+        ["speedup=1000", "'v100'", "ask for less"],
+    ),
     "no such device": (["hardware.device=cuda:77"], ["hardware.device", "cuda:77", "choose"]),
 }
 
@@ -666,3 +679,78 @@ def test_of_two_jobs_the_possible_one_finishes(place, job, jobs):
     assert "speedup=1000 cannot be met" in (failed / "error.txt").read_text()
     single = jobs(*place.arguments("speedup=1.4", outputs="sweep"))  # the identity is the same
     assert single.stdout.startswith("done before:")
+
+
+def test_a_roofline_prunes_for_a_device_that_is_not_there(place, jobs):
+    done = jobs(
+        *place.arguments(
+            *(
+                "hardware=h200",
+                "hardware.device=cpu",
+                "hardware.batch=8",
+                "hardware.sequence=128",
+                "hardware.alignment=128",
+                "speedup=1.3",
+            ),
+            outputs="estimated",
+        )
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results("estimated")
+    speedup = result["speedup"]
+    assert (speedup["basis"], speedup["measured"]) == ("estimated", None)
+    assert speedup["predicted"] >= 1.3
+    assert "speedup estimated" in done.stdout
+    assert "ms (estimated)" in done.stdout
+    assert "speedup measured" not in done.stdout
+    (out,) = (place.root / "estimated").glob("tiny-ziplm-h200-1.3x-*")
+    for text in ((out / "model" / "README.md"), place.root / "estimated" / "frontier.md"):
+        assert "estimated" in text.read_text()
+
+
+def test_prune_for_a_table_from_a_file(place, jobs, tmp_path, monkeypatch, capsys):
+    from pruning import profile
+
+    monkeypatch.setattr(profile, "PROFILES", tmp_path)
+    monkeypatch.setenv("PRUNING_CACHE", str(place.cache))
+    shapes = ["model=gpt2", "model.name=tiny", f"model.path={place.root / 'dense'}"]
+    assert profile.main([*shapes, *WHERE]) == 0
+    (path,) = tmp_path.glob("*.json")
+    assert path.name == "tiny-local-prefill-1x128-float32.json"
+    assert path.with_suffix(".svg").read_text().startswith("<?xml")
+    assert "| no attention |" in capsys.readouterr().out
+    assert profile.main(["show", str(path)]) == 0
+    assert profile.main(["show", str(tmp_path / "none.json")]) == 1
+    assert "error:" in capsys.readouterr().err
+    assert profile.main(["sideways"]) == 2
+    done = jobs(
+        *place.arguments(
+            *("hardware=file", f"hardware.path={path}", "speedup=1.3", "hardware.device=cpu"),
+            outputs="from_file",
+        )
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results("from_file")
+    assert (result["speedup"]["basis"], result["speedup"]["measured"]) == ("predicted", None)
+    assert result["latency"]["dense"]["n"] == 0
+    assert "speedup predicted" in done.stdout
+    assert "speedup measured" not in done.stdout
+
+
+@pytest.mark.parametrize("phase", ["decode", "generate"])
+def test_a_phase_is_met_and_named(place, jobs, phase):
+    done = jobs(
+        *place.arguments(
+            f"hardware.phase={phase}",
+            "hardware.tokens=8",
+            "hardware.sequence=64",
+            "speedup=1.2",
+            outputs=phase,
+        )
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results(phase)
+    assert result["latency"]["phase"] == phase
+    assert result["latency"]["tokens"] == (8 if phase == "generate" else 0)
+    assert result["speedup"]["measured"] > 1
+    assert phase in done.stdout

@@ -27,6 +27,7 @@ SMALL = [  # the default job with less of everything: a minute or two on two cor
     "calibration.sequence=256",
     "calibration.batch=2",
     "hardware.repetitions=8",
+    "hardware.noise=null",
     "hardware.alignment=128",
 ]
 SHORT = ["suite.tasks={}", "suite.perplexity.tokens=1024"]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from pruning.calibration.batch import Batch
 from pruning.calibration.calibration import Calibration, Target, Weight
 from pruning.calibration.moments import Moments, collect
-from pruning.latency.profile import heads, widths
+from pruning.latency.grid import heads, widths
 from pruning.latency.table import LatencyTable
 from pruning.methods.levels import Levels
 from pruning.methods.method import Subject

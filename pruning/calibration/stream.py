@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -74,25 +75,25 @@ def _replaced(layers: nn.ModuleList, stand_ins: Sequence[nn.Module]) -> Iterator
             layers[index] = block
 
 
-@contextmanager
-def bypassed(model: PreTrainedModel) -> Iterator[None]:
-    """Let the hidden states pass by every block, as if there were none."""
-    layers = blocks(model)
-    with _replaced(layers, [_Recorder() for _ in layers]):
-        yield
-
-
 @torch.no_grad()
-def enter(model: PreTrainedModel, batch: Batch) -> State:
-    """Run what comes before the blocks: embeddings, positions, masks."""
+def record(model: PreTrainedModel, **inputs: Any) -> tuple[Hidden, list[tuple[tuple, dict]]]:
+    """Run what comes before the blocks: embeddings, positions, masks.
+
+    Return the hidden states, and what the model passes to each block beside them.
+    """
     layers = blocks(model)
     recorders = [_Recorder() for _ in layers]
     with _replaced(layers, recorders):
-        options = {} if architecture(model).encoder else {"use_cache": False}
-        model.base_model(**batch.inputs(model.device), **options)
+        model.base_model(**inputs)
     hidden = recorders[0].hidden
     assert hidden is not None
-    return State(batch, hidden, [recorder.call for recorder in recorders])
+    return hidden, [recorder.call for recorder in recorders]
+
+
+def enter(model: PreTrainedModel, batch: Batch) -> State:
+    """Bring a batch in front of the first block."""
+    options = {} if architecture(model).encoder else {"use_cache": False}
+    return State(batch, *record(model, **batch.inputs(model.device), **options))
 
 
 @torch.no_grad()

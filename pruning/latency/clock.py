@@ -4,7 +4,7 @@ import logging
 import random
 import resource
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -39,17 +39,26 @@ class Timing:
         """Return p90 / p50, 1 on a silent machine."""
         return self.p90 / self.p50
 
+    @property
+    def stderr(self) -> float:
+        """Return the standard error of the median."""
+        return _stderr(np.array(self.values))
+
+
+def _stderr(values: np.ndarray) -> float:
+    """Return 1.253 sigma / sqrt(n), with sigma taken as the interquartile range / 1.349."""
+    low, high = np.percentile(values, [25, 75])
+    return float(0.93 * (high - low) / np.sqrt(len(values)))
+
 
 def speedup(before: Timing, after: Timing) -> tuple[float, float]:
     """Return the median of the ratios of interleaved pairs, and the standard error of it.
 
     Two calls of one round meet the same spell of a shared machine, so their ratio is steadier than
-    the ratio of the medians. The error of a median is 1.253 sigma / sqrt(n), with sigma taken as
-    the interquartile range / 1.349.
+    the ratio of the medians.
     """
     ratios = np.array(before.values) / np.array(after.values)
-    low, middle, high = np.percentile(ratios, [25, 50, 75])
-    return float(middle), float(0.93 * (high - low) / np.sqrt(len(ratios)))
+    return float(np.median(ratios)), _stderr(ratios)
 
 
 class Interruptions:
@@ -95,19 +104,23 @@ def interleaved(
     repetitions: int,
     description: str,
     enough: Callable[[dict[Name, Timing]], bool] | None = None,
+    strict: bool = False,
+    most: int = 1,
     seed: int = 0,
 ) -> dict[Name, Timing]:
     """Time every call once per round, in a new random order each round, after a warm-up round.
 
-    A slow spell of a shared machine then meets all of them alike. With `enough`, rounds beyond
+    A slow spell of a shared machine then meets all of them alike. Calls that take less than the
+    mean come up to `most` times in a round, each at its own place. With `enough`, rounds beyond
     `repetitions` follow until it is satisfied, up to as many again. A round in which other
-    processes took a CPU away is timed again; after `repetitions` of these, it counts.
+    processes took a CPU away is timed again; after `repetitions` of these it counts, or, if
+    `strict`, is a ValueError.
     """
-    order: Sequence[Name] = list(calls)
+    for call in calls.values():
+        call()
+    order = [name for name, count in _counts(calls, device, most).items() for _ in range(count)]
     shuffle = random.Random(seed).shuffle
-    for name in order:
-        calls[name]()
-    found: dict[Name, Timing] = {name: Timing([]) for name in order}
+    found: dict[Name, Timing] = {name: Timing([]) for name in calls}
     rounds = 2 * repetitions if enough else repetitions
     patience = repetitions if device.type == "cpu" else 0
     for index in track(range(rounds), description, total=rounds):
@@ -116,12 +129,29 @@ def interleaved(
         shuffle(order)
         while True:
             taken = Interruptions()
-            values = {name: milliseconds(calls[name], device) for name in order}
+            values = [milliseconds(calls[name], device) for name in order]
             if not (patience and taken.many()):
                 break
             patience -= 1
-        for name, value in values.items():
+            if strict and not patience:
+                raise ValueError(
+                    f"{description}: in {repetitions} rounds other processes took CPUs away from "
+                    "this one, so that its times would not be this machine's; stop them, or give "
+                    "hardware.noise=null"
+                )
+        for name, value in zip(order, values, strict=True):
             found[name].values.append(value)
     if device.type == "cpu" and not patience:
         log.warning("%s: other processes take CPUs away from this one; stop them", description)
     return found
+
+
+def _counts(
+    calls: Mapping[Name, Callable[[], object]], device: torch.device, most: int
+) -> dict[Name, int]:
+    """Return how often each call comes in a round: the mean time over its own, 1 to `most`."""
+    if most == 1:
+        return dict.fromkeys(calls, 1)
+    took = {name: milliseconds(call, device) for name, call in calls.items()}
+    mean = sum(took.values()) / len(took)
+    return {name: max(1, min(most, round(mean / max(ms, 1e-6)))) for name, ms in took.items()}

@@ -1,44 +1,33 @@
-"""The machine a model is pruned for, and how time is measured on it."""
+"""The machine a model is pruned for: the config group `hardware`."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
+from pruning.latency.workload import Phase, Workload
 from pruning.results.cache import Cache
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from pruning.latency.clock import Timing
     from pruning.latency.table import LatencyTable
     from pruning.models.sites import Site
 
 
 @dataclass
-class Hardware:
-    """Prefill of `batch` x `sequence` tokens on a device of this machine."""
+class Hardware(ABC):
+    """Where the pruned model is to be fast, and on which device of this machine jobs run."""
 
+    measures: ClassVar[bool] = False  # whether whole models are timed on it, here
     name: str = MISSING
     device: str = MISSING  # auto (CUDA where there is one), cpu, cuda, cuda:1 ...
-    batch: int = MISSING
-    sequence: int = MISSING
     threads: int | None = MISSING  # CPU threads; null: one per physical core that torch reports
-    repetitions: int = MISSING  # interleaved measurements of everything that is timed
-    alignment: int = MISSING  # FFN widths are multiples of this
-    tolerance: float = MISSING  # accepted distance of measured from target speedup
-    rounds: int = MISSING  # measure-and-correct rounds at most
 
     def __post_init__(self) -> None:
-        for field in ("batch", "sequence", "repetitions", "alignment", "rounds"):
-            value = getattr(self, field)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"hardware.{field}={value} must be at least 1")
-        if isinstance(self.threads, int) and self.threads < 1:
-            raise ValueError(f"hardware.threads={self.threads} must be at least 1, or null")
-        if isinstance(self.tolerance, float) and not 0 < self.tolerance < 1:
-            raise ValueError(f"hardware.tolerance={self.tolerance} must lie between 0 and 1")
+        at_least(self, "threads")
 
     def open(self) -> "torch.device":
         """Return the torch device and fix the number of CPU threads."""
@@ -59,41 +48,52 @@ class Hardware:
             ) from error
         return device
 
+    @abstractmethod
     def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
-        """Time what the sites of each block have at every level, once per shape and environment."""
-        from pruning.latency.profile import profile
-        from pruning.latency.table import LatencyTable
+        """Return what the sites of each block cost at every level, and all that is beside them."""
 
-        first = [site for site in of if site.block == of[0].block]
-        entry = cache.stage(
-            "profile",
-            self._identity(model, first),
-            lambda path: profile(model, self, first).write(path / "table.json"),
-        )
-        return LatencyTable.read(entry / "table.json")
 
-    def compare(
-        self, dense: "PreTrainedModel", pruned: "PreTrainedModel"
-    ) -> "tuple[Timing, Timing]":
-        """Time both models end to end, interleaved."""
-        from pruning.latency.profile import compare
+def at_least(part: Hardware, *fields: str, least: int = 1) -> None:
+    """Raise ValueError for numbers of the config that are too small; null passes."""
+    for field in fields:
+        value = getattr(part, field)
+        if isinstance(value, int) and value < least:
+            raise ValueError(f"hardware.{field}={value} must be at least {least}")
 
-        return compare(dense, pruned, self)
 
-    def _identity(self, model: "PreTrainedModel", of: "list[Site]") -> dict:
-        """Return what a profile depends on: shapes, precision, setting, environment."""
-        from pruning.models.sites import blocks
-        from pruning.results.environment import environment
+@dataclass
+class Working(Hardware):
+    """Hardware whose work is named in the config."""
 
-        config = model.config
-        return {
-            "version": 3,
-            "shape": [config.model_type, config.hidden_size, len(blocks(model))]
-            + [str(site) for site in of]
-            + [config.vocab_size, config._attn_implementation, str(model.dtype)],
-            "setting": [str(model.device), self.batch, self.sequence, self.threads],
-            "measurement": [self.repetitions, self.alignment],
-            "environment": {
-                k: v for k, v in environment().items() if k not in {"git", "commit", "dirty"}
-            },
-        }
+    phase: Phase = MISSING
+    batch: int = MISSING  # sequences at once
+    sequence: int = MISSING  # tokens of each prompt or text; in decode those in the KV cache
+    tokens: int = MISSING  # generated behind each prompt, in the phase generate
+    alignment: int = MISSING  # FFN widths and ranks are multiples of this
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "batch", "sequence", "alignment")
+        at_least(self, "tokens", least=2)
+
+    def workload(self, model: "PreTrainedModel") -> Workload:
+        """Return the work in full; ValueError where this model does not do such work."""
+        from pruning.models.sites import architecture, positions
+
+        encoder, phase = architecture(model).encoder, self.phase
+        if phase is Phase.auto:
+            phase = Phase.encode if encoder else Phase.prefill
+        if encoder != (phase is Phase.encode):
+            other = "an encoder, which has encode alone" if encoder else "a decoder: no encode"
+            raise ValueError(f"hardware.phase={phase} does not go with {other}; leave it auto")
+        work = Workload(phase, self.batch, self.sequence)
+        if phase is Phase.generate:
+            work = Workload(phase, self.batch, self.sequence, self.tokens)
+        read = work.sequence + work.tokens + (phase is Phase.decode)
+        longest = positions(model)
+        if longest and read > longest:
+            raise ValueError(
+                f"hardware.sequence={self.sequence} in phase {phase} needs {read} positions, and "
+                f"the model has {longest}: lower it"
+            )
+        return work

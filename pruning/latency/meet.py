@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from pruning.latency.clock import Timing
 from pruning.latency.clock import speedup as ratio
 from pruning.latency.hardware import Hardware
+from pruning.latency.local import Local
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.method import Plan
 from pruning.models.sites import Allocation, shape
@@ -29,10 +30,17 @@ class Met:
     allocation: Allocation
     target: float | None
     predicted: float | None  # None where a shape is not in the table
-    measured: float
+    measured: float | None  # None where the hardware is not here
     dense_timing: Timing
     pruned_timing: Timing
     rounds: list[dict[str, float | None]] = field(default_factory=list)
+
+    @property
+    def reached(self) -> float:
+        """Return the speedup as it is known best: measured, or else predicted."""
+        found = self.predicted if self.measured is None else self.measured
+        assert found is not None
+        return found
 
 
 def meet(
@@ -48,8 +56,11 @@ def meet(
     What the table predicts and what is measured differ by a factor that barely depends on the
     allocation; each round divides the target by the median of the factors seen so far. What was
     timed of a model of the same shapes before counts along: shapes alone decide how long it takes.
-    Without a speedup the plan's own shapes are built and timed.
+    Without a speedup the plan's own shapes are built and timed. Where the hardware is not here, the
+    table decides alone.
     """
+    if not isinstance(hardware, Local):
+        return foretold(plan, table, hardware, speedup, clock)
     rounds: list[dict[str, float | None]] = []
     of_shapes: dict[tuple, tuple[Timing, Timing]] = {}
 
@@ -62,8 +73,7 @@ def meet(
         slow.values += timings[0].values
         fast.values += timings[1].values
         measured, doubt = ratio(slow, fast)
-        left = {site: shape(site, keep) for site, keep in allocation.items()}
-        predicted = table.dense / table.total(left) if table.knows(left) else None
+        predicted = prediction(table, allocation)
         rounds.append({"aim": aim, "predicted": predicted, "measured": measured, "stderr": doubt})
         log.info(
             "aim %s: predicted %s, measured %.3fx ± %.3f",
@@ -85,31 +95,66 @@ def meet(
             log.warning("no allocation is predicted to reach %.2fx: keeping the nearest round", aim)
             break
         met = timed(plan.draft, shapes, aim)
-        nearer = best is None or abs(met.measured - speedup) < abs(best.measured - speedup)
+        nearer = best is None or abs(met.reached - speedup) < abs(best.reached - speedup)
         if nearer or shapes == settled:  # the same shapes again: known better now
             best, settled = met, shapes
-        if abs(met.measured / speedup - 1) <= hardware.tolerance or speedup == 1:
+        if abs(met.reached / speedup - 1) <= hardware.tolerance or speedup == 1:
             break
         assert met.predicted is not None
-        factors.append(met.measured / met.predicted)
+        factors.append(met.reached / met.predicted)
         aim = max(1.0, speedup / median(factors))
     if best is None or settled is None:
-        raise ValueError(
-            f"speedup={speedup:g} cannot be met with this search: the most it gives on hardware "
-            f"{hardware.name!r} is {_most(plan, table, speedup):.2f}; ask for less, or use "
-            "method=ziplm with search=calibrated, which may remove whole sub-blocks"
-        )
+        raise _impossible(plan, table, hardware, speedup)
     if plan.costly:
         best = timed(plan.build, settled, best.rounds[-1]["aim"])
-    if abs(best.measured / speedup - 1) > hardware.tolerance and speedup > 1:
+    if abs(best.reached / speedup - 1) > hardware.tolerance and speedup > 1:
         log.warning(
             "the nearest measured speedup after %d rounds is %.3fx, not %.3fx within %.0f %%",
             len(rounds),
-            best.measured,
+            best.reached,
             speedup,
             100 * hardware.tolerance,
         )
     return best
+
+
+def foretold(
+    plan: Plan, table: LatencyTable, hardware: Hardware, speedup: float | None, clock: Stopwatch
+) -> Met:
+    """Prune to `speedup` as the table predicts it; nothing is measured.
+
+    ValueError where the plan's own shapes are not in the table.
+    """
+    shapes = plan.given if speedup is None else plan.choose(table.budget(speedup))
+    if shapes is None:
+        assert speedup is not None
+        raise _impossible(plan, table, hardware, speedup)
+    with clock("prune"):
+        model, allocation = plan.build(shapes)
+    predicted = prediction(table, allocation)
+    if predicted is None:
+        raise ValueError(
+            f"hardware={hardware.name} cannot tell how fast these shapes are, since its table does "
+            "not hold them: give a speedup in the place of the ratio, or hardware=local"
+        )
+    log.info("predicted %s, not measured: hardware=%s is not here", times(predicted), hardware.name)
+    timings = Timing([table.dense]), Timing([table.dense / predicted])
+    rounds: list[dict[str, float | None]] = [{"aim": speedup, "predicted": predicted}]
+    return Met(model, allocation, speedup, predicted, None, *timings, rounds)
+
+
+def prediction(table: LatencyTable, allocation: Allocation) -> float | None:
+    """Return the speedup that a table predicts, None where it does not hold a shape."""
+    left = {site: shape(site, keep) for site, keep in allocation.items()}
+    return table.dense / table.total(left) if table.knows(left) else None
+
+
+def _impossible(plan: Plan, table: LatencyTable, hardware: Hardware, speedup: float) -> ValueError:
+    return ValueError(
+        f"speedup={speedup:g} cannot be met with this search: the most it gives on hardware "
+        f"{hardware.name!r} is {_most(plan, table, speedup):.2f}; ask for less, or use "
+        "method=ziplm with search=calibrated, which may remove whole sub-blocks"
+    )
 
 
 def _most(plan: Plan, table: LatencyTable, impossible: float) -> float:

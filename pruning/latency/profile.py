@@ -1,152 +1,162 @@
-"""Measure sub-blocks at every level, and models end to end."""
+"""Measure sub-blocks at every level, whole models beside them, and what both say together."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.calibration.batch import Batch
-from pruning.calibration.stream import behind, bypassed, enter
+from pruning.latency.anchors import anchors, scales
 from pruning.latency.clock import Timing, interleaved, speedup
-from pruning.latency.hardware import Hardware
-from pruning.latency.table import LatencyTable, Shape
+from pruning.latency.grid import Levels, Shape, heads, monotone, widths
+from pruning.latency.local import Local
+from pruning.latency.phases import Call, end_to_end, of_block
+from pruning.latency.table import LatencyTable, combine, text
+from pruning.latency.workload import Phase, Workload
 from pruning.models.modeling_pruned import factorise_, resize_block_
 from pruning.models.sites import Kind, Site, architecture, blocks, projection, weight
+from pruning.results.environment import environment
 
 log = logging.getLogger(__name__)
 
-Call = Callable[[], object]
-MODEL, SHELL = "the dense model", "the dense model without blocks"  # timed beside the parts
 NOTHING = ""  # the part of a block that is left when both halves are gone
+OFTEN = 5  # times that what is fast is timed in a round
 NOISY = 1.2  # p90/p50 beyond which a timing deserves a warning
+Name = tuple[str, Shape]  # a part of a block at a level; or an anchor by its name, and 0
 
 
-def widths(units: int, alignment: int) -> list[int]:
-    """Return FFN widths from `units` down the 0.9^i grid of ZipLM, each a multiple of alignment.
+def profile(model: PreTrainedModel, hardware: Local, of: list[Site]) -> LatencyTable:
+    """Time the parts of a block at every level and a few whole models, all interleaved.
 
-    The grid ends at 1 % of the width; 0, the sub-block gone, is always last.
+    `of` are the sites of a block. A sub-block is timed as a block whose other half is gone, less a
+    block with neither; a projection by itself, at each rank as two. Alone, a part takes longer or
+    shorter than within a model, by a factor that is much the same at all its levels: it is chosen
+    such that the table explains whole models without attention, without FFNs, without both. What
+    the dense model takes beyond its parts is the rest. A phase that consists of others has the sum
+    of their tables.
+
+    ValueError where the times are known less well than `hardware.noise`.
     """
-    grid = [units]
-    density = 0.9
-    while density > 0.01:
-        width = round(density * units / alignment) * alignment
-        if 0 < width < grid[-1]:
-            grid.append(width)
-        density *= 0.9
-    return [*grid, 0]
+    work = hardware.workload(model)
+    tables = [(count, _profile(model, hardware, of, step)) for count, step in work.steps()]
+    if work.phase is not Phase.generate:
+        return tables[0][1]
+    found = combine(tables, asdict(work))
+    call = {work.phase: end_to_end(model, work)}
+    whole = interleaved(call, model.device, hardware.repetitions, "profile: whole")[work.phase]
+    found.rest += whole.p50 - found.dense
+    found.dense = whole.p50
+    return found
 
 
-def heads(groups: int, per_group: int) -> list[tuple[int, int]]:
-    """Return every (KV groups, query heads per group), dense first and (0, 0) last."""
-    lattice = [(g, h) for g in range(groups, 0, -1) for h in range(per_group, 0, -1)]
-    return [*lattice, (0, 0)]
+def _profile(
+    model: PreTrainedModel, hardware: Local, of: list[Site], work: Workload
+) -> LatencyTable:
+    calls: dict[Name, Call] = {}
+    whole = anchors(model, of, hardware.alignment)
+    for anchor in whole:
+        calls[anchor.name, 0] = end_to_end(anchor.model, work)
+    calls |= levels(model, of, work, hardware.alignment)
+    options = {"strict": hardware.noise is not None, "most": OFTEN}
+    what = f"profile: {work.phase}"
+    timings = interleaved(calls, model.device, hardware.repetitions, what, **options)
+    if hardware.noise is not None:
+        _refuse_noise(timings, hardware.noise)
+    ends = {anchor.name: timings.pop((anchor.name, 0)) for anchor in whole}
+    raw = {name: t.values for name, t in ends.items()}
+    raw |= {f"{part} {level}": t.values for (part, level), t in timings.items()}
+
+    parts: dict[str, Levels] = {}
+    for site in of:
+        ms = {level: t.p50 for (part, level), t in timings.items() if part == site.part}
+        if site.kind is not Kind.LINEAR:
+            empty = timings[NOTHING, 0].p50
+            ms = monotone({level: p50 - empty for level, p50 in ms.items()})
+            ms[(0, 0) if site.kind is Kind.ATTENTION else 0] = 0.0
+        parts[site.part] = ms
+    of_parts = scales(parts, whole, {name: t.p50 for name, t in ends.items()})
+    parts = {p: {level: t * of_parts[p] for level, t in ms.items()} for p, ms in parts.items()}
+    count = len(blocks(model))
+    dense = ends[whole[0].name].p50
+    table = LatencyTable(
+        parts=parts,
+        rest=dense - count * sum(next(iter(ms.values())) for ms in parts.values()),
+        blocks=count,
+        spread=max(timing.spread for timing in timings.values()),
+        dense=dense,
+        setting=asdict(work) | {"dtype": str(model.dtype).removeprefix("torch.")},
+        environment=environment(),
+        scales=of_parts,
+        raw=raw,
+    )
+    for anchor in whole:
+        table.anchors[anchor.name] = [ends[anchor.name].p50, table.total(anchor.shapes)]
+    log.info("profile: %s", table.residuals())
+    return table
 
 
-def _tokens(model: PreTrainedModel, hardware: Hardware) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    size = (hardware.batch, hardware.sequence)
-    ids = torch.randint(model.config.vocab_size, size, generator=generator)
-    return Batch(ids, torch.ones_like(ids))
-
-
-def _prefill(model: PreTrainedModel, hardware: Hardware):
-    """Return a call that reads a prompt and gives the logits of its last token, or of its task."""
-    batch = _tokens(model, hardware)
-    ids = batch.ids.to(model.device)
-    if architecture(model).encoder:
-        return lambda: model(input_ids=ids)
-    return lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1)
-
-
-def _warn_if_noisy(what: str, timing: Timing) -> None:
-    if timing.spread > NOISY:
-        log.warning(
-            "%s: p90/p50 is %.2f; other work on this machine disturbs the measurement",
-            what,
-            timing.spread,
-        )
-
-
-def profile(model: PreTrainedModel, hardware: Hardware, of: list[Site]) -> LatencyTable:
-    """Time the parts of one block at every level, alone, and the dense model, all interleaved.
-
-    `of` are the sites of a block. A sub-block is timed as a block whose other half is gone, norm
-    and residual included; what a block with both halves gone takes is subtracted and counts to the
-    rest. A projection is timed by itself, at each rank as two. The rest is at least what the model
-    takes without its blocks: parts that take longer alone than in the model are scaled to fit.
-    """
-    state = enter(model, _tokens(model, hardware))
-    whole = _prefill(model, hardware)
-
-    def shell() -> object:
-        with bypassed(model):
-            return whole()
+def levels(
+    model: PreTrainedModel, of: Sequence[Site], work: Workload, alignment: int
+) -> dict[Name, Call]:
+    """Return a call per part and level, and one for a block of which nothing is left."""
+    a, call = architecture(model), of_block(model, work)
 
     def block(groups: int, per_group: int, width: int) -> Call:
         shrunk = deepcopy(blocks(model)[0])
-        resize_block_(shrunk, architecture(model), groups, per_group, width)
+        resize_block_(shrunk, a, groups, per_group, width)
         _randomise_(shrunk)
-        return lambda: behind(shrunk, state.hidden, state.calls[0])
+        return call(shrunk)
 
-    def projections(site: Site, rank: int) -> Call:
+    def alone(site: Site, rank: int) -> Call:
         shrunk = deepcopy(blocks(model)[0])
         module = shrunk.get_submodule(site.module)
-        inputs = torch.randn(*state.hidden.shape[:2], weight(module).shape[1]).to(state.hidden)
+        tokens = 1 if work.phase is Phase.decode else work.sequence
+        size = (work.batch, tokens, weight(module).shape[1])
+        inputs = torch.randn(size).to(weight(module))
         if rank < site.units:
             module = factorise_(shrunk, site.module, rank)
         _randomise_(module)
         return lambda: module(inputs)
 
-    calls: dict[tuple[str, Shape], Call] = {
-        (MODEL, 0): whole,
-        (SHELL, 0): shell,
-        (NOTHING, 0): block(0, 0, 0),
-    }
+    calls: dict[Name, Call] = {(NOTHING, 0): block(0, 0, 0)}
     for site in of:
         if site.kind is Kind.ATTENTION:
             for level in heads(site.groups, site.heads_per_group)[:-1]:
                 calls[site.part, level] = block(*level, 0)
-        for width in widths(site.units, hardware.alignment)[:-1]:
+        for width in widths(site.units, alignment)[:-1]:
             if site.kind is Kind.FFN:
                 calls[site.part, width] = block(0, 0, width)
             elif site.kind is Kind.LINEAR:
-                calls[site.part, width] = projections(site, width)
-    timings = interleaved(calls, model.device, hardware.repetitions, "profile")
-    dense, least = timings.pop((MODEL, 0)), timings.pop((SHELL, 0)).p50
-    _warn_if_noisy("profile of the dense model", dense)
-    worst = max(timings.values(), key=lambda timing: timing.spread)
-    _warn_if_noisy("profile of the levels", worst)
+                calls[site.part, width] = alone(site, width)
+    return calls
 
-    parts: dict[str, dict[Shape, float]] = {}
-    for site in of:
-        ms = {level: t.p50 for (part, level), t in timings.items() if part == site.part}
-        if site.kind is not Kind.LINEAR:
-            empty = timings[NOTHING, 0].p50
-            ms = _monotone({level: p50 - empty for level, p50 in ms.items()})
-            ms[(0, 0) if site.kind is Kind.ATTENTION else 0] = 0.0
-        parts[site.part] = ms
-    count = len(blocks(model))
-    prunable = count * sum(next(iter(ms.values())) for ms in parts.values())
-    most = max(0.0, dense.p50 - least)
-    fit = 1.0
-    if prunable > most:
-        fit = most / prunable
-        log.warning(
-            "the parts take %.1f ms alone and at most %.1f ms within the model: scaled to fit",
-            prunable,
-            most,
-        )
-    return LatencyTable(
-        parts={part: {level: t * fit for level, t in ms.items()} for part, ms in parts.items()},
-        rest=dense.p50 - prunable * fit,
-        blocks=count,
-        spread=worst.spread,
-        dense=dense.p50,
-    )
+
+def _randomise_(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.02)
+
+
+def _refuse_noise(timings: Mapping[Name, Timing], most: float) -> None:
+    """Raise ValueError with the figure where levels cannot be told apart.
+
+    A level has to be known to a share of its part's first, which is the dense one.
+    """
+    whole: dict[str, float] = {}
+    for (part, _), timing in timings.items():
+        whole.setdefault(part, timing.p50)
+    whole[NOTHING] = min(whole.values())
+    for (part, level), timing in timings.items():
+        if (doubt := timing.stderr / whole[part]) > most:
+            name = f"{part} {text(level)}" if part else "a block without its parts"
+            raise ValueError(
+                f"hardware.noise={most}: the time of {name} is {timing.p50:.3g} ms, known to "
+                f"{doubt:.0%} of the whole part (p90/p50 {timing.spread:.2f}), so that levels "
+                "cannot be told apart: stop what else runs, raise hardware.repetitions, or give "
+                "hardware.noise=null"
+            )
 
 
 def break_even(
@@ -163,34 +173,24 @@ def break_even(
     return found
 
 
-def _randomise_(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.02)
-
-
-def _monotone(ms: dict) -> dict:
-    """Let no level cost more than one that contains it: a larger level could serve instead."""
-
-    def contains(larger, smaller) -> bool:
-        return all(np.atleast_1d(larger) >= np.atleast_1d(smaller))
-
-    return {
-        level: max(0.0, min(cost for other, cost in ms.items() if contains(other, level)))
-        for level in ms
-    }
-
-
 def compare(
-    dense: PreTrainedModel, pruned: PreTrainedModel, hardware: Hardware
+    dense: PreTrainedModel, pruned: PreTrainedModel, hardware: Local
 ) -> tuple[Timing, Timing]:
     """Time both models end to end in turns until the ratio is known to half the tolerance."""
+    work = hardware.workload(dense)
 
     def enough(found: dict[str, Timing]) -> bool:
         middle, doubt = speedup(found["dense"], found["pruned"])
         return doubt < hardware.tolerance / 2 * middle
 
-    calls = {"dense": _prefill(dense, hardware), "pruned": _prefill(pruned, hardware)}
+    calls = {"dense": end_to_end(dense, work), "pruned": end_to_end(pruned, work)}
     found = interleaved(calls, dense.device, hardware.repetitions, "measure: end to end", enough)
     for name, timing in found.items():
-        _warn_if_noisy(f"end-to-end time of the {name} model", timing)
+        if timing.spread > NOISY:
+            log.warning(
+                "end-to-end time of the %s model: p90/p50 is %.2f; other work on this machine "
+                "disturbs the measurement",
+                name,
+                timing.spread,
+            )
     return found["dense"], found["pruned"]

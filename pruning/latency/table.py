@@ -1,13 +1,18 @@
 """The latency table: what each level of a sub-block costs, and what nothing can take away."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from pruning.models.sites import Allocation, Kind, Site, shape
+from pruning.latency.grid import Levels, Shape, offered
+from pruning.models.sites import Allocation, Site, shape
+from pruning.results.result import write_text
 
-Shape = tuple[int, int] | int  # (KV groups, query heads per group), FFN width, or rank
 Shapes = dict[Site, Shape]  # what is left of every site
+
+SCHEMA = 1
 
 
 @dataclass
@@ -15,14 +20,21 @@ class LatencyTable:
     """Milliseconds of one of each part of a block at every level, dense first; blocks are alike.
 
     Parts are `attention` and `ffn`, or single projections by their path. `rest` is what the
-    end-to-end time holds beside them, more than 0: embedding, norms, head.
+    end-to-end time holds beside them: embedding, norms, head.
     """
 
-    parts: dict[str, dict[Shape, float]]
+    parts: dict[str, Levels]
     rest: float
     blocks: int
     spread: float  # worst p90/p50 among the levels
     dense: float  # end to end, measured
+    basis: str = "measured"  # or estimated
+    unit: str = "ms"  # or, of a proxy, parameters or flop
+    setting: dict[str, Any] = field(default_factory=dict)  # phase, batch, sequence, dtype ...
+    environment: dict[str, Any] = field(default_factory=dict)  # that it was made in
+    scales: dict[str, float] = field(default_factory=dict)  # of parts: within a model / alone
+    anchors: dict[str, list[float]] = field(default_factory=dict)  # models: measured, predicted
+    raw: dict[str, list[float]] = field(default_factory=dict)  # every time taken, in ms
 
     def ms(self, site: Site, level: Shape) -> float:
         """Return the milliseconds of a site."""
@@ -31,12 +43,10 @@ class LatencyTable:
     def levels(self, site: Site) -> list[Shape]:
         """Return the levels of a site, dense first; "gone" only where the site is removable.
 
-        Of the ranks, those that are faster than every larger one and than the dense projection.
+        Those that are not faster than a level that contains them are never offered.
         """
-        of = self.parts[site.part]
-        if site.kind is Kind.LINEAR:
-            return [rank for rank, ms in of.items() if all(ms < of[r] for r in of if r > rank)]  # type: ignore[operator]
-        return [level for level in of if site.removable or level != (0, 0)]
+        found = offered(self.parts[site.part])
+        return [level for level in found if site.removable or level != (0, 0)]
 
     def predict(self, allocation: Allocation) -> float:
         """Return the end-to-end milliseconds of an allocation."""
@@ -59,6 +69,12 @@ class LatencyTable:
         least = sum(min(self.ms(s, level) for level in self.levels(s)) for s in sites)
         return self.dense / (self.rest + least)
 
+    def of_blocks(self, count: int) -> "LatencyTable":
+        """Return the table of a model with another number of such blocks."""
+        more = count - self.blocks
+        whole = sum(next(iter(ms.values())) for ms in self.parts.values())
+        return replace(self, blocks=count, dense=self.dense + more * whole)
+
     def check(self, speedup: float, sites: list[Site], hardware: str) -> None:
         """Refuse a speedup that removing everything prunable does not reach."""
         most = self.most(sites)
@@ -68,29 +84,63 @@ class LatencyTable:
                 f"removing everything prunable gives is {most:.2f}; ask for less"
             )
 
+    def residuals(self) -> dict[str, float]:
+        """Return by which share the table is off for each whole model that it was fitted to."""
+        return {name: told / ms - 1 for name, (ms, told) in self.anchors.items()}
+
     def write(self, path: Path) -> None:
         """Write the table as JSON, levels as "3x2" and "1536"."""
-        content = asdict(self)
+        content = {"schema": SCHEMA, **asdict(self)}
         content["parts"] = {
-            part: {_text(level): ms for level, ms in of.items()} for part, of in self.parts.items()
+            part: {text(level): ms for level, ms in of.items()} for part, of in self.parts.items()
         }
-        path.write_text(json.dumps(content, indent=1))
+        write_text(json.dumps(content, indent=1) + "\n", path)
 
     @classmethod
     def read(cls, path: Path) -> "LatencyTable":
         """Read a table that `write` wrote."""
         content = json.loads(path.read_text())
+        if content.pop("schema", None) != SCHEMA:
+            raise ValueError(f"{path} is not a latency table of schema {SCHEMA}")
         content["parts"] = {
-            part: {_level(text): ms for text, ms in of.items()}
+            part: {_level(name): ms for name, ms in of.items()}
             for part, of in content["parts"].items()
         }
         return cls(**content)
 
 
-def _text(level: Shape) -> str:
+def combine(tables: Sequence[tuple[float, LatencyTable]], setting: dict[str, Any]) -> LatencyTable:
+    """Return the sum of tables of the same levels, each so many times."""
+    first = tables[0][1]
+    parts = {
+        part: {level: sum(n * t.parts[part][level] for n, t in tables) for level in of}
+        for part, of in first.parts.items()
+    }
+    return LatencyTable(
+        parts=parts,
+        rest=sum(n * t.rest for n, t in tables),
+        blocks=first.blocks,
+        spread=max(t.spread for _, t in tables),
+        dense=sum(n * t.dense for n, t in tables),
+        setting=setting | {"dtype": first.setting["dtype"]},
+        environment=first.environment,
+        anchors={
+            name: [sum(n * t.anchors[name][i] for n, t in tables) for i in range(2)]
+            for name in first.anchors
+        },
+        raw={f"{_of(t)}: {name}": ms for _, t in tables for name, ms in t.raw.items()},
+    )
+
+
+def _of(table: LatencyTable) -> str:
+    return "{phase} {batch} x {sequence}".format(**table.setting)
+
+
+def text(level: Shape) -> str:
+    """Write a level, "3x2" or "1536"."""
     return "x".join(map(str, level)) if isinstance(level, tuple) else str(level)
 
 
-def _level(text: str) -> Shape:
-    first, x, second = text.partition("x")
+def _level(name: str) -> Shape:
+    first, x, second = name.partition("x")
     return (int(first), int(second)) if x else int(first)

@@ -32,6 +32,18 @@ def twin(model: M) -> M:
     return deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
+def repeat_blocks_(model: PreTrainedModel, count: int) -> None:
+    """Let a model of one block have `count`, which share its weights and know their places."""
+    layers = blocks(model)
+    block = layers[0]
+    shared = {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())}
+    for index in range(1, count):
+        layers.append(deepcopy(block, dict(shared)))
+        for module in layers[index].modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index  # type: ignore[assignment]
+
+
 @torch.no_grad()
 def mask_(model: M, allocation: Allocation) -> M:
     """Zero the columns that the allocation drops, and the bias of a sub-block that is gone.

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from pruning.tasks.task import Task
 
 
+LARGE = 4 * 2**30  # bytes of a model whose weights are worth to be had only once
+
+
 class Dtype(StrEnum):
     """Precision of the weights and of every measurement."""
 
@@ -57,9 +60,6 @@ class Model:
         from pruning.models.sites import architecture, positions
 
         where = self._directory(cache)
-        dtype = self.dtype
-        if dtype is Dtype.auto:
-            dtype = Dtype.bfloat16 if device.type == "cuda" else Dtype.float32
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
             config = AutoConfig.from_pretrained(where, revision=self.revision)
@@ -67,7 +67,7 @@ class Model:
             options = {} if task is None else task.loading()
             auto = getattr(transformers, auto_class(name) if task is None else task.head)
             model = auto.from_pretrained(
-                where, revision=self.revision, dtype=getattr(torch, dtype), **options
+                where, revision=self.revision, dtype=self._dtype(device), **options
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -89,6 +89,56 @@ class Model:
             )
         torch.nn.Module.to(model, device)  # the typed one
         return model.eval(), tokenizer
+
+    def skeleton(
+        self, cache: Cache, device: "torch.device", task: "Task | None" = None
+    ) -> "PreTrainedModel":
+        """Return a model of these shapes with random weights, for what depends on shapes alone.
+
+        Only its config.json is read. All blocks of a model beyond `LARGE` bytes share the weights
+        of one: they are too large for any cache to hold them.
+        """
+        import torch
+        import transformers
+        from transformers import AutoConfig
+
+        from pruning.models.checkpoint import auto_class
+        from pruning.models.modeling_pruned import ARCHITECTURES
+        from pruning.models.shrink import repeat_blocks_
+
+        try:
+            config = AutoConfig.from_pretrained(self._directory(cache), revision=self.revision)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"model.path={self.path!r} has no config.json ({reason}): give a directory with "
+                "one, or a hub id that this machine reaches and may read"
+            ) from error
+        name = (config.architectures or [""])[0]
+        kind = ARCHITECTURES.get(config.model_type)
+        head = auto_class(name) if task is None else task.head
+        if task is None and kind is not None and kind.encoder:
+            head = "AutoModelForSequenceClassification"
+        make, dtype = getattr(transformers, head).from_config, self._dtype(device)
+        with torch.device("meta"):
+            size = sum(p.numel() for p in make(config).parameters()) * dtype.itemsize
+        count, types = config.num_hidden_layers, getattr(config, "layer_types", None)
+        if size > LARGE:
+            config.num_hidden_layers = 1
+            config.layer_types = types[:1] if types else None
+        with torch.device(device):
+            model = make(config, dtype=dtype).eval()
+        if size > LARGE:
+            config.num_hidden_layers, config.layer_types = count, types
+            repeat_blocks_(model, count)
+        return model
+
+    def _dtype(self, device: "torch.device") -> "torch.dtype":
+        import torch
+
+        if self.dtype is Dtype.auto:
+            return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return getattr(torch, self.dtype)
 
     def _directory(self, cache: Cache) -> str:
         """Return what from_pretrained can read: a directory or a hub id."""

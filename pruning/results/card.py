@@ -3,7 +3,7 @@
 import json
 import re
 
-from pruning.results.report import evaluation_rows, loading
+from pruning.results.report import evaluation_rows, latency_rows, loading
 from pruning.results.result import Result, times
 
 URL = "path/to/this/directory"
@@ -34,10 +34,13 @@ def what(result: Result, command: str) -> str:
     config, params = result.config, result.params
     model = config["model"]
     origin = f"`{model['path']}`" + (f" of `{model['wheel']}`" if model.get("wheel") else "")
+    until = f"it ran {result.speedup.reached:.2f}x as fast on the hardware below"
+    if result.speedup.basis != "measured":
+        until = f"its speedup on the hardware below was {result.speedup.text()}, not measured"
     return (
         f"# {result.name}\n\n"
-        f"{model['name']} ({origin}), pruned with method `{config['method']['name']}` until it ran "
-        f"{result.speedup.measured:.2f}x as fast on the hardware below. Whole attention heads, FFN "
+        f"{model['name']} ({origin}), pruned with method `{config['method']['name']}` until "
+        f"{until}. Whole attention heads, FFN "
         f"channels and sub-blocks were removed: {params.pruned:,} of {params.dense:,} parameters "
         f"are left ({params.ratio:.1%}). The command:\n\n"
         f"```\n{command}\n```"
@@ -48,26 +51,29 @@ def measured(result: Result) -> str:
     """Tabulate speed and quality of both models."""
     speedup, latency, environment = result.speedup, result.latency, result.environment
     where = environment.get("gpu") or f"{environment['cpu']}, {environment['threads']} threads"
+    predicted = [("speedup predicted", "", times(speedup.predicted))]
+    if speedup.measured is None:
+        predicted = []  # said below
     rows = [
         ("speedup target", "", times(speedup.target)),
-        ("speedup predicted", "", times(speedup.predicted)),
-        ("speedup measured", "", f"{speedup.measured:.3f}x"),
-        *(
-            (
-                f"latency {name[:3]}, ms",
-                f"{getattr(latency.dense, name):.2f}",
-                f"{getattr(latency.pruned, name):.2f}",
-            )
-            for name in ("p50_ms", "p90_ms")
-        ),
+        *predicted,
+        (f"speedup {speedup.basis}", "", times(speedup.reached)),
+        *latency_rows(result),
         ("parameters", f"{result.params.dense:,}", f"{result.params.pruned:,}"),
         *evaluation_rows(result),
     ]
+    how = (
+        f"{latency.text()} (batch x sequence) on {where}, dense and pruned interleaved, "
+        f"{latency.pruned.n} times each; torch {environment['packages']['torch']}. Elsewhere the "
+        "speedup may differ."
+    )
+    if speedup.basis != "measured":
+        how = (
+            f"{latency.text()} (batch x sequence) on hardware `{result.config['hardware']['name']}`"
+            f". Its speed is {speedup.basis}, and was not measured."
+        )
     return (
-        "## Measured\n\n"
-        f"{latency.phase} of {latency.batch} x {latency.sequence} tokens (batch x sequence) on "
-        f"{where}, dense and pruned interleaved, {latency.pruned.n} times each; "
-        f"torch {environment['packages']['torch']}. Elsewhere the speedup may differ.\n\n"
+        f"## Measured\n\n{how}\n\n"
         + markdown(("", "dense", "pruned"), rows)
         + "\n\n± is one standard error. A task cut short by the suite's `limit` compares the two "
         "models with each other, not with published numbers."

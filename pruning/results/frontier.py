@@ -29,14 +29,19 @@ class Point:
     runs: list[Result]
 
     @property
-    def measured(self) -> float:
-        """Return the mean measured speedup."""
-        return fmean(run.speedup.measured for run in self.runs)
+    def reached(self) -> float:
+        """Return the mean speedup."""
+        return fmean(run.speedup.reached for run in self.runs)
+
+    @property
+    def basis(self) -> str:
+        """Say how the speedups are known."""
+        return " and ".join(sorted({run.speedup.basis for run in self.runs}))
 
     @property
     def equal(self) -> bool:
         """Say whether every run came as near to the target as a comparison asks for."""
-        off = (abs(run.speedup.measured / self.target - 1) for run in self.runs if self.target)
+        off = (abs(run.speedup.reached / self.target - 1) for run in self.runs if self.target)
         return all(share <= EQUAL for share in off)
 
     def values(self, metric: str) -> list[float]:
@@ -157,7 +162,9 @@ def markdown(study: str, points: Sequence[Point]) -> str:
     tasks = {task_of(run.config) for p in points for run in p.runs}
     heads = [titled(dense_of(points, key), key) for key in keys]
     heads += ["average of tasks"] if len(tasks) > 1 else []
-    lines.append(f"| target | method | measured | {' | '.join(heads)} | parameters | runs |")
+    bases = {p.basis for p in points}
+    speed = bases.pop() if len(bases) == 1 else "speedup"
+    lines.append(f"| target | method | {speed} | {' | '.join(heads)} | parameters | runs |")
     lines.append("| --- | --- | ---: |" + " ---: |" * (len(heads) + 2))
     winners = []
     for target in dict.fromkeys(p.target for p in points):
@@ -172,7 +179,9 @@ def markdown(study: str, points: Sequence[Point]) -> str:
                 cells.append("" if mean is None else f"{mean:.3f}")
             mark = "" if p.equal else " †"
             left = fmean(run.params.ratio for run in p.runs)
-            row = [times(p.target), p.label, f"{p.measured:.3f}x{mark}", *cells, f"{left:.1%}"]
+            known = "" if p.basis == "measured" else f" ({p.basis})"
+            speedup = f"{times(p.reached)}{known}{mark}"
+            row = [times(p.target), p.label, speedup, *cells, f"{left:.1%}"]
             lines.append(f"| {' | '.join([*row, str(len(p.runs))])} |")
         winners += [
             f"- {times(target)}, {key}: {p.label} ({p.write(key)})"
@@ -183,7 +192,7 @@ def markdown(study: str, points: Sequence[Point]) -> str:
     lines += [f"- {key}: {quantity(dense_of(points, key), key)}" for key in keys]
     if winners:
         lines += ["", "Best at each target:", "", *winners]
-    lines += ["", f"† measured more than {EQUAL:.0%} off the target: not compared."]
+    lines += ["", f"† more than {EQUAL:.0%} off the target: not compared."]
     if any(len(p.runs) > 1 for p in points):
         lines.append("± half the range over seeds, that is, over draws of the calibration text.")
     return "\n".join(lines) + "\n"
@@ -194,13 +203,23 @@ def table(points: Sequence[Point]) -> str:
     keys = metrics(points)
     out = io.StringIO()
     rows = csv.writer(out, lineterminator="\n")
-    head = ["name", "label", "seed", "target", "predicted", "measured", "parameters", "seconds"]
+    head = [
+        "name",
+        "label",
+        "seed",
+        "target",
+        "predicted",
+        "measured",
+        "basis",
+        "parameters",
+        "seconds",
+    ]
     rows.writerow([*head, "peak_host_gib", *(f"dense {key}" for key in keys), *keys])
     for p in points:
         for run in p.runs:
             speedup, evaluation = run.speedup, run.evaluation
             row = [run.name, p.label, run.config.get("seed"), p.target, speedup.predicted]
-            row += [speedup.measured, run.params.ratio, run.seconds.get("total")]
+            row += [speedup.measured, speedup.basis, run.params.ratio, run.seconds.get("total")]
             row += [run.memory.peak_host_gib, *(evaluation.dense.get(key) for key in keys)]
             rows.writerow(row + [evaluation.pruned.get(key) for key in keys])
     return out.getvalue()
@@ -218,11 +237,12 @@ def plot(study: str, points: Sequence[Point]) -> str:
 
     keys = [key for key in metrics(points) if "perplexity" in key] or metrics(points)
     panels: list[str | None] = [*keys[:4]] or [None]
+    bases = " or ".join(sorted({p.basis for p in points}))
     figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for label in dict.fromkeys(p.label for p in points):
             runs = [run for p in points if p.label == label for run in p.runs]
-            heights = [(run.speedup.measured, _height(run, key)) for run in runs]
+            heights = [(run.speedup.reached, _height(run, key)) for run in runs]
             at = sorted((x, y) for x, y in heights if y is not None)
             axes.plot(*zip(*at, strict=True) if at else ([], []), marker="o", ms=4, label=label)
         dense = 1.0 if key is None else dense_of(points, key).get(key)
@@ -234,7 +254,7 @@ def plot(study: str, points: Sequence[Point]) -> str:
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set(xlabel="measured speedup", ylabel=key or "parameters", title=study)
+        axes.set(xlabel=f"{bases} speedup", ylabel=key or "parameters", title=study)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="small")
     out = io.StringIO()

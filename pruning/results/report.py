@@ -12,20 +12,19 @@ from pruning.results.result import Result, times
 
 def table(result: Result) -> Table:
     """Return the numbers of a result, a column each for the dense and the pruned model."""
-    speedup, latency, params = result.speedup, result.latency, result.params
-    setting = f"{latency.phase}, {latency.batch} x {latency.sequence} tokens"
+    speedup, params = result.speedup, result.params
     found = Table(title=result.name, title_justify="left")
     found.add_column("")
     found.add_column("dense", justify="right")
     found.add_column("pruned", justify="right")
     pruned = f"{params.pruned / 1e6:.1f} M ({params.ratio:.1%})"
     found.add_row("parameters", f"{params.dense / 1e6:.1f} M", pruned)
-    for name in ("p50_ms", "p90_ms"):
-        values = (f"{getattr(side, name):.1f} ms" for side in (latency.dense, latency.pruned))
-        found.add_row(f"latency {name[:3]} ({setting})", *values)
+    for row in latency_rows(result):
+        found.add_row(*row)
     found.add_row("speedup target", "", times(speedup.target))
-    found.add_row("speedup predicted", "", times(speedup.predicted))
-    found.add_row("speedup measured", "", f"[bold]{speedup.measured:.3f}x[/bold]")
+    if speedup.measured is not None:
+        found.add_row("speedup predicted", "", times(speedup.predicted))
+    found.add_row(f"speedup {speedup.basis}", "", f"[bold]{times(speedup.reached)}[/bold]")
     for row in evaluation_rows(result):
         found.add_row(*row)
     for part in result.evaluation.not_run:
@@ -36,6 +35,19 @@ def table(result: Result) -> Table:
         found.add_row("peak memory of the job, device", "", f"{device:.2f} GiB")
     found.add_row("time of the job", "", f"{result.seconds['total']:.0f} s")
     return found
+
+
+def latency_rows(result: Result) -> list[tuple[str, str, str]]:
+    """Return (what, dense, pruned) as texts: percentiles where something was timed."""
+    latency, basis = result.latency, result.speedup.basis
+    sides, setting = (latency.dense, latency.pruned), latency.text()
+    if basis != "measured":
+        values = (f"{side.p50_ms:.4g} {latency.unit} ({basis})" for side in sides)
+        return [(f"latency ({setting})", *values)]  # type: ignore[list-item]
+    return [
+        (f"latency {name[:3]} ({setting})", *(f"{getattr(s, name):.1f} ms" for s in sides))
+        for name in ("p50_ms", "p90_ms")
+    ]  # type: ignore[return-value]
 
 
 def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:

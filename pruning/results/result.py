@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pruning.experiment import Experiment
     from pruning.latency.meet import Met
+    from pruning.latency.table import LatencyTable
     from pruning.models.sites import Allocation
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,21 @@ class Speedup:
 
     target: float | None  # what was asked for; null: a ratio
     predicted: float | None  # by the latency table, in that round; null: shapes it does not hold
-    measured: float  # median of dense over pruned time, pair by interleaved pair
-    rounds: list[dict[str, Any]]  # of the closed loop; each with at least predicted and measured
+    measured: float | None  # median of dense over pruned time, pair by pair; null: not measured
+    rounds: list[dict[str, Any]]  # of the closed loop; each with predicted, and measured if it was
+    basis: str = "measured"  # or predicted, from parts measured elsewhere; or estimated
+
+    @property
+    def reached(self) -> float:
+        """Return the speedup as it is known best."""
+        found = self.predicted if self.measured is None else self.measured
+        assert found is not None
+        return found
+
+    def text(self) -> str:
+        """Write it for people; whatever was not measured says so."""
+        said = times(self.reached)
+        return said if self.basis == "measured" else f"{said} ({self.basis})"
 
 
 def times(speedup: float | None) -> str:
@@ -42,9 +56,9 @@ def times(speedup: float | None) -> str:
 
 @dataclass
 class Latency:
-    """Percentiles of `n` timed forward passes, and all of them.
+    """Percentiles of `n` timed calls, and all of them; n = 0: not measured but told by a table.
 
-    The i-th passes of the dense and the pruned model were timed side by side.
+    The i-th calls of the dense and the pruned model were timed side by side.
     """
 
     p50_ms: float
@@ -59,9 +73,17 @@ class Latencies:
 
     dense: Latency
     pruned: Latency
-    phase: str  # prefill of a decoder, or encode
+    phase: str  # prefill, decode, generate or encode
     batch: int  # sequences
-    sequence: int  # tokens per sequence
+    sequence: int  # tokens per sequence; in decode, those in the KV cache
+    tokens: int = 0  # generated behind each prompt
+    unit: str = "ms"  # of the numbers of latency; of a proxy, parameters or flop
+
+    def text(self) -> str:
+        """Write the setting for people."""
+        from pruning.latency.workload import Phase, Workload
+
+        return str(Workload(Phase(self.phase), self.batch, self.sequence, self.tokens))
 
 
 @dataclass
@@ -129,26 +151,31 @@ def compose(
     name: str,
     dense: "PreTrainedModel",
     met: "Met",
+    table: "LatencyTable",
     evaluation: Evaluation,
     seconds: dict[str, float],
 ) -> Result:
     """Gather what a job found out."""
     from pruning.models.checkpoint import auto_class
-    from pruning.models.sites import architecture
 
-    hardware = experiment.hardware
-    phase = "encode" if architecture(dense).encoder else "prefill"
+    setting = table.setting
+    basis = "measured"
+    if met.measured is None:
+        basis = "estimated" if table.basis == "estimated" else "predicted"
     before, after = (
-        Latency(timing.p50, timing.p90, len(timing.values), timing.values)
-        for timing in (met.dense_timing, met.pruned_timing)
+        Latency(t.p50, t.p90, len(t.values), t.values)
+        if basis == "measured"
+        else Latency(t.p50, t.p50, 0, [])
+        for t in (met.dense_timing, met.pruned_timing)
     )
+    latency = {key: setting[key] for key in ("phase", "batch", "sequence", "tokens")}
     whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, met.pruned))
     return Result(
         name=name,
         study=experiment.study,
         config=json.loads(json.dumps(asdict(experiment))),  # enums become their values
-        speedup=Speedup(met.target, met.predicted, met.measured, met.rounds),
-        latency=Latencies(before, after, phase, hardware.batch, hardware.sequence),
+        speedup=Speedup(met.target, met.predicted, met.measured, met.rounds, basis),
+        latency=Latencies(before, after, unit=table.unit, **latency),
         params=Params(whole, left, left / whole),
         evaluation=evaluation,
         seconds=seconds,

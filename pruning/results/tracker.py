@@ -107,7 +107,7 @@ def summary(result: Result) -> dict[str, float]:
     numbers = {
         "speedup/target": speedup.target,
         "speedup/predicted": speedup.predicted,
-        "speedup/measured": speedup.measured,
+        f"speedup/{speedup.basis}": speedup.reached,
         "latency/dense_ms": latency.dense.p50_ms,
         "latency/pruned_ms": latency.pruned.p50_ms,
         "params/total": params.pruned,

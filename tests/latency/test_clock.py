@@ -35,6 +35,16 @@ def test_every_call_once_a_round_in_new_orders(calls):
     assert len(set(rounds)) > 3
 
 
+def test_what_is_fast_is_timed_more_often(calls):
+    """Calls of 3, 5 and 1 ms: the mean of 3 is once, once and three times their own."""
+    of, order = calls
+    found = interleaved(of, CPU, 4, "test", most=5)
+    assert {name: len(timing.values) for name, timing in found.items()} == {"a": 4, "b": 4, "c": 12}
+    assert set(found["c"].values) == {1.0}
+    rounds = [order[i : i + 5] for i in range(6, len(order), 5)]  # behind warm-up and a first look
+    assert all(sorted(r) == ["a", "b", "c", "c", "c"] for r in rounds)
+
+
 @pytest.mark.parametrize(("wanted", "rounds"), [(1, 6), (8, 8), (100, 12)])
 def test_more_rounds_until_enough_and_at_most_twice_as_many(calls, wanted, rounds):
     found = interleaved(calls[0], CPU, 6, "test", lambda f: len(f["a"].values) >= wanted)

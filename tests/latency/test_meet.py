@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pruning.latency.clock import Timing
-from pruning.latency.hardware import Hardware
+from pruning.latency.local import Local
 from pruning.latency.meet import meet
+from pruning.latency.workload import Phase
 from pruning.models.sites import Kind, sites, weight
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
@@ -16,11 +17,20 @@ from tests.methods.data import lstsq
 from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels
 
 BATCHES = padded_batches()
-SETTINGS = {"device": "cpu", "batch": 1, "sequence": 8, "threads": None, "repetitions": 4}
+SETTINGS = {
+    "device": "cpu",
+    "phase": Phase.auto,
+    "batch": 1,
+    "sequence": 8,
+    "tokens": 2,
+    "threads": None,
+    "repetitions": 4,
+    "noise": None,
+}
 
 
 @dataclass
-class Fake(Hardware):
+class Fake(Local):
     """Measures what the table predicts of the shapes that it finds, times a factor each round."""
 
     factors: tuple[float, ...] = ()
@@ -49,9 +59,8 @@ def case(tmp_path_factory):
 
 
 def fake(table, *factors: float) -> Fake:
-    return Fake(
-        name="fake", alignment=1, tolerance=0.02, rounds=4, factors=factors, table=table, **SETTINGS
-    )
+    loop = {"alignment": 1, "tolerance": 0.02, "rounds": 4}
+    return Fake(name="fake", factors=factors, table=table, **loop, **SETTINGS)
 
 
 @pytest.mark.parametrize("factor", [0.93, 0.8, 1.1])

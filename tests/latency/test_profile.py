@@ -1,46 +1,70 @@
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig
 
+from pruning.latency.anchors import anchors
 from pruning.latency.clock import Timing
-from pruning.latency.hardware import Hardware
+from pruning.latency.grid import heads, widths
+from pruning.latency.local import Local, exclusive
 from pruning.latency.meet import meet
-from pruning.latency.profile import MODEL, SHELL, compare, heads, profile, widths
+from pruning.latency.profile import NOTHING, compare, profile
+from pruning.latency.table import LatencyTable
+from pruning.latency.workload import Phase
 from pruning.models.shrink import shrink_, twin
-from pruning.models.sites import linears, sites
+from pruning.models.sites import architecture, linears, sites
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
 from pruning.search.problem import pose
-from tests.families import EVERY, GATED, llama
+from tests.families import EVERY, GATED, llama, random_model
 from tests.models.allocations import mixed
 from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels
 
 WIDE = GATED["intermediate_size"]
+WIDER = {"hidden_size": 512, "intermediate_size": 1024}
 
 
-def hardware(**values) -> Hardware:
+def hardware(**values) -> Local:
     settings = {
         "device": "cpu",
+        "phase": Phase.auto,
         "batch": 2,
         "sequence": 16,
+        "tokens": 5,
         "threads": 1,
         "repetitions": 3,
         "alignment": 16,
         "tolerance": 0.5,
         "rounds": 3,
+        "noise": None,
     }
-    return Hardware(name="here", **(settings | values))
+    return Local(name="here", **(settings | values))
 
 
 @pytest.mark.parametrize("family", EVERY)
-def test_a_profile_has_every_level(family):
+@pytest.mark.parametrize("phase", ["auto", "decode"])
+def test_a_profile_has_every_level(family, phase):
     model = EVERY[family]()
+    if phase == "decode" and architecture(model).encoder:
+        pytest.skip("an encoder does not decode")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    table = profile(model, hardware(), sites(model)[:2])
+    table = profile(model, hardware(phase=Phase(phase)), sites(model)[:2])
     attention, ffn = sites(model)[:2]
     assert list(table.parts["ffn"]) == widths(ffn.units, 16)
     assert list(table.parts["attention"]) == heads(attention.groups, attention.heads_per_group)
     assert (table.parts["ffn"][0], table.parts["attention"][0, 0]) == (0, 0)
-    assert 0 < table.rest <= table.dense
+    assert table.rest <= table.dense
+    assert list(table.anchors) == ["dense", "no attention", "no FFN", "neither"]
+    assert table.setting["phase"] == ("encode" if architecture(model).encoder else "prefill") or (
+        table.setting["phase"] == phase
+    )
+    assert len(table.raw["dense"]) == 3
     assert all(ms >= 0 for part in table.parts.values() for ms in part.values())
     of_ffn = list(table.parts["ffn"].values())
     assert of_ffn == sorted(of_ffn, reverse=True)
@@ -67,28 +91,159 @@ def test_a_profile_of_projections(family):
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
-@pytest.mark.parametrize("within", [12.0, 120.0])
-def test_the_rest_is_at_least_the_model_without_blocks(monkeypatch, caplog, within):
-    """Parts that take longer alone than the whole model must not seem to be all of it."""
-    ms = {MODEL: 20 + within, SHELL: 20.0, "attention": 6.0, "ffn": 4.0}
-    empty = 1.0  # a block with both halves gone
+TRUE = {"attention": 6.0, "ffn": 4.0, NOTHING: 0.0}  # ms within a model
+ALONE = {"attention": 1.3, "ffn": 0.8}  # how much longer alone
+EMPTY, REST = 1.0, 20.0
 
-    def timed(calls, *_) -> dict:
-        for call in calls.values():
-            call()
-        return {name: Timing([ms.get(name[0], empty)]) for name in calls}
 
-    monkeypatch.setattr("pruning.latency.profile.interleaved", timed)
+def true_ms(part: str, level) -> float:
+    """Let time be proportional to what is kept."""
+    if part == "attention":
+        return TRUE[part] * level[0] * level[1] / 8
+    return TRUE[part] * level / WIDE
+
+
+def clock_of(shapes_of_anchors):
+    """Return a fake `interleaved`: parts alone are off by a factor, whole models are true."""
+
+    def timed(calls, *_, **__) -> dict:
+        found = {}
+        for part, level in calls:
+            if part in shapes_of_anchors:
+                ms = REST + sum(true_ms(s.part, of) for s, of in shapes_of_anchors[part].items())
+            elif part == NOTHING:
+                ms = EMPTY
+            else:
+                ms = EMPTY + ALONE[part] * true_ms(part, level)
+            found[part, level] = Timing([ms] * 3)
+        return found
+
+    return timed
+
+
+@pytest.mark.parametrize("kinds", [["attention", "ffn"]])
+def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
+    """On a fake clock, where parts alone are slower or faster by known factors."""
     model = llama()
+    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model)[:2], 16)}
+    monkeypatch.setattr("pruning.latency.profile.interleaved", clock_of(known))
     table = profile(model, hardware(), sites(model)[:2])
-    own = {part: next(iter(levels.values())) for part, levels in table.parts.items()}
-    alone = 3 * (6.0 - empty + 4.0 - empty)
-    assert table.dense == 20 + within
-    assert 3 * sum(own.values()) == pytest.approx(min(alone, within))
-    assert own["attention"] / own["ffn"] == pytest.approx(5 / 3)
-    assert table.rest == pytest.approx(20 + max(0, within - alone))
-    assert table.most(sites(model)) <= (20 + within) / 20
-    assert ("scaled to fit" in caplog.text) == (alone > within)
+    assert table.rest == pytest.approx(REST)
+    for kind in kinds:
+        assert table.scales[kind] == pytest.approx(1 / ALONE[kind])
+        for level, ms in table.parts[kind].items():
+            assert ms == pytest.approx(true_ms(kind, level) if np.any(level) else 0)
+    assert table.residuals() == pytest.approx(dict.fromkeys(known, 0.0))
+
+
+def test_a_slow_width_is_never_offered(monkeypatch):
+    model = llama()
+    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model)[:2], 16)}
+    timed = clock_of(known)
+
+    def with_slow_width(calls, *_, **__) -> dict:
+        found = timed(calls)
+        found["ffn", 48] = found["ffn", 64]
+        found["attention", (3, 2)] = Timing([9.0] * 3)  # slower than all four groups
+        return found
+
+    monkeypatch.setattr("pruning.latency.profile.interleaved", with_slow_width)
+    table = profile(model, hardware(), sites(model)[:2])
+    attention, ffn = sites(model)[2:4]
+    assert table.levels(ffn) == [96, 80, 64, 32, 16, 0]
+    assert set(heads(4, 2)) - set(table.levels(attention)) == {(3, 2)}
+
+
+def test_a_noisy_profile_is_refused_with_the_figure(monkeypatch):
+    model = llama()
+    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model)[:2], 16)}
+    timed = clock_of(known)
+
+    def noisy(calls, *_, **__) -> dict:
+        found = timed(calls)
+        found["ffn", 48] = Timing([2.0, 3.0, 4.0])  # 0.93 x 1 / sqrt(3) = 0.54 of 0.8 x 4 + 1
+        return found
+
+    monkeypatch.setattr("pruning.latency.profile.interleaved", noisy)
+    with pytest.raises(
+        ValueError, match=r"^hardware\.noise=0\.1: the time of ffn 48 is 3 ms, known to 13% of the"
+    ):
+        profile(model, hardware(noise=0.1), sites(model)[:2])
+    profile(model, hardware(noise=0.3), sites(model)[:2])
+
+
+BURN = "while True: pass"
+
+
+@contextmanager
+def busy_machine():
+    """Burn every core."""
+    others = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(os.cpu_count() or 2)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def attempt(model, here: Local) -> LatencyTable | str:
+    """Return a table, or why there is none."""
+    try:
+        return profile(model, here, sites(model)[:2])
+    except ValueError as error:
+        return str(error)
+
+
+def test_a_busy_machine_gives_the_quiet_table_or_a_refusal():
+    model = random_model(LlamaConfig(**(GATED | WIDER)))
+    here = hardware(sequence=128, repetitions=8, noise=0.2, alignment=256, threads=os.cpu_count())
+    threads = torch.get_num_threads()
+    here.open()
+    try:
+        quiet = attempt(model, here)
+        with busy_machine():
+            busy = attempt(model, here)
+    finally:
+        torch.set_num_threads(threads)
+    if isinstance(busy, str):
+        assert "took CPUs away" in busy or "known to" in busy
+        assert "hardware.noise" in busy
+        return
+    if isinstance(quiet, str):
+        pytest.skip(f"this machine is not quiet: {quiet}")
+    assert busy.dense == pytest.approx(quiet.dense, rel=0.1)
+    for part, levels in quiet.parts.items():
+        dense = next(iter(levels.values()))
+        for level, ms in levels.items():
+            assert busy.parts[part][level] == pytest.approx(ms, abs=0.1 * dense)
+
+
+def test_two_jobs_never_time_one_device_at_once(tmp_path):
+    """The second waits until the first has let go."""
+    code = (
+        "import torch, time; from pruning.latency.local import exclusive\n"
+        "with exclusive(torch.device('cpu')): print('held', flush=True); time.sleep(1)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    start = time.perf_counter()
+    with exclusive(torch.device("cpu")):
+        waited = time.perf_counter() - start
+    other.wait()
+    assert waited > 0.5
+
+
+def test_generate_is_the_sum_of_its_steps():
+    model = llama()
+    table = profile(model, hardware(phase=Phase.generate, tokens=6), sites(model)[:2])
+    assert table.setting["phase"] == "generate"
+    dense = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)}
+    assert table.predict(dense) == pytest.approx(table.dense, rel=1e-9)
+    assert {name.split(":")[0] for name in table.raw} == {"prefill 2 x 16", "decode 2 x 19"}
+    times = compare(model, shrink_(twin(model), mixed(model)), hardware(phase=Phase.generate))
+    assert all(of.p50 > 0 for of in times)
 
 
 def test_a_profile_is_measured_once_per_shape(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pruning.latency.profile import _monotone, heads, widths
+from pruning.latency.grid import heads, monotone, widths
 from pruning.latency.table import LatencyTable
 from pruning.models.sites import Kind, Site
 
@@ -56,9 +56,9 @@ def test_heads_are_a_lattice():
 
 def test_no_level_costs_more_than_a_larger_one():
     ms = {100: 5.0, 90: 7.0, 80: 4.5, 60: 4.6, 0: -0.2}
-    assert _monotone(ms) == {100: 5.0, 90: 5.0, 80: 4.5, 60: 4.5, 0: 0.0}
+    assert monotone(ms) == {100: 5.0, 90: 5.0, 80: 4.5, 60: 4.5, 0: 0.0}
     ms = {(2, 2): 4.0, (2, 1): 5.0, (1, 2): 3.0, (1, 1): 3.5}
-    assert _monotone(ms) == {(2, 2): 4.0, (2, 1): 4.0, (1, 2): 3.0, (1, 1): 3.0}
+    assert monotone(ms) == {(2, 2): 4.0, (2, 1): 4.0, (1, 2): 3.0, (1, 1): 3.0}
 
 
 def allocation(heads_kept: list[list[int]], channels: list[int]):

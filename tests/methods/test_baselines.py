@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from pruning.calibration.calibration import Target, Weight
 from pruning.calibration.moments import Moment, Moments, Split, collect
-from pruning.latency.profile import heads, widths
+from pruning.latency.grid import heads, widths
 from pruning.methods.blocks import Blocks, influence, removable
 from pruning.methods.flap import Flap
 from pruning.methods.levels import Levels

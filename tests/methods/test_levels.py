@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruning.calibration.moments import Moment, Moments, Split
-from pruning.latency.profile import heads, widths
+from pruning.latency.grid import heads, widths
 from pruning.methods.levels import Levels
 from pruning.methods.solve import HeldOut, choose_ridge
 from pruning.methods.ziplm import Score

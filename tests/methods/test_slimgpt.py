@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pruning.calibration.calibration import Target
-from pruning.latency.hardware import Hardware
+from pruning.latency.local import Local
+from pruning.latency.workload import Phase
 from pruning.methods.method import Subject
 from pruning.methods.plans import SchedulePlan
 from pruning.methods.slimgpt import HeadScore, SlimGPT
@@ -169,7 +170,9 @@ def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
     from pruning.latency.meet import meet
 
     model = llama()
-    hardware = Hardware("here", "cpu", 1, 8, None, 3, 1, 0.5, 4)
+    work = {"phase": Phase.auto, "batch": 1, "sequence": 8, "tokens": 2, "alignment": 1}
+    loop = {"repetitions": 3, "tolerance": 0.5, "rounds": 4, "noise": None}
+    hardware = Local("here", "cpu", None, **work, **loop)
     posed = subject(model, tmp_path)
     plan = slimgpt().plan(posed)
     built = []

@@ -1,0 +1,94 @@
+"""How well does the latency table predict whole models? One JSON line.
+
+    python benchmarks/latency_prediction.py [--allocations 20] [overrides of the command line]
+
+Draws allocations (heads, widths, sub-blocks gone) of all sizes, predicts how fast each is, and
+measures it, interleaved with the dense model. An error is that of the time relative to the dense
+model's: predicted over measured, less 1. Weights are cut, not solved: they do not matter to time.
+"""
+
+import argparse
+import json
+import random
+import sys
+from statistics import fmean
+
+import torch
+
+from pruning.experiment import compose
+from pruning.latency.clock import speedup
+from pruning.latency.local import Local
+from pruning.latency.table import LatencyTable, Shapes
+from pruning.models.shrink import shrink_, twin
+from pruning.models.sites import Kind, Site, sites
+from pruning.results.cache import Cache
+
+
+def draw(of: list[Site], table: LatencyTable, generator: random.Random) -> Shapes:
+    """Draw a level for every site: near a share of its own for each allocation, or gone."""
+    share, gone = generator.uniform(0.15, 1.0), generator.uniform(0.0, 0.4)
+    found: Shapes = {}
+    for site in of:
+        levels = table.levels(site)
+        if generator.random() < gone and levels[-1] in (0, (0, 0)):
+            found[site] = levels[-1]
+            continue
+        most = max(0, min(len(levels) - 2, round((1 - share) * 2 * len(levels))))
+        found[site] = levels[generator.randint(0, most)]
+    return found
+
+
+def keep(site: Site, left: tuple[int, int] | int) -> torch.Tensor:
+    """Keep the first units."""
+    kept = torch.zeros(site.groups, site.heads_per_group, dtype=torch.bool)
+    if site.kind is Kind.FFN:
+        kept[:, :left] = True
+    else:
+        assert isinstance(left, tuple)
+        kept[: left[0], : left[1]] = True
+    return kept.flatten()
+
+
+def main() -> None:
+    """Print a row per allocation on stderr, and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--allocations", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments, overrides = parser.parse_known_args()
+    experiment = compose(overrides)
+    hardware, cache = experiment.hardware, Cache(experiment.cache)
+    if not isinstance(hardware, Local):
+        parser.error("predictions are measured on hardware=local")
+    dense = experiment.model.skeleton(cache, hardware.open(), experiment.task)
+    of = sites(dense)
+    table = hardware.profile(dense, of, cache)
+    generator = random.Random(arguments.seed)
+    rows = []
+    for _ in range(arguments.allocations):
+        shapes = draw(of, table, generator)
+        with torch.no_grad():
+            pruned = shrink_(twin(dense), {site: keep(site, left) for site, left in shapes.items()})
+        predicted = table.dense / table.total(shapes)
+        measured, doubt = speedup(*hardware.compare(dense, pruned))
+        row = {"predicted": predicted, "measured": measured, "stderr": doubt}
+        row["error"] = measured / predicted - 1  # of the time
+        rows.append({key: round(value, 4) for key, value in row.items()})
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    errors = [abs(row["error"]) for row in rows]
+    line = {
+        "benchmark": "latency_prediction",
+        "model": experiment.model.name,
+        **table.setting,
+        "allocations": len(rows),
+        "mean_error": round(fmean(errors), 4),
+        "worst_error": round(max(errors), 4),
+        "bias": round(fmean(row["error"] for row in rows), 4),
+        "residuals": {name: round(off, 4) for name, off in table.residuals().items()},
+        "scales": {name: round(scale, 3) for name, scale in table.scales.items()},
+        "rows": rows,
+    }
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Whole models that a latency table has to explain: without attention, without FFNs, without both.
+
+A part that is timed alone meets other caches, and other queues of a device, than within a model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from pruning.latency.grid import Levels, widths
+from pruning.latency.table import Shapes
+from pruning.models.modeling_pruned import factorise_, resize_block_
+from pruning.models.shrink import twin
+from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
+
+SHARE = 4  # the rank of projections in an anchor is a full one over this
+
+
+@dataclass
+class Anchor:
+    """A whole model to time, and what is left of its sites."""
+
+    name: str
+    model: PreTrainedModel
+    shapes: Shapes
+
+
+def anchors(model: PreTrainedModel, of: Sequence[Site], alignment: int) -> list[Anchor]:
+    """Return the dense model first, then what differs from it; none has weights of its own.
+
+    `of` are the sites of a block. Attention that caches look at is left in its place.
+    """
+    if of[0].kind is Kind.LINEAR:
+        mine = [s for s in linears(model) if any(s.module == first.module for first in of)]
+        whole: Shapes = {site: site.units for site in mine}
+        low: Shapes = {site: rank_of(site, alignment) for site in mine}
+        return [Anchor("dense", model, whole), Anchor("low rank", _factorised(model, low), low)]
+    found = []
+    for name, gone in (
+        ("dense", ()),
+        ("no attention", (Kind.ATTENTION,)),
+        ("no FFN", (Kind.FFN,)),
+        ("neither", (Kind.ATTENTION, Kind.FFN)),
+    ):
+        left = {s: _left(s, s.kind in gone and s.removable) for s in sites(model)}
+        found.append(Anchor(name, _without(model, left), left))
+    return found
+
+
+def rank_of(site: Site, alignment: int) -> int:
+    """Return the rank of a projection in the model of low ranks: one that is timed."""
+    return min(widths(site.units, alignment)[:-1], key=lambda rank: abs(rank - site.units / SHARE))
+
+
+def _left(site: Site, gone: bool) -> tuple[int, int] | int:
+    if site.kind is Kind.FFN:
+        return 0 if gone else site.units
+    return (0, 0) if gone else (site.groups, site.heads_per_group)
+
+
+def _without(model: PreTrainedModel, left: Shapes) -> PreTrainedModel:
+    shrunk = twin(model)
+    for index, block in enumerate(blocks(shrunk)):
+        of = {site.kind: shape for site, shape in left.items() if site.block == index}
+        groups, width = of[Kind.ATTENTION], of[Kind.FFN]
+        assert isinstance(groups, tuple)
+        assert isinstance(width, int)
+        resize_block_(block, architecture(model), *groups, width)
+    return shrunk
+
+
+def _factorised(model: PreTrainedModel, ranks: Shapes) -> PreTrainedModel:
+    shrunk = twin(model)
+    for site, rank in ranks.items():
+        assert isinstance(rank, int)
+        if rank == site.units:  # there is no lower one
+            continue
+        for parameter in factorise_(blocks(shrunk)[site.block], site.module, rank).parameters():
+            parameter.detach().normal_(std=0.02)
+    return shrunk
+
+
+def scales(
+    parts: Mapping[str, Levels], whole: Sequence[Anchor], ms: Mapping[str, float]
+) -> dict[str, float]:
+    """Return by how much longer each part takes within a model than alone.
+
+    Least squares over all anchors, in the milliseconds that each saves on the dense model. Parts
+    that no anchor tells apart, such as the projections of a block, have one factor. Where an anchor
+    saves nothing measurable, parts are taken as they are.
+    """
+    dense = whole[0]
+    together = [
+        p for p in parts if any(s.kind is Kind.LINEAR and s.part == p for s in dense.shapes)
+    ]
+    groups = [together] if together else [[part] for part in parts]
+    rows, saved = [], []
+    for anchor in whole[1:]:
+        row = [0.0] * len(groups)
+        for site, left in anchor.shapes.items():
+            group = next(i for i, names in enumerate(groups) if site.part in names)
+            row[group] += parts[site.part][dense.shapes[site]] - parts[site.part][left]
+        rows.append(row)
+        saved.append(ms[dense.name] - ms[anchor.name])
+    found = np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0]
+    of = {part: float(found[i]) for i, names in enumerate(groups) for part in names}
+    return {part: scale if scale > 0 else 1.0 for part, scale in of.items()}

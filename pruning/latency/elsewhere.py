@@ -1,0 +1,128 @@
+"""Hardware that is not here: tables from files, rooflines, proxies."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from pruning.latency.hardware import Hardware, Working, at_least
+from pruning.results.cache import Cache
+from pruning.rows import local
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.latency.analytic import Count
+    from pruning.latency.table import LatencyTable
+    from pruning.models.sites import Site
+
+
+@dataclass
+class File(Hardware):
+    """A table that `python -m pruning.profile` wrote, here or on another machine."""
+
+    path: str = MISSING  # of a table; or a pattern, of tables that differ in the batch alone
+    batch: int | None = MISSING  # sequences at once, between those of the tables; null: the table's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "batch")
+
+    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+        """Read the table, or interpolate tables; ValueError where none is of these shapes."""
+        from pruning.latency.imported import at_batch, read
+
+        tables = [read(path, of) for path in local(Path(self.path)) or [Path(self.path)]]
+        for table in tables:
+            check(table, of, f"hardware.path={self.path!r}")
+        table = at_batch(tables, self.batch, f"hardware.path={self.path!r}")
+        return table.of_blocks(len({site.block for site in of}))
+
+
+def check(table: "LatencyTable", of: "list[Site]", where: str) -> None:
+    """Raise ValueError where a table is not of these sites."""
+    for site in of:
+        levels = table.parts.get(site.part)
+        if levels is None:
+            raise ValueError(
+                f"{where} has no times of {site.part}, only of {', '.join(table.parts)}: profile "
+                "this model on that machine, or choose another file"
+            )
+        dense = site.units if isinstance(next(iter(levels)), int) else None
+        largest = next(iter(levels))
+        wanted = dense if dense is not None else (site.groups, site.heads_per_group)
+        if largest != wanted:
+            raise ValueError(
+                f"{where} has {site.part} of {largest}, and this model has {wanted}: profile this "
+                "model on that machine, or choose another file"
+            )
+
+
+@dataclass
+class Roofline(Working):
+    """An estimate: the greater of the times for the arithmetic and for the memory, plus launches.
+
+    Williams, Waterman, Patterson: Roofline, CACM 2009.
+    """
+
+    flops: dict[str, float] = MISSING  # peak per second, by dtype
+    bandwidth: float = MISSING  # of the memory, bytes per second
+    launch: float = MISSING  # seconds per kernel: an assumption
+    dtype: str | None = MISSING  # of the weights there; null: as here
+    source: str = MISSING  # of the numbers
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("bandwidth", "launch"):
+            value = getattr(self, field)
+            if isinstance(value, float) and value < 0:
+                raise ValueError(f"hardware.{field}={value} must not be negative")
+
+    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+        """Estimate every level; ValueError for a dtype without a peak."""
+        from pruning.latency.analytic import estimate
+
+        dtype = self.dtype or str(model.dtype).removeprefix("torch.")
+        if dtype not in self.flops:
+            raise ValueError(
+                f"hardware.flops of {self.name} has no {dtype}, only {', '.join(self.flops) or 'none'}: give "
+                f"hardware.dtype, or ++hardware.flops.{dtype}"
+            )
+        peak = self.flops[dtype]
+
+        def ms(count: "Count") -> float:
+            longest = max(count.flop / peak, count.bytes / self.bandwidth)
+            return 1e3 * (longest + count.kernels * self.launch)
+
+        first = [site for site in of if site.block == of[0].block]
+        work = self.workload(model)
+        return estimate(model, first, work, self.alignment, ms, "ms", dtype)
+
+
+class Counted(StrEnum):
+    """What a proxy takes for time."""
+
+    parameters = "parameters"
+    flop = "flop"
+
+
+@dataclass
+class Proxy(Working):
+    """No time at all: for ablations, parameters or floating-point operations in its place."""
+
+    of: Counted = MISSING
+
+    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+        """Count every level."""
+        from pruning.latency.analytic import estimate
+
+        first = [site for site in of if site.block == of[0].block]
+        name = str(self.of)
+        work, dtype = self.workload(model), str(model.dtype).removeprefix("torch.")
+
+        def cost(count: "Count") -> float:
+            return getattr(count, name)
+
+        return estimate(model, first, work, self.alignment, cost, name, dtype)

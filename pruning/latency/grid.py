@@ -1,0 +1,50 @@
+"""Which levels of a part are timed, and what their times have to do with each other."""
+
+import numpy as np
+
+Shape = tuple[int, int] | int  # (KV groups, query heads per group), FFN width, or rank
+Levels = dict[Shape, float]  # the cost of each level, dense first
+
+
+def widths(units: int, alignment: int) -> list[int]:
+    """Return FFN widths from `units` down the 0.9^i grid of ZipLM, each a multiple of alignment.
+
+    The grid ends at 1 % of the width; 0, the sub-block gone, is always last.
+    """
+    grid = [units]
+    density = 0.9
+    while density > 0.01:
+        width = round(density * units / alignment) * alignment
+        if 0 < width < grid[-1]:
+            grid.append(width)
+        density *= 0.9
+    return [*grid, 0]
+
+
+def heads(groups: int, per_group: int) -> list[tuple[int, int]]:
+    """Return every (KV groups, query heads per group), dense first and (0, 0) last."""
+    lattice = [(g, h) for g in range(groups, 0, -1) for h in range(per_group, 0, -1)]
+    return [*lattice, (0, 0)]
+
+
+def contains(larger: Shape, smaller: Shape) -> bool:
+    """Tell whether a level has all that another has."""
+    return bool(np.all(np.atleast_1d(larger) >= np.atleast_1d(smaller)))
+
+
+def monotone(ms: Levels) -> Levels:
+    """Let no level cost more than one that contains it: a larger level could serve instead."""
+    return {
+        level: max(0.0, min(cost for other, cost in ms.items() if contains(other, level)))
+        for level in ms
+    }
+
+
+def offered(ms: Levels) -> list[Shape]:
+    """Return the levels that are faster than all that contain them, dense first; and "gone"."""
+    return [
+        level
+        for level, cost in ms.items()
+        if level in (0, (0, 0))
+        or all(cost < of for other, of in ms.items() if other != level and contains(other, level))
+    ]

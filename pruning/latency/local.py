@@ -1,0 +1,90 @@
+"""`hardware=local`: this machine, measured."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from pruning.latency.hardware import Working, at_least
+from pruning.results.cache import Cache, locked
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from pruning.latency.clock import Timing
+    from pruning.latency.table import LatencyTable
+    from pruning.models.sites import Site
+
+
+@dataclass
+class Local(Working):
+    """A device of this machine: parts of a block are profiled, whole models are measured."""
+
+    measures = True
+    repetitions: int = MISSING  # interleaved measurements of everything that is timed
+    tolerance: float = MISSING  # accepted distance of measured from target speedup
+    rounds: int = MISSING  # measure-and-correct rounds at most
+    noise: float | None = MISSING  # refuse a profile that is known less well than this; null: none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "repetitions", "rounds")
+        if isinstance(self.tolerance, float) and not 0 < self.tolerance < 1:
+            raise ValueError(f"hardware.tolerance={self.tolerance} must lie between 0 and 1")
+        if isinstance(self.noise, float) and not 0 < self.noise < 1:
+            raise ValueError(f"hardware.noise={self.noise} must lie between 0 and 1, or be null")
+
+    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+        """Time what the sites of each block have at every level, once per shape and environment."""
+        from pruning.latency.profile import profile
+        from pruning.latency.table import LatencyTable
+
+        first = [site for site in of if site.block == of[0].block]
+
+        def build(directory: Path) -> None:
+            with exclusive(model.device):
+                profile(model, self, first).write(directory / "table.json")
+
+        entry = cache.stage("profile", self._identity(model, first), build)
+        return LatencyTable.read(entry / "table.json")
+
+    def compare(
+        self, dense: "PreTrainedModel", pruned: "PreTrainedModel"
+    ) -> "tuple[Timing, Timing]":
+        """Time both models end to end, interleaved."""
+        from pruning.latency.profile import compare
+
+        with exclusive(dense.device):
+            return compare(dense, pruned, self)
+
+    def _identity(self, model: "PreTrainedModel", of: "list[Site]") -> dict:
+        """Return what a profile depends on: shapes, precision, work, environment."""
+        from pruning.models.sites import blocks
+        from pruning.results.environment import environment
+
+        config = model.config
+        return {
+            "version": 4,
+            "shape": [config.model_type, config.hidden_size, len(blocks(model))]
+            + [str(site) for site in of]
+            + [config.vocab_size, config._attn_implementation, str(model.dtype)],
+            "setting": [str(model.device), str(self.workload(model)), self.threads],
+            "measurement": [self.repetitions, self.alignment],
+            "environment": {
+                k: v for k, v in environment().items() if k not in {"git", "commit", "dirty"}
+            },
+        }
+
+
+@contextmanager
+def exclusive(device: "torch.device") -> Iterator[None]:
+    """Let no other job of this user time anything on the device meanwhile."""
+    name = f"pruning-{os.getuid()}-{str(device).replace(':', '-')}.lock"
+    with locked(Path(tempfile.gettempdir()) / name):
+        yield
