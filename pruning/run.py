@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     """Prune a model to a speedup; leave checkpoint, allocation.json and result.json in `out`."""
     transformers.logging.set_verbosity_error()  # its advice on per-layer configs is for authors
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it logs every retry twice
     cache, clock = Cache(experiment.cache), Stopwatch()
     device = experiment.hardware.open()
     seed, task = experiment.seed, experiment.task

@@ -86,9 +86,10 @@ class Roofline(Working):
 
         dtype = self.dtype or str(model.dtype).removeprefix("torch.")
         if dtype not in self.flops:
+            known = ", ".join(self.flops) or "none"
             raise ValueError(
-                f"hardware.flops of {self.name} has no {dtype}, only {', '.join(self.flops) or 'none'}: give "
-                f"hardware.dtype, or ++hardware.flops.{dtype}"
+                f"hardware.flops of {self.name} has no {dtype}, only {known}: give hardware.dtype, "
+                f"or ++hardware.flops.{dtype}"
             )
         peak = self.flops[dtype]
 

@@ -66,8 +66,6 @@ def _profile(
     if hardware.noise is not None:
         _refuse_noise(timings, hardware.noise)
     ends = {anchor.name: timings.pop((anchor.name, 0)) for anchor in whole}
-    raw = {name: t.values for name, t in ends.items()}
-    raw |= {f"{part} {level}": t.values for (part, level), t in timings.items()}
 
     parts: dict[str, Levels] = {}
     for site in of:
@@ -90,11 +88,13 @@ def _profile(
         setting=asdict(work) | {"dtype": str(model.dtype).removeprefix("torch.")},
         environment=environment(),
         scales=of_parts,
-        raw=raw,
+        raw={f"{part} {text(level)}".strip(): t.values for (part, level), t in timings.items()},
     )
     for anchor in whole:
+        table.raw[anchor.name] = ends[anchor.name].values
         table.anchors[anchor.name] = [ends[anchor.name].p50, table.total(anchor.shapes)]
-    log.info("profile: %s", table.residuals())
+    off = {name: f"{share:+.1%}" for name, share in table.residuals().items()}
+    log.info("profile: the table is off by %s", off)
     return table
 
 
@@ -147,7 +147,7 @@ def _refuse_noise(timings: Mapping[Name, Timing], most: float) -> None:
     whole: dict[str, float] = {}
     for (part, _), timing in timings.items():
         whole.setdefault(part, timing.p50)
-    whole[NOTHING] = min(whole.values())
+    whole[NOTHING] = min(ms for part, ms in whole.items() if part != NOTHING)
     for (part, level), timing in timings.items():
         if (doubt := timing.stderr / whole[part]) > most:
             name = f"{part} {text(level)}" if part else "a block without its parts"

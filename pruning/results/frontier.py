@@ -1,4 +1,4 @@
-"""The frontier of a study: all its results as one table (Markdown, CSV) and one plot (SVG).
+"""The frontier of a study: all its results as one table (Markdown, CSV) and two plots (SVG).
 
 python -m pruning.results.frontier outputs/compare
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pruning.results.kept import draw, shares
 from pruning.results.report import is_metric, quantity, titled
 from pruning.results.result import Result, read, times, write_text
 
@@ -70,12 +71,19 @@ class Point:
 
 
 def write(study: Path) -> Path | None:
-    """Write frontier.md, .csv and .svg of the results in a directory; None where there are none."""
+    """Write frontier.md, .csv and .svg, and kept.svg, of the results in a directory.
+
+    None where there are none.
+    """
     found = (read(path) for path in sorted(study.glob("*/result.json")))
     results = [result for result in found if result is not None]
     if not results:
         return None
     points = gather(results)
+    runs = [(p, run, study / run.name / "allocation.json") for p in points for run in p.runs]
+    rows = [(f"{times(p.target)}, {p.label}", shares(at)) for p, _, at in runs if at.exists()]
+    if picture := draw(study.name, sorted(rows, key=lambda row: row[0].partition(", ")[::-1])):
+        write_text(picture, study / "kept.svg")
     write_text(markdown(study.name, points), study / "frontier.md")
     write_text(table(points), study / "frontier.csv")
     write_text(plot(study.name, points), study / "frontier.svg")
