@@ -4,7 +4,7 @@ import logging
 import random
 import resource
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +16,8 @@ from pruning.results.progress import track
 log = logging.getLogger(__name__)
 
 Name = TypeVar("Name", bound=Hashable)
+
+SECONDS = 10.0  # for which rounds go on that are not enough
 
 
 @dataclass
@@ -112,18 +114,18 @@ def interleaved(
 
     A slow spell of a shared machine then meets all of them alike. Calls that take less than the
     mean come up to `most` times in a round, each at its own place. With `enough`, rounds beyond
-    `repetitions` follow until it is satisfied, up to as many again. A round in which other
-    processes took a CPU away is timed again; after `repetitions` of these it counts, or, if
-    `strict`, is a ValueError.
+    `repetitions` follow until it is satisfied, up to as many again or for ten seconds. A round in
+    which other processes took a CPU away is timed again; after `repetitions` of these it counts,
+    or, if `strict`, is a ValueError.
     """
     for call in calls.values():
         call()
     order = [name for name, count in _counts(calls, device, most).items() for _ in range(count)]
     shuffle = random.Random(seed).shuffle
     found: dict[Name, Timing] = {name: Timing([]) for name in calls}
-    rounds = 2 * repetitions if enough else repetitions
+    rounds = _rounds(2 * repetitions, SECONDS) if enough else range(repetitions)
     patience = repetitions if device.type == "cpu" else 0
-    for index in track(range(rounds), description, total=rounds):
+    for index in track(rounds, description, total=(1 + bool(enough)) * repetitions):
         if enough and index >= repetitions and enough(found):
             break
         shuffle(order)
@@ -144,6 +146,14 @@ def interleaved(
     if device.type == "cpu" and not patience:
         log.warning("%s: other processes take CPUs away from this one; stop them", description)
     return found
+
+
+def _rounds(least: int, seconds: float) -> Iterator[int]:
+    """Count to `least`, and on until so many seconds are over."""
+    start, index = time.perf_counter(), 0
+    while index < least or time.perf_counter() - start < seconds:
+        yield index
+        index += 1
 
 
 def _counts(

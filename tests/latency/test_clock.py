@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 
@@ -46,9 +48,19 @@ def test_what_is_fast_is_timed_more_often(calls):
 
 
 @pytest.mark.parametrize(("wanted", "rounds"), [(1, 6), (8, 8), (100, 12)])
-def test_more_rounds_until_enough_and_at_most_twice_as_many(calls, wanted, rounds):
+def test_more_rounds_until_enough_and_at_most_twice_as_many(calls, monkeypatch, wanted, rounds):
+    monkeypatch.setattr(clock, "SECONDS", 0.0)
     found = interleaved(calls[0], CPU, 6, "test", lambda f: len(f["a"].values) >= wanted)
     assert all(len(timing.values) == rounds for timing in found.values())
+
+
+def test_calls_that_take_no_time_go_on_for_seconds(calls, monkeypatch):
+    monkeypatch.setattr(clock, "SECONDS", 0.3)
+    start = time.perf_counter()
+    found = interleaved(calls[0], CPU, 6, "test", lambda f: False)
+    assert 0.3 < time.perf_counter() - start < 3
+    assert len(found["a"].values) > 100
+    assert len(interleaved(calls[0], CPU, 6, "test", lambda f: True)["a"].values) == 6
 
 
 @pytest.mark.parametrize("disturbed", [3, 100])
