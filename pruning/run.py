@@ -18,6 +18,7 @@ from pruning.results.cache import Cache
 from pruning.results.card import card
 from pruning.results.result import Evaluation, Result
 from pruning.results.stopwatch import Stopwatch
+from pruning.results.turns import sharing
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,13 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     """Prune a model to a speedup; leave checkpoint, allocation.json and result.json in `out`."""
     transformers.logging.set_verbosity_error()  # its advice on per-layer configs is for authors
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it logs every retry twice
-    cache, clock = Cache(experiment.cache), Stopwatch()
     device = experiment.hardware.open()
+    with sharing(device):
+        return _run(experiment, out, device, command)
+
+
+def _run(experiment: Experiment, out: Path, device: torch.device, command: str) -> Result:
+    cache, clock = Cache(experiment.cache), Stopwatch()
     seed, task = experiment.seed, experiment.task
     suite, missing = experiment.suite.of(task).available(cache)
     torch.manual_seed(seed)
@@ -68,10 +74,12 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
         after = suite.evaluate(met.pruned, tokenizer, cache)
     evaluation = Evaluation(before.metrics, after.metrics, after.read, missing)
     found = result.compose(experiment, out.name, dense, met, table, evaluation, clock.total())
-    found.training, found.break_even = list(plan.history), break_even(dense, sites, table)
+    found.training, found.search = list(plan.history), list(plan.searched)
+    found.break_even = break_even(dense, sites, table)
     with clock("save"):
         checkpoint.save(met.pruned, tokenizer, out / "model", card(found, command))
         result.write_allocation(met.allocation, out / "allocation.json")
+        table.write(out / "latency.json")
     found.seconds = clock.total()
     result.write(found, out / "result.json")
     experiment.tracker.report(found, out)

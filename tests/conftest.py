@@ -1,3 +1,5 @@
+import tempfile
+
 import pytest
 import torch
 
@@ -6,6 +8,14 @@ import torch
 def one_thread_for_all():
     """Run on one thread: on matrices this small, more only wait for one another."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_locks(tmp_path_factory):
+    """Keep away from the locks of jobs outside of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+        yield
 
 
 def pytest_runtest_setup(item):

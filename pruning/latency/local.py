@@ -1,9 +1,5 @@
 """`hardware=local`: this machine, measured."""
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +7,10 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from pruning.latency.hardware import Working, at_least
-from pruning.results.cache import Cache, locked
+from pruning.results.cache import Cache
+from pruning.results.turns import alone
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel
 
     from pruning.latency.clock import Timing
@@ -48,7 +44,7 @@ class Local(Working):
         first = [site for site in of if site.block == of[0].block]
 
         def build(directory: Path) -> None:
-            with exclusive(model.device):
+            with alone(model.device):
                 profile(model, self, first).write(directory / "table.json")
 
         entry = cache.stage("profile", self._identity(model, first), build)
@@ -60,7 +56,7 @@ class Local(Working):
         """Time both models end to end, interleaved."""
         from pruning.latency.profile import compare
 
-        with exclusive(dense.device):
+        with alone(dense.device):
             return compare(dense, pruned, self)
 
     def _identity(self, model: "PreTrainedModel", of: "list[Site]") -> dict:
@@ -80,11 +76,3 @@ class Local(Working):
                 k: v for k, v in environment().items() if k not in {"git", "commit", "dirty"}
             },
         }
-
-
-@contextmanager
-def exclusive(device: "torch.device") -> Iterator[None]:
-    """Let no other job of this user time anything on the device meanwhile."""
-    name = f"pruning-{os.getuid()}-{str(device).replace(':', '-')}.lock"
-    with locked(Path(tempfile.gettempdir()) / name):
-        yield

@@ -54,4 +54,4 @@ class Leveled(Method):
         with s.clock("search"), s.search.trial(s.dense, levels, s.batches) as trial:
             problem = pose(levels, s.table, trial, s.cache)
             choose = s.search.prepare(problem, s.table.budget(s.speedup))
-        return LevelsPlan(s, levels, choose, self.ridges)
+        return LevelsPlan(s, levels, choose, self.ridges, problem.history)

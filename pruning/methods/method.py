@@ -43,6 +43,7 @@ class Plan(ABC):
     costly = False  # to build: then drafts are timed while shapes are sought
     given: "Shapes | None" = None  # settled by the method itself, for jobs without a speedup
     history: "Sequence[dict[str, float]]" = ()  # curves of what was trained, by logged step
+    searched: "Sequence[dict[str, float]]" = ()  # losses of the candidates that were measured
 
     @abstractmethod
     def choose(self, budget: float) -> "Shapes | None":

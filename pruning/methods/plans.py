@@ -28,8 +28,16 @@ Keep = Bool[Tensor, " units"]
 class LevelsPlan(Plan):
     """Levels, and a search that has prepared to choose among them."""
 
-    def __init__(self, subject: Subject, levels: Levels, choose: Chooser, ridges: Sequence[float]):
+    def __init__(
+        self,
+        subject: Subject,
+        levels: Levels,
+        choose: Chooser,
+        ridges: Sequence[float],
+        searched: Sequence[dict[str, float]] = (),
+    ):
         self.subject, self.levels, self._choose = subject, levels, choose
+        self.searched = searched
         self.ridges = ridges  # candidates for an update behind pruned blocks
         self._behind = subject.calibration.target is Target.dense and min(ridges) < math.inf
         self.costly = levels.costly or self._behind

@@ -1,16 +1,18 @@
 """Content-addressed cache of stages: what was computed once is found again, checked, or rebuilt."""
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pruning.results.turns import free, locked
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +31,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; a process that dies loses it, so no stale lock remains."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+@dataclass
+class Entry:
+    """A finished stage."""
+
+    path: Path
+    stage: str
+    size: int  # bytes
+    days: float  # since a job used it
 
 
 class Cache:
@@ -63,18 +66,39 @@ class Cache:
                 else:
                     log.info("%s: found in cache, %s", name, entry)
                     self._checked.add(entry)
+                    os.utime(entry)  # it is in use
                     return entry
             for leftover in entry.parent.glob(f".{entry.name}-*"):
                 shutil.rmtree(leftover)
             scratch = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+            start = time.perf_counter()
             try:
                 build(scratch)
                 self._seal(scratch, name, key)
                 os.replace(scratch, entry)
+                log.info("%s: computed in %.1f s, %s", name, time.perf_counter() - start, entry)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         self._checked.add(entry)
         return entry
+
+    def entries(self) -> list[Entry]:
+        """List all finished stages."""
+        found = []
+        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
+            path, now = manifest.parent, time.time()
+            size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+            age = (now - path.stat().st_mtime) / 86400
+            found.append(Entry(path, path.parent.name, size, age))
+        return found
+
+    def remove(self, entry: Entry) -> bool:
+        """Remove a finished stage, unless a job is at it now; say whether it went."""
+        lock = entry.path.with_suffix(".lock")
+        with free(lock) as is_free:
+            if is_free:
+                shutil.rmtree(entry.path)
+        return is_free
 
     @staticmethod
     def _seal(directory: Path, name: str, key: Any) -> None:

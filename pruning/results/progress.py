@@ -6,13 +6,18 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pruning.results.turns import rest
+
 T = TypeVar("T")
 
 console = Console(stderr=True)
 
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Iterate over `items` under a bar that says how many are done and how long it took."""
+    """Iterate over `items` under a bar that says how many are done and how long it took.
+
+    Between two items other jobs may time something on the device.
+    """
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(),
@@ -20,4 +25,6 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        yield from progress.track(items, total=total, description=description)
+        for item in progress.track(items, total=total, description=description):
+            yield item
+            rest()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ class Problem:
     trial: Trial | None  # for searches that measure
     cache: Cache
     identity: dict  # of everything that sensitivities depend on
+    history: list[dict[str, float]] = field(default_factory=list)  # of what `evaluate` measured
 
     def total(self, choice: Sequence[int]) -> float:
         """Return the predicted end-to-end milliseconds of a choice."""
@@ -43,7 +44,10 @@ class Problem:
     def evaluate(self, choice: Sequence[int]) -> float:
         """Return the measured calibration loss of a choice."""
         assert self.trial is not None
-        return self.trial.evaluate(choice)
+        loss = self.trial.evaluate(choice)
+        best = min([loss, *(entry["best"] for entry in self.history[-1:])])
+        self.history.append({"step": len(self.history), "loss": loss, "best": best})
+        return loss
 
     def sensitivities(self, anchors: list[float]) -> list[dict[int, float]]:
         """Return each site's measured loss increase at the levels nearest `anchors`; cached."""

@@ -1,0 +1,145 @@
+"""Jobs at the same time: many may compute on a device, none while another one times on it.
+
+Two files per device and user, locked by `flock`, which a process that dies loses. Computing jobs
+share the lock on `device`; one that times holds it alone. It holds `gate` meanwhile, and the others
+look at the gate between two steps of whatever they do (`rest`), so nobody waits for a whole stage.
+A process that waits for another one's finished stage (`waiting`) leaves its share to those that
+time; else the two could wait for one another.
+"""
+
+import fcntl
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`; a process that dies loses it, so no stale lock remains."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            log.info("waiting for another job, which works at %s", path.with_suffix(""))
+            with waiting():
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def free(path: Path) -> Iterator[bool]:
+    """Hold the lock on `path` if nobody else does; say whether it is held."""
+    with path.open("w") as file:
+        yield _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class Turn:
+    """This process's share of a device."""
+
+    def __init__(self, device: "torch.device"):
+        where = f"pruning-{os.getuid()}-{str(device).replace(':', '-')}"
+        if device.type == "cuda":  # jobs that see one GPU each all call it cuda:0
+            where += f"-of-{os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}"
+        folder = Path(tempfile.gettempdir())
+        self.device = (folder / f"{where}.lock").open("w")
+        self.gate = (folder / f"{where}.gate").open("w")
+
+    def share(self) -> None:
+        """Wait until nobody times, and compute."""
+        if not _taken(self.gate, fcntl.LOCK_SH | fcntl.LOCK_NB):
+            log.info("waiting for another job, which times something on this device")
+            fcntl.flock(self.gate, fcntl.LOCK_SH)
+        fcntl.flock(self.device, fcntl.LOCK_SH)
+        fcntl.flock(self.gate, fcntl.LOCK_UN)
+
+    def leave(self) -> None:
+        """Compute no longer."""
+        fcntl.flock(self.device, fcntl.LOCK_UN)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until nobody computes or times, and keep it so."""
+        fcntl.flock(self.gate, fcntl.LOCK_EX)
+        try:
+            if not _taken(self.device, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                log.info("waiting for other jobs to rest, to time something alone")
+                fcntl.flock(self.device, fcntl.LOCK_EX)
+            yield
+        finally:
+            self.leave()
+            fcntl.flock(self.gate, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Give up all locks."""
+        self.device.close()
+        self.gate.close()
+
+
+_mine: list[Turn] = []  # of this process, while a job of it computes; a lock is the process's
+
+
+@contextmanager
+def sharing(device: "torch.device") -> Iterator[None]:
+    """Compute on a device together with other jobs of this user, giving way to those that time."""
+    turn = Turn(device)
+    turn.share()
+    _mine.append(turn)
+    try:
+        yield
+    finally:
+        _mine.remove(turn)
+        turn.close()
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Let others time on the device of this process meanwhile."""
+    mine = _mine.copy()
+    _mine.clear()
+    for turn in mine:
+        turn.leave()
+    try:
+        yield
+    finally:
+        for turn in mine:
+            turn.share()
+        _mine.extend(mine)
+
+
+def rest() -> None:
+    """Let others time now, if somebody waits for it."""
+    for turn in _mine:
+        if _taken(turn.gate, fcntl.LOCK_SH | fcntl.LOCK_NB):
+            fcntl.flock(turn.gate, fcntl.LOCK_UN)
+        else:
+            turn.leave()
+            turn.share()
+
+
+@contextmanager
+def alone(device: "torch.device") -> Iterator[None]:
+    """Let no other job of this user compute or time anything on the device meanwhile."""
+    with waiting():
+        turn = Turn(device)
+        try:
+            with turn.alone():
+                yield
+        finally:
+            turn.close()
+
+
+def _taken(file: IO[str], how: int) -> bool:
+    """Take a lock if that needs no waiting; say whether it was taken."""
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        return False
+    return True
