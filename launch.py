@@ -12,46 +12,62 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
 from pruning.experiment import register, to_experiment
+from pruning.results.journal import Ended, journal, note, read
 from pruning.results.result import finished
+from pruning.results.turns import locked
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
-failures: list[str] = []  # what users did wrong, a line per job
-studies: list[Path] = []  # where the results are, an entry per job
+USER_ERRORS = (ValueError, HydraException, OmegaConfError)
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Run one job, unless its result is there already."""
+    """Run one job, unless its result is there already; another process may be at it."""
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
-    if finished(out):
-        print(f"done before: {out / 'result.json'}")
-        studies.append(out.parent)
-        return
     command = " ".join(["python launch.py", *hydra_config.overrides.task])
     try:
-        experiment = to_experiment(config)
-        (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-        from pruning.results import frontier
-        from pruning.run import run
-
-        run(experiment, out, command)
-        print(f"\nAll results of study {experiment.study!r}: {frontier.write(out.parent)}")
-        studies.append(out.parent)
+        with locked(out / ".lock"):
+            job(config, out, command)
     except BaseException as error:
         (out / "error.txt").write_text(traceback.format_exc())
-        if WANTS_TRACEBACK or not isinstance(error, ValueError):
-            raise
-        failures.append(message(error))  # the other jobs of a multirun go on
-    else:
-        (out / "error.txt").unlink(missing_ok=True)
+        note(Ended(str(out), message(error)))
+        raise  # the other jobs of a multirun go on
+    (out / "error.txt").unlink(missing_ok=True)
+    note(Ended(str(out)))
+
+
+def job(config: DictConfig, out: Path, command: str) -> None:
+    """Turn a config into files in `out`."""
+    if finished(out):
+        print(f"done before: {out / 'result.json'}")
+        return
+    experiment = to_experiment(config)
+    if experiment.dry_run:
+        from pruning.rehearsal import rehearse
+
+        rehearse(experiment, out.name)
+        return
+    (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    from pruning.results import frontier
+    from pruning.run import run
+
+    run(experiment, out, command)
+    print(f"\nAll results of study {experiment.study!r}: {frontier.write(out.parent)}")
 
 
 def message(error: BaseException) -> str:
     """Return what an error and its causes say, in one line; of config errors, where help is."""
+    if isinstance(error, AssertionError) and str(error).startswith("Unexpected type"):
+        return (  # OmegaConf's word for an override below a part that is null
+            "an override names a field of a part that is null, as task.epochs=1 does without a "
+            "task: choose that part too, such as task=sst2, or leave the override out"
+        )
+    if not isinstance(error, USER_ERRORS):
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
     said: list[str] = []
     cause: BaseException | None = error
-    while cause is not None and isinstance(cause, (ValueError, HydraException, OmegaConfError)):
+    while cause is not None and isinstance(cause, USER_ERRORS):
         text = " ".join(str(cause).split())
         if text and not any(text in other for other in said):
             said.append(text)
@@ -62,29 +78,34 @@ def message(error: BaseException) -> str:
 
 
 def shell() -> int:
-    """Run `main`; say what a user did wrong in one line instead of a traceback."""
+    """Run `main`; say what failed in one line per job, with a traceback where it is our fault."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its own and exits
-    try:
-        main()
-    except (HydraException, OmegaConfError) as error:
-        if WANTS_TRACEBACK:
-            raise
-        failures.append(message(error))
-    except AssertionError as error:  # OmegaConf's word for an override below a part that is null
-        if WANTS_TRACEBACK or not str(error).startswith("Unexpected type"):
-            raise
-        failures.append(
-            "an override names a field of a part that is null, as task.epochs=1 does without a "
-            "task: choose that part too, such as task=sst2, or leave the override out"
-        )
-    for study in {study for study in studies if studies.count(study) > 1}:
+    failure: Exception | None = None
+    with journal() as path:
+        try:
+            main()
+        except Exception as error:
+            if WANTS_TRACEBACK:
+                raise
+            failure = error
+        jobs = read(path)
+    studies = [Path(job.directory).parent for job in jobs]
+    for study in dict.fromkeys(study for study in studies if studies.count(study) > 1):
         from pruning.results import frontier
 
         report = frontier.write(study)
         print("", report.read_text() if report else "", sep="\n")
-    for failure in failures:
-        print("error:", failure, file=sys.stderr)
-    return 1 if failures else 0
+    failed = [job for job in jobs if job.failure]
+    lines = [job.failure for job in failed]
+    if len(jobs) > 1:
+        lines = [f"{Path(job.directory).name}: {job.failure}" for job in failed]
+    if failure is not None:
+        lines = lines or [message(failure)]
+        if not isinstance(failure, USER_ERRORS) and "Unexpected type" not in str(failure):
+            traceback.print_exception(failure)
+    for line in lines:
+        print("error:", line, file=sys.stderr)
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

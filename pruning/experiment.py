@@ -53,8 +53,7 @@ SEARCHES = {
     "schedule": Schedule,
     "none": NoSearch,
 }
-
-
+NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "dry_run")
 TASKS = {"classification": Classification, "answering": Answering}
 
 
@@ -74,6 +73,7 @@ class Experiment:
     seed: int = MISSING
     study: str = MISSING  # jobs that belong together; the directory under outputs/
     cache: str = MISSING  # directory that stages are cached in
+    dry_run: bool = MISSING  # say what would be computed, and compute nothing
 
     def __post_init__(self) -> None:
         if isinstance(self.speedup, float) and not (
@@ -113,9 +113,9 @@ class Experiment:
 def run_name(config: DictConfig) -> str:
     """Name a job by what it is: the same resolved config has the same name, on every machine.
 
-    What does not change the result (tracker, study, cache) is left out of the hash.
+    What does not change the result (tracker, study, cache, dry_run) is left out of the hash.
     """
-    semantic = [str(key) for key in config if key not in ("hydra", "tracker", "study", "cache")]
+    semantic = [str(key) for key in config if key not in NOT_THE_RESULT]
     content = OmegaConf.to_container(
         OmegaConf.masked_copy(config, semantic), resolve=True, throw_on_missing=True
     )
@@ -175,6 +175,7 @@ def register() -> None:
         return run_name(_root_)
 
     OmegaConf.register_new_resolver("run_name", resolve, replace=True)
+    OmegaConf.register_new_resolver("modulo", lambda a, b: a % b, replace=True)
 
 
 def compose(overrides: list[str]) -> Experiment:

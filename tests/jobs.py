@@ -2,7 +2,7 @@
 
 A server imports everything once. For each job it forks a process, which redirects its output and
 runs launch.py as `__main__` with arguments of its own, and may be told to kill itself (SIGKILL, as
-`kill -9` does) at the n-th call of some function.
+`kill -9` does) at the n-th call of some function, or after some time.
 """
 
 import json
@@ -32,11 +32,16 @@ class Jobs:
             text=True,
         )
 
-    def __call__(self, *arguments: str, kill_at: str = "", call: int = 1) -> CompletedProcess[str]:
-        """Run launch.py; `kill_at` is "module:function" or "module:class.function"."""
+    def __call__(
+        self, *arguments: str, kill_at: str = "", call: int = 1, kill_after: float = 0.0
+    ) -> CompletedProcess[str]:
+        """Run launch.py; `kill_at` is "module:function" or "module:class.function".
+
+        `kill_after` are seconds; 0 is never.
+        """
         assert self.server.stdin is not None
         assert self.server.stdout is not None
-        order = {"arguments": arguments, "kill_at": kill_at, "call": call}
+        order = {"arguments": arguments, "kill_at": kill_at, "call": call, "after": kill_after}
         print(json.dumps(order), file=self.server.stdin, flush=True)
         code, out, err = json.loads(self.server.stdout.readline())
         return CompletedProcess(["launch.py", *arguments], code, out, err)
@@ -73,6 +78,9 @@ def _child(order: dict, out: int, err: int) -> None:
     os.dup2(err, 2)
     if order["kill_at"]:
         _deadly(order["kill_at"], order["call"])
+    if order["after"]:
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        signal.setitimer(signal.ITIMER_REAL, order["after"])
     sys.argv = ["launch.py", *order["arguments"]]
     runpy.run_path("launch.py", run_name="__main__")
 

@@ -59,6 +59,7 @@ class Place:
             if key not in ("HYDRA_FULL_ERROR", "PYTHONPATH")
         } | {
             "PRUNING_CACHE": str(self.cache),
+            "TMPDIR": str(root),  # where the locks of devices are: away from jobs outside
             "HF_HUB_OFFLINE": "1",
             "HF_HOME": str(root / "hf"),
             "OMP_NUM_THREADS": "1",

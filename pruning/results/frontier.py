@@ -18,7 +18,7 @@ from pruning.results.report import is_metric, quantity, titled
 from pruning.results.result import Result, read, times, write_text
 
 EQUAL = 0.03  # measured speedups within this share of the target count as equal
-NOT_THE_RESULT = ("speedup", "seed", "study", "tracker", "cache")
+NOT_THE_RESULT = ("speedup", "seed", "study", "tracker", "cache", "dry_run")
 
 
 @dataclass

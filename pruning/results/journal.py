@@ -1,0 +1,45 @@
+"""What the jobs of one command tell it when they end, whatever process they ran in."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+VARIABLE = "PRUNING_JOURNAL"  # in the environment, which the processes of all launchers inherit
+
+
+@dataclass
+class Ended:
+    """How a job ended."""
+
+    directory: str
+    failure: str = ""  # one line; empty where there is a result
+
+
+@contextmanager
+def journal() -> Iterator[Path]:
+    """Open a file for the jobs that are started meanwhile; it goes when the command ends."""
+    handle, name = tempfile.mkstemp(prefix="pruning-", suffix=".jsonl")
+    os.close(handle)
+    os.environ[VARIABLE] = name
+    try:
+        yield Path(name)
+    finally:
+        del os.environ[VARIABLE]
+        Path(name).unlink(missing_ok=True)
+
+
+def note(ended: Ended) -> None:
+    """Tell the command that started this job how it ended, where it can be told."""
+    path = os.environ.get(VARIABLE)
+    if path and Path(path).exists():  # not on another machine that has a disk of its own
+        with open(path, "a") as file:
+            file.write(json.dumps(asdict(ended)) + "\n")
+
+
+def read(path: Path) -> list[Ended]:
+    """Return how jobs ended, in that order."""
+    return [Ended(**json.loads(line)) for line in path.read_text().splitlines()]

@@ -1,0 +1,56 @@
+"""`dry_run=true` says what a job would compute, and computes nothing of it."""
+
+import re
+
+import pytest
+
+from tests.jobs import Jobs
+from tests.test_launch import Place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("rehearsal"))
+
+
+@pytest.fixture(scope="module")
+def jobs(place):
+    server = Jobs(place.environment)
+    yield server
+    server.close()
+
+
+def states(text: str) -> dict[str, str]:
+    """Read the printed table: stage -> state."""
+    rows = re.findall(r"^│ (.+?) +│ (.+?) +│ +(?:\d+ )?│", text, re.M)
+    return {stage.strip(): state.strip() for stage, state in rows}
+
+
+def test_before_the_first_job_and_after_it(place, jobs):
+    arguments = place.arguments("speedup=1.3")
+    dry = jobs(*arguments, "dry_run=true")
+    assert dry.returncode == 0, dry.stderr[-3000:]
+    assert place.entries() == {}
+    assert place.results() == []
+    assert set(states(dry.stdout).values()) == {"to compute"}
+    assert set(states(dry.stdout)) == {
+        *("profile", "evaluate the dense model", "moments", "levels", "search", "prune"),
+        *("measure", "evaluate the pruned model"),
+    }
+    assert re.search(r"about \d+ minutes.*GiB", dry.stdout)
+
+    assert jobs(*arguments).returncode == 0
+    before = place.entries()
+    dry = jobs(*place.arguments("speedup=1.5", "dry_run=true"))
+    cached = {stage for stage, state in states(dry.stdout).items() if state == "cached"}
+    assert cached == {"profile", "evaluate the dense model", "moments", "levels"}
+    assert place.entries() == before
+    done = jobs(*arguments, "dry_run=true")  # the same job: no other name, and it is done
+    assert done.stdout.startswith("done before:")
+
+
+@pytest.mark.parametrize("method", ["slimgpt", "depth", "svd"])
+def test_every_kind_of_method_can_be_rehearsed(place, jobs, method):
+    dry = jobs(*place.arguments(f"method={method}", "speedup=1.3", "dry_run=true"))
+    assert dry.returncode == 0, dry.stderr[-3000:]
+    assert "prune" in states(dry.stdout)
