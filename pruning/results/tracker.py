@@ -1,18 +1,22 @@
-"""Weights & Biases as a view of results: it reads a finished one and can never cost it."""
+"""Weights & Biases as a view of results: it reads finished ones and can never cost them."""
 
 import logging
 import netrc
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
-from pruning.results.result import Result
+from pruning.results.result import Result, read
+
+if TYPE_CHECKING:
+    from wandb import Run
 
 log = logging.getLogger(__name__)
 
@@ -30,63 +34,89 @@ class Mode(StrEnum):
     auto = "auto"  # online where W&B has a key, else offline; WANDB_MODE decides where it is set
     online = "online"
     offline = "offline"
+    disabled = "disabled"  # nothing is shown, as with tracker=none
 
 
 @dataclass
 class Tracker:
-    """One W&B run per job, grouped by study."""
+    """One W&B run per job, grouped by study, and one for the study."""
 
     name: Service = MISSING
     project: str = MISSING
     entity: str | None = MISSING  # team or user; null: the key's default
     mode: Mode = MISSING
     timeout: float = MISSING  # seconds that starting a run, and finishing its upload, may take
+    checkpoint: bool = MISSING  # whether the pruned model goes along as an artifact
 
     def __post_init__(self) -> None:
         if isinstance(self.timeout, float) and self.timeout <= 0:
             raise ValueError(f"tracker.timeout={self.timeout} must be more than 0 seconds")
 
-    def report(self, result: Result, directory: Path) -> None:
-        """Show a result that is already written to `directory`; a failure is a logged warning."""
-        if self.name is Service.none:
-            return
+    @property
+    def shows(self) -> bool:
+        """Say whether results are shown at all."""
+        return self.name is not Service.none and self.mode is not Mode.disabled
+
+    def report(self, result: Result, directory: Path) -> bool:
+        """Show a result that is already written to `directory`; say whether W&B took it."""
+        if not self.shows:
+            return False
+        from pruning.results.runs import log_job
+
+        def show(run: "Run") -> None:
+            log_job(run, result, directory, self.checkpoint)
+
+        identity = {"name": result.name, "id": run_id(result.name), "config": result.config}
+        return self._run(show, directory, result.study, job_type="prune", **identity)
+
+    def report_study(self, directory: Path) -> bool:
+        """Show the frontier of a study's results, as one run; say whether W&B took it."""
+        if not self.shows:
+            return False
+        from pruning.results.frontier import gather
+        from pruning.results.runs import log_study
+
+        read_all = (read(path) for path in sorted(directory.glob("*/result.json")))
+        found = gather([result for result in read_all if result is not None])
+        name = f"{directory.name}-frontier"
+
+        def show(run: "Run") -> None:
+            log_study(run, found, directory)
+
+        return self._run(
+            show, directory, directory.name, job_type="frontier", name=name, id=run_id(name)
+        )
+
+    def _run(
+        self, show: "Callable[[Run], None]", directory: Path, group: str, **identity: Any
+    ) -> bool:
+        """Open a run, or the one of that id again, and show something; a failure is a warning."""
         try:
-            self._report(result, directory)
+            import wandb
+
+            settings = wandb.Settings(
+                silent=True, init_timeout=self.timeout, finish_timeout=self.timeout
+            )
+            mode: Any = self._choose_mode()
+            with wandb.init(
+                project=self.project,
+                entity=self.entity,
+                mode=mode,
+                group=group,
+                dir=directory,
+                resume=None if mode == "offline" else "allow",
+                settings=settings,
+                **identity,
+            ) as run:
+                show(run)
         except Exception as error:
             reason = (str(error).splitlines() or [""])[0]
             log.warning(
                 "W&B did not take run %s (%s: %s); its result is safe in %s",
-                *(result.name, type(error).__name__, reason, directory / "result.json"),
+                *(identity["name"], type(error).__name__, reason, directory),
             )
-
-    def _report(self, result: Result, directory: Path) -> None:
-        import wandb
-
-        settings = wandb.Settings(
-            silent=True, init_timeout=self.timeout, finish_timeout=self.timeout
-        )
-        with wandb.init(
-            project=self.project,
-            entity=self.entity,
-            mode=self._choose_mode(),  # type: ignore[arg-type]
-            group=result.study,
-            name=result.name,
-            id=run_id(result.name),
-            config=result.config,
-            dir=directory,
-            settings=settings,
-        ) as run:
-            modules = dict.fromkeys(module for b in result.allocation for module in b.ranks)
-            columns: list[Any] = ["block", "query_heads", "kv_heads", "ffn", *modules]
-            rows: list[Any] = [
-                [b.block, b.query_heads, b.kv_heads, b.ffn, *(b.ranks.get(m) for m in modules)]
-                for b in result.allocation
-            ]
-            run.define_metric("training/*", step_metric="training/step")
-            for entry in result.training:
-                run.log({f"training/{key}": value for key, value in entry.items()})
-            run.log({"per_layer/kept": wandb.Table(columns=columns, data=rows)})
-            run.summary.update(summary(result))
+            return False
+        return True
 
     def _choose_mode(self) -> str:
         if self.mode is not Mode.auto:
@@ -95,30 +125,8 @@ class Tracker:
             return told
         if has_key():
             return "online"
-        log.info(
-            "no W&B API key: the run stays offline; `wandb login`, then `wandb sync` uploads it"
-        )
+        log.info("no W&B API key: the run stays offline; `python -m pruning.sync` uploads it later")
         return "offline"
-
-
-def summary(result: Result) -> dict[str, float]:
-    """Return the numbers of a result by the names that W&B shows them under."""
-    speedup, latency, params = result.speedup, result.latency, result.params
-    numbers = {
-        "speedup/target": speedup.target,
-        "speedup/predicted": speedup.predicted,
-        f"speedup/{speedup.basis}": speedup.reached,
-        "latency/dense_ms": latency.dense.p50_ms,
-        "latency/pruned_ms": latency.pruned.p50_ms,
-        "params/total": params.pruned,
-        "params/ratio": params.ratio,
-        "memory/peak_host_gib": result.memory.peak_host_gib,
-        "memory/peak_device_gib": result.memory.peak_device_gib,
-    }
-    numbers |= {f"eval/{key}": value for key, value in result.evaluation.pruned.items()}
-    numbers |= {f"dense/eval/{key}": value for key, value in result.evaluation.dense.items()}
-    numbers |= {f"seconds/{stage}": value for stage, value in result.seconds.items()}
-    return {key: value for key, value in numbers.items() if value is not None}
 
 
 def run_id(name: str) -> str:

@@ -4,13 +4,16 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import wandb
 from omegaconf import OmegaConf
 
-from pruning.results.tracker import Mode, Service, Tracker, has_key, run_id, summary
+from pruning.results.result import write
+from pruning.results.runs import summary
+from pruning.results.tracker import Mode, Service, Tracker, has_key, run_id
 
 CONF = Path(__file__).parents[2] / "conf" / "tracker"
 SUMMARY = {
@@ -37,14 +40,18 @@ def no_account(monkeypatch, tmp_path):
 
 @pytest.fixture
 def tracker() -> Tracker:
-    return Tracker(Service.wandb, project="test", entity=None, mode=Mode.auto, timeout=20.0)
+    return Tracker(Service.wandb, "test", None, Mode.auto, timeout=20.0, checkpoint=True)
 
 
 def test_an_offline_run_holds_everything(result, tracker, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     result.training = [{"step": 3, "task_loss": 3.5}, {"step": 6, "task_loss": 3.25}]
+    result.search = [{"step": 0, "loss": 0.5, "best": 0.5}, {"step": 1, "loss": 0.6, "best": 0.5}]
     result.allocation[2].ranks = {"mlp.up_proj": 96}
-    tracker.report(result, tmp_path)
+    write(result, tmp_path / "result.json")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert tracker.report(result, tmp_path)
     assert "no W&B API key" in caplog.text
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
@@ -57,6 +64,7 @@ def test_an_offline_run_holds_everything(result, tracker, tmp_path, caplog):
     assert found["config"] == result.config
     assert SUMMARY.items() <= found["summary"].items()
     assert (found["summary"]["training/step"], found["summary"]["training/task_loss"]) == (6, 3.25)
+    assert (found["summary"]["search/best"], found["summary"]["stages/evaluate_s"]) == (0.5, 80.1)
     records = subprocess.check_output([*inspect, log], text=True)
     assert '"frontier"' in records  # the group
     (table,) = run.glob("files/media/table/per_layer/kept*.json")
@@ -64,6 +72,40 @@ def test_an_offline_run_holds_everything(result, tracker, tmp_path, caplog):
         "columns": ["block", "query_heads", "kv_heads", "ffn", "mlp.up_proj"],
         "data": [[0, 9, 3, 1536, None], [1, 0, 0, 1024, None], [2, 6, 2, 0, 96]],
     }
+
+
+def test_a_study_is_one_run_with_all_results(result, tracker, tmp_path):
+    study = tmp_path / "frontier"
+    for target, measured, perplexity in ((1.25, 1.247, 31.4), (1.5, 1.49, 40.5), (2.0, 2.02, 80.0)):
+        key = "quick/text/token_perplexity_512"
+        other = replace(
+            result,
+            name=f"smollm2-{target}",
+            config=result.config | {"speedup": target},
+            speedup=replace(result.speedup, target=target, measured=measured),
+            evaluation=replace(result.evaluation, pruned={key: perplexity}),
+        )
+        write(other, study / other.name / "result.json")
+    assert tracker.report_study(study)
+    (run,) = (study / "wandb").glob("offline-run-*")
+    (log,) = run.glob("*.wandb")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json"]
+    found = json.loads(subprocess.check_output([*inspect, "--summary", log], text=True))
+    assert found["run_id"] == "frontier-frontier"
+    assert found["summary"]["speedup/measured"] == 2.02  # the last of three steps
+    line = "frontier/quick/text/token_perplexity_512/ziplm"
+    assert found["summary"][line] == 80.0
+    records = subprocess.check_output([*inspect, log], text=True)
+    found = [json.loads(record) for record in records.splitlines()]
+    items = [record["history"]["item"] for record in found if record["type"] == "history"]
+    steps = [(item["speedup/measured"], item[line]) for item in items if line in item]
+    assert steps == [(1.247, 31.4), (1.49, 40.5), (2.02, 80.0)]
+    (table,) = run.glob("files/media/table/frontier_table*.json")
+    table = json.loads(table.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    assert [(row["run"], row["speedup/measured"]) for row in rows] == [
+        *(("smollm2-1.25", 1.247), ("smollm2-1.5", 1.49), ("smollm2-2.0", 2.02))
+    ]
 
 
 def test_the_summary_has_the_keys_of_the_contract(result):
@@ -89,7 +131,8 @@ def test_a_failing_wandb_is_a_warning(result, tracker, tmp_path, monkeypatch, ca
 def test_none_imports_no_wandb(tmp_path):
     code = (
         "import sys; from pathlib import Path; from pruning.results.tracker import *; "
-        "Tracker(Service.none, 'p', None, Mode.auto, 1.0).report(None, Path('.')); "
+        "Tracker(Service.none, 'p', None, Mode.auto, 1.0, False).report(None, Path('.')); "
+        "Tracker(Service.wandb, 'p', None, Mode.disabled, 1.0, False).report(None, Path('.')); "
         "assert 'wandb' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
