@@ -32,11 +32,11 @@ def main(config: DictConfig) -> None:
     try:
         experiment = to_experiment(config)
         (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-        from pruning.results import frontier
+        from pruning import report
         from pruning.run import run
 
         run(experiment, out, command)
-        print(f"\nAll results of study {experiment.study!r}: {frontier.write(out.parent)}")
+        print(f"\nAll results of study {experiment.study!r}: {report.write(out.parent)}")
         studies.append(out.parent)
     except BaseException as error:
         (out / "error.txt").write_text(traceback.format_exc())
@@ -78,10 +78,10 @@ def shell() -> int:
             "task: choose that part too, such as task=sst2, or leave the override out"
         )
     for study in {study for study in studies if studies.count(study) > 1}:
-        from pruning.results import frontier
+        from pruning import report
 
-        report = frontier.write(study)
-        print("", report.read_text() if report else "", sep="\n")
+        written = report.write(study)
+        print("", written.read_text() if written else "", sep="\n")
     for failure in failures:
         print("error:", failure, file=sys.stderr)
     return 1 if failures else 0

@@ -1,10 +1,11 @@
 """What the models of a study kept of each block, drawn: a row per model, a column per block."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from pruning.results.drawing import svg
 
 PARTS = ("attention", "ffn")
 
@@ -24,8 +25,6 @@ def shares(path: Path) -> dict[str, list[float]]:
 
 def draw(title: str, rows: Sequence[tuple[str, dict[str, list[float]]]]) -> str | None:
     """Return an SVG of (label, shares) per model, dark where all is kept; None without any."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     rows = [(label, of) for label, of in rows if set(of) == set(PARTS)]
@@ -42,7 +41,4 @@ def draw(title: str, rows: Sequence[tuple[str, dict[str, list[float]]]]) -> str 
         axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize="small")
     figure.colorbar(image, ax=panels, label="share kept")
     figure.suptitle(title)
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": title}):
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    return out.getvalue()
+    return svg(figure, title)
