@@ -1,6 +1,7 @@
 """Prune a language model to a speedup: `python launch.py model=... speedup=1.5`."""
 
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -28,7 +29,7 @@ def main(config: DictConfig) -> None:
         print(f"done before: {out / 'result.json'}")
         studies.append(out.parent)
         return
-    command = " ".join(["python launch.py", *hydra_config.overrides.task])
+    command = shlex.join(["python", "launch.py", *hydra_config.overrides.task])
     try:
         experiment = to_experiment(config)
         (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))

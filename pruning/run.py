@@ -69,8 +69,9 @@ def run(experiment: Experiment, out: Path, command: str = "") -> Result:
     evaluation = Evaluation(before.metrics, after.metrics, after.read, missing)
     found = result.compose(experiment, out.name, dense, met, table, evaluation, clock.total())
     found.training, found.break_even = list(plan.history), break_even(dense, sites, table)
+    found.command = command
     with clock("save"):
-        checkpoint.save(met.pruned, tokenizer, out / "model", card(found, command))
+        checkpoint.save(met.pruned, tokenizer, out / "model", card(found))
         result.write_allocation(met.allocation, out / "allocation.json")
     found.seconds = clock.total()
     result.write(found, out / "result.json")

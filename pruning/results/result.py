@@ -142,6 +142,7 @@ class Result:
     break_even: dict[str, dict[str, int]] = field(default_factory=dict)  # ranks, by projection
     embedding: dict[str, int] = field(default_factory=dict)  # rank of each cluster of tokens
     training: list[dict[str, float]] = field(default_factory=list)  # curves of what was trained
+    command: str = ""  # the command line of the job; empty in older results
     loader: str = "AutoModelForCausalLM"  # the class of transformers that loads the checkpoint
     schema: int = SCHEMA
 

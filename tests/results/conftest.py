@@ -41,4 +41,5 @@ def result() -> Result:
         memory=Memory(3.21, None),
         allocation=[Block(0, 9, 3, 1536), Block(1, 0, 0, 1024), Block(2, 6, 2, 0)],
         environment=environment(),
+        command="python launch.py speedup=1.25",
     )
