@@ -10,17 +10,27 @@ from pruning.results.drawing import svg
 PARTS = ("attention", "ffn")
 
 
+def units(path: Path) -> dict[str, dict[int, tuple[int, int]]]:
+    """Return by part and block how many units are kept, and of how many, from an allocation.json.
+
+    Parts are `attention` (query heads), `ffn` (channels), and single projections (ranks).
+    """
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    for name, of in json.loads(path.read_text()).items():
+        group, _, rest = name.partition(".")
+        where, _, part = rest.partition(".")
+        if group == "block":
+            found.setdefault(part, {})[int(where)] = (len(of["keep"]), of["of"])
+    return {part: dict(sorted(blocks.items())) for part, blocks in found.items()}
+
+
 def shares(path: Path) -> dict[str, list[float]]:
     """Return by part the share of its units that every block keeps, from an allocation.json.
 
     Parts that the method does not cut as a whole, such as single projections, are left out.
     """
-    found: dict[str, dict[int, float]] = {}
-    for name, of in json.loads(path.read_text()).items():
-        where, _, part = name.removeprefix("block.").partition(".")
-        if part in PARTS:
-            found.setdefault(part, {})[int(where)] = len(of["keep"]) / of["of"]
-    return {part: [of[index] for index in sorted(of)] for part, of in found.items()}
+    found = units(path)
+    return {p: [kept / of for kept, of in found[p].values()] for p in PARTS if p in found}
 
 
 def draw(title: str, rows: Sequence[tuple[str, dict[str, list[float]]]]) -> str | None:

@@ -1,11 +1,12 @@
 """Results as points: runs that differ in the seed and the task alone, with a label in common."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pruning.results.environment import flatten
 from pruning.results.report import is_metric, quantity
 from pruning.results.result import Result, read
 
@@ -52,6 +53,21 @@ class Point:
             of[task_of(run.config)] += [fmean(values)] if values else []
         return fmean(map(fmean, of.values())) if all(of.values()) else None
 
+    def centre(self, metric: str) -> tuple[float, float] | None:
+        """Return the mean speedup and the mean metric of the runs that measured it, or None."""
+        runs = [run for run in self.runs if metric in run.evaluation.pruned]
+        if not (values := self.values(metric)):
+            return None
+        return fmean(run.speedup.reached for run in runs), fmean(values)
+
+    def spread(self, metric: str) -> float | None:
+        """Return half the range of a metric over runs; of a single one, its standard error."""
+        values = self.values(metric)
+        if len(values) > 1:
+            return (max(values) - min(values)) / 2
+        errors = (run.evaluation.pruned.get(f"{metric}_stderr") for run in self.runs)
+        return next((error for error in errors if error is not None), None) if values else None
+
     def write(self, metric: str) -> str:
         """Write the mean of a metric; with half the range where there are several runs."""
         values = self.values(metric)
@@ -59,7 +75,7 @@ class Point:
             asked = any(metric in run.evaluation.pruned for run in self.runs)
             return "not finite" if asked else ""
         text = quantity({metric: fmean(values)}, metric)
-        return text if len(values) == 1 else f"{text} ± {(max(values) - min(values)) / 2:.2g}"
+        return text if len(values) == 1 else f"{text} ± {self.spread(metric):.2g}"
 
 
 def results_of(study: Path) -> list[Result]:
@@ -82,7 +98,7 @@ def labels(results: Sequence[Result]) -> list[str]:
 
     An option that another result does not have, since it is older, does not.
     """
-    flat = [dict(_flat(result.config)) for result in results]
+    flat = [_options(result.config) for result in results]
     names = [config["method.name"] for config in flat]
     found = []
     for name, config in zip(names, flat, strict=True):
@@ -105,15 +121,13 @@ def labels(results: Sequence[Result]) -> list[str]:
     return found
 
 
-def _flat(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk the values of a config, each with its path; what is no part of a label is left out."""
-    for key, value in config.items():
-        if (not path and key in NOT_THE_RESULT) or f"{path}{key}" == "method.seed":
-            continue
-        if isinstance(value, dict):
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
+def _options(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a config by path, without what is no part of a label."""
+    return {
+        key: value
+        for key, value in flatten(config)
+        if key.split(".")[0] not in NOT_THE_RESULT and key != "method.seed"
+    }
 
 
 def task_of(config: dict[str, Any]) -> str:
@@ -131,11 +145,16 @@ def metrics(points: Sequence[Point]) -> list[str]:
     """List what the models were evaluated on, perplexities first."""
     keys = dict.fromkeys(key for p in points for run in p.runs for key in run.evaluation.pruned)
     found = [key for key in keys if is_metric(key)]
-    return sorted(found, key=lambda key: "perplexity" not in key)
+    return sorted(found, key=lambda key: not is_cost(key))
+
+
+def is_cost(metric: str) -> bool:
+    """Tell metrics of which less is better."""
+    return "perplexity" in metric
 
 
 def best(points: Sequence[Point], metric: str) -> Point | None:
     """Return the best of the points that are as fast as was asked for."""
     rivals = [p for p in points if p.equal and p.values(metric)]
-    sign = 1 if "perplexity" in metric else -1
+    sign = 1 if is_cost(metric) else -1
     return min(rivals, key=lambda p: sign * fmean(p.values(metric)), default=None)
