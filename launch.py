@@ -81,7 +81,7 @@ def shell() -> int:
     for study in {study for study in studies if studies.count(study) > 1}:
         from pruning import report
 
-        written = report.write(study)
+        written = report.write(study, html=True)
         print("", written.read_text() if written else "", sep="\n")
     for failure in failures:
         print("error:", failure, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The report of a study: all results as tables and as plots for papers.
+"""The report of a study: all results as tables, as plots for papers, and as one page to look at.
 
 python -m pruning.report outputs/compare
 """
@@ -8,16 +8,18 @@ from pathlib import Path
 
 from pruning.results import kept
 from pruning.results.drawing import png, svg
+from pruning.results.page.page import page
 from pruning.results.plot import plot
 from pruning.results.points import gather, results_of
 from pruning.results.result import times, write_bytes, write_text
 from pruning.results.tables import markdown, table
 
 
-def write(study: Path) -> Path | None:
+def write(study: Path, html: bool = False) -> Path | None:
     """Write frontier.md, .csv, .svg and .png, and kept.svg, of the results in a directory.
 
-    Return the path of frontier.md; None where there are no results.
+    With `html` also frontier.html, which takes about two seconds more. Return the path of
+    frontier.md; None where there are no results.
     """
     points = gather(results_of(study))
     if not points:
@@ -30,6 +32,8 @@ def write(study: Path) -> Path | None:
     figure = plot(study.name, points)
     write_text(svg(figure, study.name), study / "frontier.svg")
     write_bytes(png(figure), study / "frontier.png")
+    if html:
+        write_text(page(study, points), study / "frontier.html")
     write_text(markdown(study.name, points), study / "frontier.md")
     return study / "frontier.md"
 
@@ -39,7 +43,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m pruning.report outputs/<study>", file=sys.stderr)
         return 2
-    written = write(Path(arguments[0]))
+    written = write(Path(arguments[0]).resolve(), html=True)
     if written is None:
         print(
             f"error: {arguments[0]} holds no result.json of a finished job; run some first",
