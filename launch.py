@@ -1,6 +1,7 @@
 """Prune a language model to a speedup: `python launch.py model=... speedup=1.5`."""
 
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -25,7 +26,7 @@ def main(config: DictConfig) -> None:
     """Run one job, unless its result is there already; another process may be at it."""
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
-    command = " ".join(["python launch.py", *hydra_config.overrides.task])
+    command = shlex.join(["python", "launch.py", *hydra_config.overrides.task])
     try:
         with locked(out / ".lock"):
             job(config, out, command)
@@ -49,11 +50,11 @@ def job(config: DictConfig, out: Path, command: str) -> None:
         rehearse(experiment, out.name)
         return
     (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-    from pruning.results import frontier
+    from pruning import report
     from pruning.run import run
 
     run(experiment, out, command)
-    print(f"\nAll results of study {experiment.study!r}: {frontier.write(out.parent)}")
+    print(f"\nAll results of study {experiment.study!r}: {report.write(out.parent)}")
 
 
 def message(error: BaseException) -> str:
@@ -91,10 +92,12 @@ def shell() -> int:
         jobs = read(path)
     studies = [Path(job.directory).parent for job in jobs]
     for study in dict.fromkeys(study for study in studies if studies.count(study) > 1):
-        from pruning.results import frontier
+        from pruning import report
+        from pruning.results.tracker import publish
 
-        report = frontier.write(study)
-        print("", report.read_text() if report else "", sep="\n")
+        if written := report.write(study, html=True):
+            publish(study)
+            print("", written.read_text(), sep="\n")
     failed = [job for job in jobs if job.failure]
     lines = [job.failure for job in failed]
     if len(jobs) > 1:

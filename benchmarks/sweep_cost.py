@@ -14,7 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pruning.results.result import Result, read
+from pruning.results.points import results_of
+from pruning.results.result import Result
 
 ASIDE = ("load", "finetune", "evaluate", "total", "solve")  # solve is part of prune
 SHARED = ("calibrate", "profile", "levels")
@@ -42,8 +43,7 @@ def main() -> None:
         if given.study is None:
             ran(given.speedups, overrides, Path(scratch))
         study = given.study or Path(scratch) / "results"
-        found = [read(path) for path in sorted(study.glob("*/result.json"))]
-    results = [result for result in found if result is not None]
+        results = results_of(study)
     kinds = {(r.config["method"]["name"], r.latency.phase, r.config["seed"]) for r in results}
     for method, phase, seed in sorted(kinds):
         of = [

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pruning.experiment import compose
+from pruning.results.points import results_of
 from pruning.results.report import is_metric
-from pruning.results.result import Result, read
+from pruning.results.result import Result
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -74,8 +75,7 @@ def main(arguments: list[str]) -> int:
         sys.exit("usage: python -m pruning.dashboard outputs/<study> [entity=me] [project=name]")
     study = Path(arguments[0])
     tracker = compose(["tracker=wandb", *(f"tracker.{given}" for given in arguments[1:])]).tracker
-    found = (read(path) for path in sorted(study.glob("*/result.json")))
-    results = [result for result in found if result is not None]
+    results = results_of(study)
     if not results:
         sys.exit(f"error: {study} holds no result.json of a finished job; run some first")
     try:

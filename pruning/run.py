@@ -76,8 +76,9 @@ def _run(experiment: Experiment, out: Path, device: torch.device, command: str) 
     found = result.compose(experiment, out.name, dense, met, table, evaluation, clock.total())
     found.training, found.search = list(plan.history), list(plan.searched)
     found.break_even = break_even(dense, sites, table)
+    found.command = command
     with clock("save"):
-        checkpoint.save(met.pruned, tokenizer, out / "model", card(found, command))
+        checkpoint.save(met.pruned, tokenizer, out / "model", card(found))
         result.write_allocation(met.allocation, out / "allocation.json")
         table.write(out / "latency.json")
     found.seconds = clock.total()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from pruning.experiment import compose
-from pruning.results.result import read
+from pruning.results.points import results_of
 from pruning.results.tracker import Service
 
 
@@ -20,13 +20,12 @@ def main(arguments: list[str]) -> int:
     study, overrides = Path(arguments[0]), arguments[1:]
     tracker = compose(["tracker=wandb", "tracker.mode=online", *overrides]).tracker
     assert tracker.name is Service.wandb
-    found = [(read(path), path.parent) for path in sorted(study.glob("*/result.json"))]
-    jobs = [(result, directory) for result, directory in found if result is not None]
-    if not jobs:
+    results = results_of(study)
+    if not results:
         sys.exit(f"error: {study} holds no result.json of a finished job; run some first")
-    taken = [tracker.report(result, directory) for result, directory in jobs]
+    taken = [tracker.report(result, study / result.name) for result in results]
     taken.append(tracker.report_study(study))
-    print(f"W&B took {sum(taken)} of {len(taken)} runs: {len(jobs)} results and the frontier")
+    print(f"W&B took {sum(taken)} of {len(taken)} runs: {len(results)} results and the frontier")
     return 0 if all(taken) else 1
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -573,6 +574,10 @@ def test_a_comparison_is_one_table_and_one_plot(place, job, jobs):
         for method in ("uniform_ffn", "depth"):
             assert f"| {target} | {method} |" in table
     assert (place.root / "compare" / "frontier.svg").read_text().startswith("<?xml")
+    page = (place.root / "compare" / "frontier.html").read_text()
+    for result in place.results("compare"):
+        assert result["name"] in page
+        assert f"speedup={result['speedup']['target']}" in shlex.split(result["command"])
     again = jobs("-m", *arguments, "speedup=1.3,1.6")
     assert again.stdout.count("done before") == 4
     assert again.stdout.rstrip().endswith(table.rstrip())

@@ -65,7 +65,7 @@ def content(place: Place, outputs: str) -> dict[str, dict]:
     found = {}
     for path in (place.root / outputs).glob("*/result.json"):
         result = json.loads(path.read_text())
-        for key in ("seconds", "memory", "environment"):
+        for key in ("seconds", "memory", "environment", "command"):
             del result[key]
         for key in ("cache", "study"):
             del result["config"][key]

@@ -1,10 +1,10 @@
 """A latency table for people: as text, and drawn."""
 
-import io
 from collections.abc import Iterator
 
 from pruning.latency.grid import offered
 from pruning.latency.table import LatencyTable, text
+from pruning.results.drawing import svg
 
 
 def tables(table: LatencyTable, title: str) -> Iterator[str]:
@@ -32,8 +32,6 @@ def tables(table: LatencyTable, title: str) -> Iterator[str]:
 
 def draw(table: LatencyTable, title: str) -> str:
     """Return an SVG: the cost of each part over its size, dense at the right."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5 * len(table.parts), 3.6), layout="constrained")
@@ -55,7 +53,4 @@ def draw(table: LatencyTable, title: str) -> str:
         if lattice:
             axes.legend(fontsize="small")
     figure.suptitle(f"{title} ({table.basis})", fontsize="medium")
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": title}):
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    return out.getvalue()
+    return svg(figure, title)

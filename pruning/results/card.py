@@ -14,7 +14,7 @@ PIPELINES = {
 }
 
 
-def card(result: Result, command: str) -> str:
+def card(result: Result) -> str:
     """Return the README.md of a checkpoint: front matter for the hub, then the facts."""
     front: dict[str, str | list[str]] = {
         "library_name": "transformers",
@@ -25,11 +25,11 @@ def card(result: Result, command: str) -> str:
         front = {"base_model": base, **front}
     # JSON is YAML, and quotes what needs quoting
     matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
-    sections = [what(result, command), measured(result), kept(result), load(result)]
+    sections = [what(result), measured(result), kept(result), load(result)]
     return f"---\n{matter}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def what(result: Result, command: str) -> str:
+def what(result: Result) -> str:
     """Say what was done."""
     config, params = result.config, result.params
     model = config["model"]
@@ -43,7 +43,7 @@ def what(result: Result, command: str) -> str:
         f"{until}. Whole attention heads, FFN "
         f"channels and sub-blocks were removed: {params.pruned:,} of {params.dense:,} parameters "
         f"are left ({params.ratio:.1%}). The command:\n\n"
-        f"```\n{command}\n```"
+        f"```\n{result.command}\n```"
     )
 
 

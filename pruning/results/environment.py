@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,26 @@ def checkout() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
+
+
+def flatten(nested: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk the values of nested dictionaries, each with its path, `("packages.torch", "2")`."""
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def differences(environments: Sequence[dict[str, Any]]) -> dict[str, list[str | None]]:
+    """Return by path, where environments differ, the value that each has, as text.
+
+    None where it does not tell: an older result has fewer keys, which is no difference.
+    """
+    flat = [dict(flatten(environment)) for environment in environments]
+    found = {}
+    for key in dict.fromkeys(key for of in flat for key in of):
+        values = [str(of[key]) if key in of else None for of in flat]
+        if len({value for value in values if value is not None}) > 1:
+            found[key] = values
+    return found

@@ -1,12 +1,27 @@
 """What the models of a study kept of each block, drawn: a row per model, a column per block."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pruning.results.drawing import svg
+
 PARTS = ("attention", "ffn")
+
+
+def units(path: Path) -> dict[str, dict[int, tuple[int, int]]]:
+    """Return by part and block how many units are kept, and of how many, from an allocation.json.
+
+    Parts are `attention` (query heads), `ffn` (channels), and single projections (ranks).
+    """
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    for name, of in json.loads(path.read_text()).items():
+        group, _, rest = name.partition(".")
+        where, _, part = rest.partition(".")
+        if group == "block":
+            found.setdefault(part, {})[int(where)] = (len(of["keep"]), of["of"])
+    return {part: dict(sorted(blocks.items())) for part, blocks in found.items()}
 
 
 def shares(path: Path) -> dict[str, list[float]]:
@@ -14,18 +29,12 @@ def shares(path: Path) -> dict[str, list[float]]:
 
     Parts that the method does not cut as a whole, such as single projections, are left out.
     """
-    found: dict[str, dict[int, float]] = {}
-    for name, of in json.loads(path.read_text()).items():
-        where, _, part = name.removeprefix("block.").partition(".")
-        if part in PARTS:
-            found.setdefault(part, {})[int(where)] = len(of["keep"]) / of["of"]
-    return {part: [of[index] for index in sorted(of)] for part, of in found.items()}
+    found = units(path)
+    return {p: [kept / of for kept, of in found[p].values()] for p in PARTS if p in found}
 
 
 def draw(title: str, rows: Sequence[tuple[str, dict[str, list[float]]]]) -> str | None:
     """Return an SVG of (label, shares) per model, dark where all is kept; None without any."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     rows = [(label, of) for label, of in rows if set(of) == set(PARTS)]
@@ -42,7 +51,4 @@ def draw(title: str, rows: Sequence[tuple[str, dict[str, list[float]]]]) -> str 
         axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize="small")
     figure.colorbar(image, ax=panels, label="share kept")
     figure.suptitle(title)
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": title}):
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    return out.getvalue()
+    return svg(figure, title)

@@ -143,6 +143,7 @@ class Result:
     embedding: dict[str, int] = field(default_factory=dict)  # rank of each cluster of tokens
     training: list[dict[str, float]] = field(default_factory=list)  # curves of what was trained
     search: list[dict[str, float]] = field(default_factory=list)  # losses of what it measured
+    command: str = ""  # the command line of the job; empty in older results
     loader: str = "AutoModelForCausalLM"  # the class of transformers that loads the checkpoint
     schema: int = SCHEMA
 
@@ -235,12 +236,17 @@ def write(result: Result, path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
+    """Write a text file whole or not at all."""
+    write_bytes(text.encode(), path)
+
+
+def write_bytes(content: bytes, path: Path) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(scratch, 0o644)  # mkstemp gives 0600

@@ -9,7 +9,7 @@ from pruning.results.result import Result
 if TYPE_CHECKING:
     from wandb import Run
 
-    from pruning.results.frontier import Point
+    from pruning.results.points import Point
 
 FILES = ("result.json", "allocation.json", "latency.json", "config.yaml")
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
-from pruning.results.result import Result, read
+from pruning.results.result import Result
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -73,11 +73,10 @@ class Tracker:
         """Show the frontier of a study's results, as one run; say whether W&B took it."""
         if not self.shows:
             return False
-        from pruning.results.frontier import gather
+        from pruning.results.points import gather, results_of
         from pruning.results.runs import log_study
 
-        read_all = (read(path) for path in sorted(directory.glob("*/result.json")))
-        found = gather([result for result in read_all if result is not None])
+        found = gather(results_of(directory))
         name = f"{directory.name}-frontier"
 
         def show(run: "Run") -> None:
@@ -127,6 +126,15 @@ class Tracker:
             return "online"
         log.info("no W&B API key: the run stays offline; `python -m pruning.sync` uploads it later")
         return "offline"
+
+
+def publish(study: Path) -> None:
+    """Show the frontier of a study by the tracker that its first result was made with."""
+    from pruning.results.points import results_of
+
+    given = results_of(study)[0].config["tracker"]
+    kinds = {"name": Service(given["name"]), "mode": Mode(given["mode"])}
+    Tracker(**{"checkpoint": False, **given, **kinds}).report_study(study)
 
 
 def run_id(name: str) -> str:

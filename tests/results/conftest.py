@@ -1,4 +1,8 @@
-"""One made-up result that has everything."""
+"""One made-up result that has everything, and a study of results that differ."""
+
+import json
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +17,11 @@ from pruning.results.result import (
     Result,
     Speedup,
 )
+from pruning.results.result import write as write_result
+
+LONG, ACC = "wiki/text/token_perplexity_2048", "quick/arc_easy/acc"
+PARTS = ("attention", "ffn", "mlp.up_proj")
+NASTY = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>&\""
 
 
 @pytest.fixture
@@ -41,4 +50,42 @@ def result() -> Result:
         memory=Memory(3.21, None),
         allocation=[Block(0, 9, 3, 1536), Block(1, 0, 0, 1024), Block(2, 6, 2, 0)],
         environment=environment(),
+        command="python launch.py speedup=1.25",
     )
+
+
+def job(study, result, method, target, reached, long, acc, seed=0, **changed):
+    """Write a result and its allocation; return it."""
+    name = re.sub(r"[^\w.]+", "-", f"{method}-{target}-{seed}")
+    groups = {"model": {"name": "m"}, "method": {"name": method}, "hardware": {"name": "local"}}
+    run = replace(
+        result,
+        name=name,
+        config=groups | {"seed": seed, "speedup": target},
+        speedup=Speedup(target, target + 0.01, reached, []),
+        evaluation=Evaluation(
+            {LONG: 20.0, ACC: 0.6, f"{ACC}_stderr": 0.02},
+            {LONG: long, ACC: acc, f"{ACC}_stderr": 0.03},
+        ),
+        command=f"python launch.py method={method} speedup={target} seed={seed}",
+    )
+    run = replace(run, **changed)
+    write_result(run, study / name / "result.json")
+    sites = {f"block.{i}.{part}": {"of": 8, "keep": [*range(i)]} for i in (0, 8) for part in PARTS}
+    (study / name / "allocation.json").write_text(json.dumps(sites))
+    return run
+
+
+@pytest.fixture
+def varied(result, tmp_path):
+    """Write a study of six results: two seeds, one not finite, one estimated, one elsewhere."""
+    home = tmp_path / "study"
+    job(home, result, "ziplm", 1.5, 1.49, 40.0, 0.5)
+    job(home, result, "ziplm", 1.5, 1.51, 44.0, 0.34, seed=1)
+    job(home, result, "ziplm", 2.0, 2.02, 90.0, 0.35)
+    job(home, result, "depth", 1.5, 1.52, None, 0.3)
+    other = result.environment | {"threads": 64, "packages": {"torch": "1.0"}}
+    job(home, result, NASTY, 1.5, 1.3, 95.0, 0.3, environment=other)
+    guess = Speedup(2.0, 2.0, None, [], "estimated")
+    job(home, result, "magnitude", 2.0, 0, 200.0, 0.28, speedup=guess, command="")
+    return home

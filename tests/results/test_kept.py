@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from pruning.results.kept import draw, shares
+from pruning.results.kept import draw, shares, units
 
 
 def write(path, sites: dict[str, tuple[int, int]]):
@@ -22,6 +22,12 @@ def test_shares_are_in_the_order_of_blocks(tmp_path):
         "attention": pytest.approx([1, 14 / 16, 6 / 16]),
         "ffn": pytest.approx([0, 0.2, 1]),
     }
+
+
+def test_units_are_of_projections_too(tmp_path):
+    sites = {"block.2.ffn": (8, 3), "block.0.mlp.up_proj": (64, 3), "embedding": (4, 4)}
+    found = units(write(tmp_path / "a.json", sites))
+    assert found == {"ffn": {2: (3, 8)}, "mlp.up_proj": {0: (3, 64)}}
 
 
 def test_a_picture_names_every_model():

@@ -45,7 +45,7 @@ def test_chance_stands_beside_an_accuracy():
 
 
 def test_the_card_says_what_how_and_what_came_of_it(result):
-    text = card(result, "python launch.py speedup=1.25")
+    text = card(result)
     _, front, body = text.split("---\n", 2)
     matter = yaml.safe_load(front)
     assert matter["base_model"] == "HuggingFaceTB/SmolLM2-135M"
@@ -71,4 +71,4 @@ def test_the_card_says_what_how_and_what_came_of_it(result):
 )
 def test_only_a_hub_id_is_a_base_model(result, model):
     result.config["model"] = model
-    assert "base_model" not in card(result, "")
+    assert "base_model" not in card(result)

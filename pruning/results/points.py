@@ -1,0 +1,160 @@
+"""Results as points: runs that differ in the seed and the task alone, with a label in common."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pruning.results.environment import flatten
+from pruning.results.report import is_metric, quantity
+from pruning.results.result import Result, read
+
+EQUAL = 0.03  # measured speedups within this share of the target count as equal
+NOT_THE_RESULT = ("speedup", "seed", "study", "tracker", "cache", "dry_run")
+
+
+@dataclass
+class Point:
+    """The runs of one method at one target; they differ in the seed and the task alone."""
+
+    label: str
+    target: float | None
+    runs: list[Result]
+
+    @property
+    def reached(self) -> float:
+        """Return the mean speedup."""
+        return fmean(run.speedup.reached for run in self.runs)
+
+    @property
+    def basis(self) -> str:
+        """Say how the speedups are known."""
+        return " and ".join(sorted({run.speedup.basis for run in self.runs}))
+
+    @property
+    def equal(self) -> bool:
+        """Say whether every run came as near to the target as a comparison asks for."""
+        off = (abs(run.speedup.reached / self.target - 1) for run in self.runs if self.target)
+        return all(share <= EQUAL for share in off)
+
+    def values(self, metric: str) -> list[float]:
+        """Return the metric of every run that measured it; none if one is not finite."""
+        sides = (run.evaluation.pruned for run in self.runs)
+        found = [side[metric] for side in sides if metric in side]
+        return [] if None in found else found  # type: ignore[return-value]
+
+    def average(self, tasks: set[str]) -> float | None:
+        """Return GLUE's: the mean over tasks of the mean of a task's metrics; None without all."""
+        of: dict[str, list[float]] = {task: [] for task in tasks}
+        for run in self.runs:
+            pruned = run.evaluation.pruned
+            values = [v for key, v in pruned.items() if is_metric(key) and v is not None]
+            of[task_of(run.config)] += [fmean(values)] if values else []
+        return fmean(map(fmean, of.values())) if all(of.values()) else None
+
+    def centre(self, metric: str) -> tuple[float, float] | None:
+        """Return the mean speedup and the mean metric of the runs that measured it, or None."""
+        runs = [run for run in self.runs if metric in run.evaluation.pruned]
+        if not (values := self.values(metric)):
+            return None
+        return fmean(run.speedup.reached for run in runs), fmean(values)
+
+    def spread(self, metric: str) -> float | None:
+        """Return half the range of a metric over runs; of a single one, its standard error."""
+        values = self.values(metric)
+        if len(values) > 1:
+            return (max(values) - min(values)) / 2
+        errors = (run.evaluation.pruned.get(f"{metric}_stderr") for run in self.runs)
+        return next((error for error in errors if error is not None), None) if values else None
+
+    def write(self, metric: str) -> str:
+        """Write the mean of a metric; with half the range where there are several runs."""
+        values = self.values(metric)
+        if not values:
+            asked = any(metric in run.evaluation.pruned for run in self.runs)
+            return "not finite" if asked else ""
+        text = quantity({metric: fmean(values)}, metric)
+        return text if len(values) == 1 else f"{text} ± {self.spread(metric):.2g}"
+
+
+def results_of(study: Path) -> list[Result]:
+    """Read the results of all finished jobs in a directory, in the order of their names."""
+    found = (read(path) for path in sorted(study.glob("*/result.json")))
+    return [result for result in found if result is not None]
+
+
+def gather(results: Sequence[Result]) -> list[Point]:
+    """Group runs that differ in the seed and the task alone, by target and then by label."""
+    points: dict[tuple[str, float | None], Point] = {}
+    for label, result in zip(labels(results), results, strict=True):
+        target = result.speedup.target
+        points.setdefault((label, target), Point(label, target, [])).runs.append(result)
+    return sorted(points.values(), key=lambda p: (p.target or 0.0, p.label))
+
+
+def labels(results: Sequence[Result]) -> list[str]:
+    """Name every result by its method, and by whatever else sets it apart from the others.
+
+    An option that another result does not have, since it is older, does not.
+    """
+    flat = [_options(result.config) for result in results]
+    names = [config["method.name"] for config in flat]
+    found = []
+    for name, config in zip(names, flat, strict=True):
+        alike = [other for other, of in zip(flat, names, strict=True) if of == name]
+        extra: dict[str, Any] = {}
+        for key, value in config.items():
+            group = key.split(".")[0]
+            rivals = alike if group in ("method", "search") else flat
+            if group == "task":  # tasks differ in many options
+                rivals = [of for of in flat if of.get("task.name") == config.get("task.name")]
+            if all(other.get(key, value) == value for other in rivals):
+                continue
+            if f"{group}.name" in config and any(
+                other.get(f"{group}.name") != config[f"{group}.name"] for other in rivals
+            ):
+                extra[group] = config[f"{group}.name"]
+            else:
+                extra[key] = value
+        found.append(", ".join([name, *(f"{key}={value}" for key, value in extra.items())]))
+    return found
+
+
+def _options(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a config by path, without what is no part of a label."""
+    return {
+        key: value
+        for key, value in flatten(config)
+        if key.split(".")[0] not in NOT_THE_RESULT and key != "method.seed"
+    }
+
+
+def task_of(config: dict[str, Any]) -> str:
+    """Return the name of the task of a job, "" without one."""
+    return (config.get("task") or {}).get("name", "")
+
+
+def dense_of(points: Sequence[Point], metric: str) -> Mapping[str, float | None]:
+    """Return the numbers of the first dense model that was measured so."""
+    sides = (run.evaluation.dense for p in points for run in p.runs)
+    return next((side for side in sides if metric in side), {})
+
+
+def metrics(points: Sequence[Point]) -> list[str]:
+    """List what the models were evaluated on, perplexities first."""
+    keys = dict.fromkeys(key for p in points for run in p.runs for key in run.evaluation.pruned)
+    found = [key for key in keys if is_metric(key)]
+    return sorted(found, key=lambda key: not is_cost(key))
+
+
+def is_cost(metric: str) -> bool:
+    """Tell metrics of which less is better."""
+    return "perplexity" in metric
+
+
+def best(points: Sequence[Point], metric: str) -> Point | None:
+    """Return the best of the points that are as fast as was asked for."""
+    rivals = [p for p in points if p.equal and p.values(metric)]
+    sign = 1 if is_cost(metric) else -1
+    return min(rivals, key=lambda p: sign * fmean(p.values(metric)), default=None)
