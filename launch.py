@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
-from pruning.experiment import register, to_experiment
+from pruning.experiment import register, run_name, to_experiment
 from pruning.results.journal import Ended, journal, note, read
 from pruning.results.result import finished
 from pruning.results.turns import locked
@@ -49,12 +49,25 @@ def job(config: DictConfig, out: Path, command: str) -> None:
 
         rehearse(experiment, out.name)
         return
+    start = None
+    if (target := experiment.recovery.before(experiment.speedup)) is not None:
+        start = earlier(config, target, out, command)
     (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     from pruning import report
     from pruning.run import run
 
-    run(experiment, out, command)
+    run(experiment, out, command, start)
     print(f"\nAll results of study {experiment.study!r}: {report.write(out.parent)}")
+
+
+def earlier(config: DictConfig, target: float, out: Path, command: str) -> Path:
+    """Run the job of a lower target, which this one goes on from; return where it is."""
+    config = config.copy()
+    config.speedup = target
+    start = out.parent / run_name(config)
+    with locked(start / ".lock"):
+        job(config, start, command)
+    return start
 
 
 def message(error: BaseException) -> str:

@@ -27,6 +27,7 @@ from pruning.methods.svd import SVD
 from pruning.methods.wanda_sp import WandaSp
 from pruning.methods.ziplm import ZipLM
 from pruning.models.source import Model
+from pruning.recovery.recovery import NoRecovery, Recovery, Training
 from pruning.results.cache import digest
 from pruning.results.result import SCHEMA
 from pruning.results.tracker import Tracker
@@ -53,6 +54,7 @@ SEARCHES = {
     "schedule": Schedule,
     "none": NoSearch,
 }
+RECOVERIES = {"none": NoRecovery, "training": Training}
 NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "dry_run")
 TASKS = {"classification": Classification, "answering": Answering}
 
@@ -67,6 +69,7 @@ class Experiment:
     calibration: Calibration = MISSING
     search: Search = MISSING
     suite: Suite = MISSING
+    recovery: Recovery = MISSING  # training of the pruned model
     tracker: Tracker = MISSING
     task: Task | None = None  # that an encoder is fine-tuned for
     speedup: float | None = MISSING  # of the dense model's latency, at least 1; null: method.ratio
@@ -95,6 +98,15 @@ class Experiment:
             raise ValueError(
                 f"calibration={self.calibration.name} takes the rows of a task, and there is none: "
                 "give one, such as task=sst2, or another calibration"
+            )
+        if (
+            isinstance(self.recovery, Recovery)
+            and self.recovery.before(self.speedup) is not None
+            and not self.method.again
+        ):
+            raise ValueError(
+                f"recovery={self.recovery.name} goes on with what was pruned before, which "
+                f"method={self.method.name} cannot: give recovery.path=[] or another method"
             )
         dial = getattr(self.method, "dial", "")
         ratio = getattr(self.method, dial) if dial else None
@@ -170,6 +182,8 @@ def register() -> None:
         store.store(group="schema/task", name=name, node=node)
     for name, node in SEARCHES.items():
         store.store(group="schema/search", name=name, node=node)
+    for name, node in RECOVERIES.items():
+        store.store(group="schema/recovery", name=name, node=node)
 
     def resolve(*, _root_: DictConfig) -> str:
         return run_name(_root_)

@@ -12,7 +12,9 @@ from pruning.latency.meet import meet
 from pruning.latency.profile import break_even
 from pruning.methods.method import Subject
 from pruning.models import checkpoint
+from pruning.models.sites import composed
 from pruning.models.source import fingerprint
+from pruning.recovery.heal import heal
 from pruning.results import report, result
 from pruning.results.cache import Cache
 from pruning.results.card import card
@@ -23,16 +25,22 @@ from pruning.results.turns import sharing
 log = logging.getLogger(__name__)
 
 
-def run(experiment: Experiment, out: Path, command: str = "") -> Result:
-    """Prune a model to a speedup; leave checkpoint, allocation.json and result.json in `out`."""
+def run(experiment: Experiment, out: Path, command: str = "", start: Path | None = None) -> Result:
+    """Prune a model to a speedup; leave checkpoint, allocation.json and result.json in `out`.
+
+    `start` is where another job left a model that was already pruned to a lower speedup, to go on
+    from; speed and quality are compared with those of the dense model all the same.
+    """
     transformers.logging.set_verbosity_error()  # its advice on per-layer configs is for authors
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it logs every retry twice
     device = experiment.hardware.open()
     with sharing(device):
-        return _run(experiment, out, device, command)
+        return _run(experiment, out, device, command, start)
 
 
-def _run(experiment: Experiment, out: Path, device: torch.device, command: str) -> Result:
+def _run(
+    experiment: Experiment, out: Path, device: torch.device, command: str, start: Path | None
+) -> Result:
     cache, clock = Cache(experiment.cache), Stopwatch()
     seed, task = experiment.seed, experiment.task
     suite, missing = experiment.suite.of(task).available(cache)
@@ -43,7 +51,10 @@ def _run(experiment: Experiment, out: Path, device: torch.device, command: str) 
     if task is not None:
         with clock("finetune"):
             dense = task.teach(dense, tokenizer, cache, seed)
-    identity = fingerprint(dense)
+    given, identity = dense, fingerprint(dense)
+    if start is not None:
+        with clock("load"):
+            given = checkpoint.load(start / "model", dense.dtype, device)
     with clock("calibrate"):
         source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
         batches = experiment.calibration.batches(**source)
@@ -56,8 +67,8 @@ def _run(experiment: Experiment, out: Path, device: torch.device, command: str) 
         before = suite.evaluate(dense, tokenizer, cache, identity)
     plan = experiment.method.plan(
         Subject(
-            dense,
-            identity,
+            given,
+            identity if given is dense else fingerprint(given),
             batches,
             partial(experiment.calibration.up_to, **source),
             experiment.calibration,
@@ -70,10 +81,20 @@ def _run(experiment: Experiment, out: Path, device: torch.device, command: str) 
         )
     )
     met = meet(dense, plan, table, experiment.hardware, experiment.speedup, clock)
+    if start is not None:
+        former = result.read_allocation(start / "allocation.json", sites)
+        met.allocation = composed(former, met.allocation)
     with clock("evaluate"):
         after = suite.evaluate(met.pruned, tokenizer, cache)
     evaluation = Evaluation(before.metrics, after.metrics, after.read, missing)
+    recovered = heal(experiment, met, dense, tokenizer, suite, cache, clock)
+    if recovered is not None:
+        with clock("evaluate"):
+            evaluation.one_shot = evaluation.pruned
+            evaluation.pruned = suite.evaluate(met.pruned, tokenizer, cache).metrics
     found = result.compose(experiment, out.name, dense, met, table, evaluation, clock.total())
+    if recovered is not None:
+        found.recovery = recovered.cost | {"curve": recovered.curve}
     found.training, found.search = list(plan.history), list(plan.searched)
     found.break_even = break_even(dense, sites, table)
     found.command = command

@@ -82,6 +82,15 @@ class Batch:
         return [self.take(slice(start, start + size)) for start in range(0, len(self.ids), size)]
 
 
+def digest_rows(rows: Sequence[Row]) -> str:
+    """Hash all that rows hold, 16 hexadecimal digits."""
+    state = hashlib.sha256()
+    for row in rows:
+        for tensor in row.values():
+            state.update(tensor.numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
 def shuffled(items: Sequence[Item], seed: int) -> Iterator[Item]:
     """Yield every item once, in random order."""
     generator = torch.Generator().manual_seed(seed)

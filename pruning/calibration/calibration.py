@@ -85,18 +85,16 @@ class Calibration:
         task: "Task | None" = None,
     ) -> list["Batch"]:
         """Return batches of so many tokens, or of all there are; more begin with the same ones."""
-        from pruning.calibration.batch import cut, pack, pad, shuffled
+        from pruning.calibration.batch import pad, shuffled
 
-        filler: Any = tokenizer.pad_token_id or 0
         if self.text is None:
             assert task is not None, "Experiment asks for a text where there is no task"
+            filler: Any = tokenizer.pad_token_id or 0
             rows = pad(shuffled(task.examples(tokenizer, cache), seed), tokens, filler)
         else:
-            documents = self.text.documents(cache, "calibration.text")
-            if self.pack:
-                rows = pack(tokenizer, documents, self.sequence, tokens, seed)
-            else:
-                rows = pad(cut(tokenizer, documents, self.sequence, seed), tokens, filler)
+            rows = self.rows(
+                self.text.documents(cache, "calibration.text"), tokens, tokenizer, seed
+            )
         batches = rows.split(self.batch)
         every = max(2, round(1 / self.held_out))
         if len(batches) < every:
@@ -108,3 +106,14 @@ class Calibration:
         for index, batch in enumerate(batches):
             batch.held_out = index % every == every - 1
         return batches
+
+    def rows(
+        self, documents: list[str], tokens: int, tokenizer: "PreTrainedTokenizerBase", seed: int
+    ) -> "Batch":
+        """Tokenise shuffled documents, packed or padded, up to so many tokens."""
+        from pruning.calibration.batch import cut, pack, pad
+
+        if self.pack:
+            return pack(tokenizer, documents, self.sequence, tokens, seed)
+        filler: Any = tokenizer.pad_token_id or 0
+        return pad(cut(tokenizer, documents, self.sequence, seed), tokens, filler)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from string import Formatter
 
 from pruning.results.cache import Cache
 from pruning.rows import TABLES, Rows, kind
@@ -13,6 +14,7 @@ class Text(Rows):
     """Documents, one string each: a column of rows, or whole .txt, .raw or .tokens files."""
 
     column: str = "text"  # column or JSON key that holds the text
+    template: str | None = None  # of several columns, such as "{instruction}\n{output}"
     limit: int | None = None  # documents to read at most
     start: float = 0.0  # first document to use, as a fraction of the distinct documents
     stop: float = 1.0  # end of the documents to use, likewise
@@ -36,5 +38,13 @@ class Text(Rows):
         if whole:
             yield from (path.read_text() for path in whole)
         else:
-            column = [("column", self.column)]
-            yield from (row[self.column] for row in self.rows(cache, field, column))
+            yield from self._rendered(cache, field)
+
+    def _rendered(self, cache: Cache, field: str) -> Iterator[str]:
+        if self.template is None:
+            for row in self.rows(cache, field, [("column", self.column)]):
+                yield row[self.column]
+        else:
+            names = [name for _, name, _, _ in Formatter().parse(self.template) if name]
+            for row in self.rows(cache, field, [("template", name) for name in names]):
+                yield self.template.format_map(row)

@@ -66,6 +66,10 @@ class Part(ABC):
     def measure(self, name: str, candidate: Candidate) -> Measured:
         """Return metrics named `<name>/<metric>`."""
 
+    def reads(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> list[list[int]]:
+        """Return the tokens of its texts, without special ones; none of what lm-eval reads."""
+        return []
+
     def sums(self) -> dict[str, str]:
         """Return the sums of the local files, those of folders too."""
         found = [path for given in self.paths() for path in local(Path(given))]

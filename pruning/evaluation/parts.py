@@ -4,7 +4,7 @@ import logging
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -12,7 +12,11 @@ from pruning.calibration.text import Text
 from pruning.evaluation.part import Candidate, Measured, Part, digest_of
 from pruning.results.cache import Cache
 from pruning.tasks.labelled import Labelled
-from pruning.tasks.questions import Questions
+from pruning.tasks.questions import Question, Questions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ class Perplexity(Part):
 
         `batch` windows of the largest size go through the model at a time, more of smaller ones.
         """
-        from pruning.evaluation.perplexity import token_perplexity, tokenize
+        from pruning.evaluation.perplexity import token_perplexity
         from pruning.models.sites import positions
 
         model = candidate.model
@@ -62,9 +66,7 @@ class Perplexity(Part):
                 f"suite.perplexity.window={self.window} goes beyond the {longest} positions of "
                 f"this model: give sizes of {longest} or less"
             )
-        documents = self.text.documents(candidate.cache, "suite.perplexity.text")
-        enough = None if self.tokens is None else self.tokens + largest
-        tokens = tokenize(candidate.tokenizer, documents, enough)[: self.tokens]
+        tokens = self._read(candidate.tokenizer, candidate.cache)
         if len(tokens) < largest:
             raise ValueError(
                 f"suite.perplexity.window={self.window} is more than the {len(tokens)} tokens of "
@@ -79,6 +81,16 @@ class Perplexity(Part):
             for window in self.window
         }
         return Measured(found, {name: digest_of(tokens.tolist())})
+
+    def reads(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> list[list[int]]:
+        return [self._read(tokenizer, cache).tolist()]
+
+    def _read(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "Tensor":
+        from pruning.evaluation.perplexity import tokenize
+
+        documents = self.text.documents(cache, "suite.perplexity.text")
+        enough = None if self.tokens is None else self.tokens + max(self.window)
+        return tokenize(tokenizer, documents, enough)[: self.tokens]
 
 
 @dataclass
@@ -150,6 +162,15 @@ class PartOfRows(Part):
         if not self.read(cache, field, 1):
             raise ValueError(f"{field}.path={self.path!r} holds no {self.unit}: give others")
 
+    @abstractmethod
+    def texts(self, row: Any) -> list[str]:
+        """Return what a model reads of a row."""
+
+    def reads(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> list[list[int]]:
+        texts = [self.texts(row) for row in self.read(cache, "suite")]
+        plain: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        return [[i for text in of for i in tokenizer(text, **plain).input_ids] for of in texts]
+
 
 @dataclass
 class Judged(Labelled, PartOfRows):
@@ -158,6 +179,9 @@ class Judged(Labelled, PartOfRows):
     head = "ForSequenceClassification"
     unit = "rows"
     metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
+
+    def texts(self, row: dict) -> list[str]:
+        return [str(row[column]) for column in self.columns]
 
     def measure(self, name: str, candidate: Candidate) -> Measured:
         from pruning.evaluation.classification import evaluate_labelled
@@ -179,6 +203,9 @@ class Answered(Questions, PartOfRows):
         for name in ("sequence", "stride", "longest"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"suite.questions.*.{name}={value} must be at least 1")
+
+    def texts(self, row: Question) -> list[str]:
+        return [row.text, row.context]
 
     def measure(self, name: str, candidate: Candidate) -> Measured:
         from pruning.evaluation.answers import evaluate_questions

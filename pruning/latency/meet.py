@@ -118,6 +118,15 @@ def meet(
     return best
 
 
+def timed_again(met: Met, dense: PreTrainedModel, hardware: Local) -> None:
+    """Time a model whose weights are others now, shapes as they were, and note it as a round."""
+    met.dense_timing, met.pruned_timing = hardware.compare(dense, met.pruned)
+    met.measured, doubt = ratio(met.dense_timing, met.pruned_timing)
+    found = {"aim": None, "predicted": met.predicted, "measured": met.measured, "stderr": doubt}
+    met.rounds.append(found)
+    log.info("measured again after recovery: %.3fx ± %.3f", met.measured, doubt)
+
+
 def foretold(
     plan: Plan, table: LatencyTable, hardware: Hardware, speedup: float | None, clock: Stopwatch
 ) -> Met:

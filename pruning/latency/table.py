@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pruning.latency.grid import Levels, Shape, offered
+from pruning.latency.grid import Levels, Shape, contains, offered
 from pruning.models.sites import Allocation, Site, shape
 from pruning.results.result import write_text
 
@@ -41,11 +41,15 @@ class LatencyTable:
         return self.parts[site.part][level]
 
     def levels(self, site: Site) -> list[Shape]:
-        """Return the levels of a site, dense first; "gone" only where the site is removable.
+        """Return the levels of a site, as it is first; "gone" only where the site is removable.
 
-        Those that are not faster than a level that contains them are never offered.
+        Those that are not faster than a level that contains them are never offered. A site that was
+        cut before has what is left of the dense one's levels.
         """
-        found = offered(self.parts[site.part])
+        whole = site.whole
+        found = [level for level in offered(self.parts[site.part]) if contains(whole, level)]
+        if found[0] != whole:
+            found.insert(0, whole)
         return [level for level in found if site.removable or level != (0, 0)]
 
     def predict(self, allocation: Allocation) -> float:

@@ -75,6 +75,6 @@ def _influence(model: PreTrainedModel, batches: list[Batch]) -> list[float]:
 
 
 def _left(site: Site, gone: bool) -> Shape:
-    if site.kind is Kind.FFN:
-        return 0 if gone else site.units
-    return (0, 0) if gone else (site.groups, site.heads_per_group)
+    if not gone:
+        return site.whole
+    return 0 if site.kind is Kind.FFN else (0, 0)

@@ -15,6 +15,7 @@ class Dense(Method):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1706.03762"
     searches: ClassVar[type[NoSearch]] = NoSearch
+    again: ClassVar[bool] = False
     speedup: float = MISSING  # what is asked for by default
 
     def plan(self, subject: Subject) -> Plan:

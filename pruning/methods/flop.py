@@ -36,6 +36,7 @@ class FLOP(Method):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1910.04732"
     searches: ClassVar[type[Guided]] = Guided
+    again: ClassVar[bool] = False
     dial: ClassVar[str] = "sparsity"
 
     sparsity: float | None = MISSING  # share of the projections' parameters to remove

@@ -68,6 +68,7 @@ class Method(ABC):
     paper: ClassVar[str]  # URL
     searches: ClassVar[type[Search]]  # what it lets decide how much of every site goes
     dial: ClassVar[str] = ""  # the option that may take the place of a speedup
+    again: ClassVar[bool] = True  # whether it can go on with a model that it has pruned
     name: str = MISSING
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":

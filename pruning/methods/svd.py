@@ -28,6 +28,7 @@ class SVD(Leveled):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.07378"
     searches: ClassVar[type[Guided]] = Guided
+    again: ClassVar[bool] = False
 
     modules: str = MISSING  # glob of the projections' paths within a block
     whiten: bool = MISSING  # least error of the outputs on the calibration text, or of the weights

@@ -6,7 +6,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from transformers import (
+    AutoConfig,
     MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -51,6 +54,15 @@ def save(
         os.replace(path, former)  # a directory can only replace an empty one
     os.replace(partial, path)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def load(path: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """Load a checkpoint that `save` wrote; this package's modelling file is run, not its own."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    (name,) = config.architectures or ()
+    kind = getattr(modeling_pruned, name, None) or getattr(transformers, name)
+    model = kind.from_pretrained(path, config=config, dtype=dtype)
+    return model.to(device).eval()
 
 
 def describe(model: PreTrainedModel) -> PreTrainedConfig:

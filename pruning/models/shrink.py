@@ -79,7 +79,7 @@ def shrink_(model: M, allocation: Allocation) -> M:
         mine = {s.kind: (s, k) for s, k in allocation.items() if s.block == index and not k.all()}
         if not mine:
             continue
-        left = {site.kind: _whole(site) for site in sites(model) if site.block == index}
+        left = {site.kind: site.whole for site in sites(model) if site.block == index}
         left |= {kind: shape(site, keep) for kind, (site, keep) in mine.items()}
         before = _projections(block, a)
         groups_and_heads = left.get(Kind.ATTENTION, (0, 0))
@@ -135,10 +135,6 @@ def _check(model: PreTrainedModel, allocation: Allocation) -> None:
                 f"{site.name}: the first attention of a decoder cannot be removed whole, since "
                 "caches read the sequence length there; keep at least one KV group"
             )
-
-
-def _whole(site: Site) -> tuple[int, int] | int:
-    return site.units if site.kind is Kind.FFN else (site.groups, site.heads_per_group)
 
 
 def _projections(block: nn.Module, a: Architecture) -> dict[Kind, tuple[list[Any], Any]]:

@@ -70,6 +70,12 @@ class Site:
         return self.units // self.groups
 
     @property
+    def whole(self) -> tuple[int, int] | int:
+        """Return its shape where nothing is removed."""
+        attention = self.kind is Kind.ATTENTION
+        return (self.groups, self.heads_per_group) if attention else self.units
+
+    @property
     def name(self) -> str:
         """Return a readable key such as `block.3.ffn`."""
         return self.part if self.kind is Kind.EMBEDDING else f"block.{self.block}.{self.part}"
@@ -216,6 +222,21 @@ def add_bias_(model: PreTrainedModel, site: Site, shift: Float[Tensor, " rows"])
     bias = module.bias
     assert isinstance(bias, nn.Parameter)
     module.bias = nn.Parameter(bias + shift.to(bias), bias.requires_grad)  # not a twin's
+
+
+def composed(former: Allocation, latter: Allocation) -> Allocation:
+    """Return what is kept of the sites of `former` by cutting twice.
+
+    `latter` is of the model that `former` made: its units are those that were kept. A site that is
+    not in it was gone already, or is cut no further.
+    """
+    again = {(site.block, site.part): keep for site, keep in latter.items()}
+    found = {}
+    for site, keep in former.items():
+        found[site] = keep.clone()
+        if (later := again.get((site.block, site.part))) is not None:
+            found[site][keep] = later.to(keep.device)
+    return found
 
 
 def shape(site: Site, keep: Bool[Tensor, " units"]) -> tuple[int, int] | int:

@@ -3,7 +3,7 @@
 import json
 import re
 
-from pruning.results.report import evaluation_rows, latency_rows, loading
+from pruning.results.report import evaluation_rows, latency_rows, loading, recovery_rows
 from pruning.results.result import Result, times
 
 URL = "path/to/this/directory"
@@ -42,9 +42,17 @@ def what(result: Result) -> str:
         f"{model['name']} ({origin}), pruned with method `{config['method']['name']}` until "
         f"{until}. Whole attention heads, FFN "
         f"channels and sub-blocks were removed: {params.pruned:,} of {params.dense:,} parameters "
-        f"are left ({params.ratio:.1%}). The command:\n\n"
+        f"are left ({params.ratio:.1%}). {trained(result)}The command:\n\n"
         f"```\n{result.command}\n```"
     )
+
+
+def trained(result: Result) -> str:
+    """Say how it was trained after pruning, if it was."""
+    took = result.recovery
+    if not took:
+        return ""
+    return f"Then it was trained (`recovery={took['kind']}`) for {took['steps']} steps. "
 
 
 def measured(result: Result) -> str:
@@ -61,6 +69,7 @@ def measured(result: Result) -> str:
         *latency_rows(result),
         ("parameters", f"{result.params.dense:,}", f"{result.params.pruned:,}"),
         *evaluation_rows(result),
+        *recovery_rows(result),
     ]
     how = (
         f"{latency.text()} (batch x sequence) on {where}, dense and pruned interleaved, "

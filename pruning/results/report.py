@@ -27,6 +27,8 @@ def table(result: Result) -> Table:
     found.add_row(f"speedup {speedup.basis}", "", f"[bold]{times(speedup.reached)}[/bold]")
     for row in evaluation_rows(result):
         found.add_row(*row)
+    for row in recovery_rows(result):
+        found.add_row(*row)
     for part in result.evaluation.not_run:
         found.add_row(part, "not run", "not run")
     device = result.memory.peak_device_gib
@@ -51,13 +53,35 @@ def latency_rows(result: Result) -> list[tuple[str, str, str]]:
 
 
 def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:
-    """Return (metric, dense, pruned) as texts, standard errors behind the values they belong to."""
-    sides = (result.evaluation.dense, result.evaluation.pruned)
-    keys = dict.fromkeys(key for side in sides for key in side)
+    """Return (metric, dense, pruned) as texts, standard errors behind the values they belong to.
+
+    What a metric was before recovery has a line of its own.
+    """
+    sides, one_shot = (
+        (result.evaluation.dense, result.evaluation.pruned),
+        result.evaluation.one_shot,
+    )
+    found = []
+    for key in dict.fromkeys(key for side in sides for key in side):
+        if is_metric(key):
+            found.append((titled(sides[0], key), *(quantity(side, key) for side in sides)))
+            if key in one_shot:
+                found.append((f"{key}, before recovery", "", quantity(one_shot, key)))
+    return found
+
+
+def recovery_rows(result: Result) -> list[tuple[str, str, str]]:
+    """Return what recovery took, as texts; nothing where there was none."""
+    took = result.recovery
+    if not took:
+        return []
+    rate, memory = f"{took['tokens_per_s']:.0f} tokens/s", f"{took['peak_host_gib']:.2f} GiB"
+    if took["peak_device_gib"] is not None:
+        memory += f", {took['peak_device_gib']:.2f} GiB of the device"
+    steps = f"{took['steps']} steps, {took['tokens']:,} tokens, {took['seconds']:.0f} s"
     return [
-        (titled(sides[0], key), quantity(sides[0], key), quantity(sides[1], key))
-        for key in keys
-        if is_metric(key)
+        (f"recovery ({took['kind']})", "", steps),
+        (f"recovery ({took['kind']}), speed and peak memory", "", f"{rate}, {memory}"),
     ]
 
 

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pruning.experiment import Experiment
     from pruning.latency.meet import Met
     from pruning.latency.table import LatencyTable
-    from pruning.models.sites import Allocation
+    from pruning.models.sites import Allocation, Site
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,7 @@ class Evaluation:
     pruned: Mapping[str, float | None]
     read: dict[str, str] = field(default_factory=dict)  # by part, the hash of what was asked
     not_run: dict[str, str] = field(default_factory=dict)  # by part, what was wrong with its data
+    one_shot: Mapping[str, float | None] = field(default_factory=dict)  # pruned, before recovery
 
 
 @dataclass
@@ -143,6 +144,7 @@ class Result:
     embedding: dict[str, int] = field(default_factory=dict)  # rank of each cluster of tokens
     training: list[dict[str, float]] = field(default_factory=list)  # curves of what was trained
     search: list[dict[str, float]] = field(default_factory=list)  # losses of what it measured
+    recovery: dict[str, Any] = field(default_factory=dict)  # training after pruning: cost, curve
     command: str = ""  # the command line of the job; empty in older results
     loader: str = "AutoModelForCausalLM"  # the class of transformers that loads the checkpoint
     schema: int = SCHEMA
@@ -225,6 +227,19 @@ def write_allocation(allocation: "Allocation", path: Path) -> None:
         for site, keep in allocation.items()
     }
     write_text(json.dumps(sites) + "\n", path)
+
+
+def read_allocation(path: Path, sites: "Sequence[Site]") -> "Allocation":
+    """Read what `write_allocation` wrote; sites that it does not name are whole."""
+    import torch
+
+    kept: dict[str, Any] = json.loads(path.read_text())
+    found = {}
+    for site in sites:
+        units = kept.get(site.name, {"keep": range(site.units)})["keep"]
+        found[site] = torch.zeros(site.units, dtype=torch.bool)
+        found[site][torch.tensor(list(units), dtype=torch.long)] = True
+    return found
 
 
 def write(result: Result, path: Path) -> None:

@@ -18,7 +18,9 @@ def log_job(run: "Run", result: Result, directory: Path, checkpoint: bool) -> No
     """Show a result: curves first, then what each block kept, the summary, and the files."""
     import wandb
 
-    for kind, entries in (("training", result.training), ("search", result.search)):
+    healing = result.recovery.get("curve", [])
+    curves = (("training", result.training), ("search", result.search), ("recovery", healing))
+    for kind, entries in curves:
         run.define_metric(f"{kind}/*", step_metric=f"{kind}/step")
         for entry in entries:
             run.log({f"{kind}/{key}": value for key, value in entry.items()})
@@ -90,5 +92,8 @@ def summary(result: Result) -> dict[str, float]:
     }
     numbers |= {f"eval/{key}": value for key, value in result.evaluation.pruned.items()}
     numbers |= {f"dense/eval/{key}": value for key, value in result.evaluation.dense.items()}
+    numbers |= {f"one_shot/eval/{k}": v for k, v in result.evaluation.one_shot.items()}
+    took = {k: v for k, v in result.recovery.items() if k not in ("kind", "curve")}
+    numbers |= {f"recovery/{key}": value for key, value in took.items()}
     numbers |= {f"seconds/{stage}": value for stage, value in result.seconds.items()}
     return {key: value for key, value in numbers.items() if value is not None}

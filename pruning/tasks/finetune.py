@@ -1,6 +1,5 @@
 """Fine-tune a dense model for a task, once."""
 
-import hashlib
 import math
 import shutil
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from pruning.calibration.batch import Row
+from pruning.calibration.batch import digest_rows
 from pruning.models.source import fingerprint
 from pruning.results.cache import Cache, digest
 from pruning.tasks.task import Task
@@ -34,7 +33,7 @@ def finetuned(
     key = {
         "version": 1,
         "model": fingerprint(model),
-        "examples": _digest(examples),
+        "examples": digest_rows(examples),
         "recipe": task.recipe(),
         "seed": seed,
     }
@@ -85,11 +84,3 @@ def order(lengths: list[int], epochs: float, batch: int, seed: int) -> list[int]
             for index in torch.randperm(len(batches), generator=generator).tolist():
                 found += batches[index]
     return found[: math.ceil(epochs * len(lengths))]
-
-
-def _digest(examples: list[Row]) -> str:
-    state = hashlib.sha256()
-    for row in examples:
-        for tensor in row.values():
-            state.update(tensor.numpy().tobytes())
-    return state.hexdigest()[:16]

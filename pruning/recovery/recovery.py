@@ -1,0 +1,190 @@
+"""How a pruned model is trained: the config group `recovery`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
+
+from pruning.calibration.text import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.calibration.batch import Row
+    from pruning.results.cache import Cache
+
+BUDGETS = ("steps", "tokens", "minutes")
+
+
+class Precision(StrEnum):
+    """What the passes of the student are computed in; its weights are float32 meanwhile."""
+
+    auto = "auto"  # bfloat16 on CUDA, float32 on a CPU
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Shape(StrEnum):
+    """How the learning rate falls to 0 after it has risen."""
+
+    linear = "linear"
+    cosine = "cosine"
+
+
+@dataclass
+class Loss:
+    """What is minimised: a weighted sum of three losses; the teacher is the dense model."""
+
+    task: float = MISSING  # of the labels, or of the next tokens
+    logits: float = MISSING  # KL divergence of the student's predictions from the teacher's
+    hidden: float = MISSING  # distance of the hidden states behind every block
+    temperature: float = MISSING  # of `logits`
+    relative: bool = MISSING  # whether a token's distance is divided by its own norm
+
+    def __post_init__(self) -> None:
+        for name in ("task", "logits", "hidden"):
+            value = getattr(self, name)
+            if isinstance(value, float) and value < 0:
+                raise ValueError(f"recovery.loss.{name}={value} must be at least 0")
+        given = [self.task, self.logits, self.hidden]
+        if all(isinstance(value, float) for value in given) and not any(given):
+            raise ValueError(
+                "recovery.loss: one of task, logits and hidden must be above 0; for no training "
+                "give recovery=none"
+            )
+        if isinstance(self.temperature, float) and self.temperature <= 0:
+            raise ValueError(f"recovery.loss.temperature={self.temperature} must be above 0")
+
+    @property
+    def taught(self) -> bool:
+        """Say whether the teacher is asked."""
+        return self.logits > 0 or self.hidden > 0
+
+
+@dataclass
+class Lora:
+    """Adapters of low rank, trained in the place of the weights and merged into them at the end."""
+
+    rank: int = MISSING
+    alpha: float = MISSING  # the adapters' products count alpha / rank
+    dropout: float = MISSING
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, int) and self.rank < 1:
+            raise ValueError(f"recovery.lora.rank={self.rank} must be at least 1")
+        if isinstance(self.dropout, float) and not 0 <= self.dropout < 1:
+            raise ValueError(f"recovery.lora.dropout={self.dropout} must lie in [0, 1)")
+
+
+@dataclass
+class Recovered:
+    """A trained model, and what that took."""
+
+    model: "PreTrainedModel"
+    curve: list[dict[str, float]]  # by logged step
+    cost: dict[str, Any]  # kind, steps, tokens, seconds, tokens_per_s, peaks of memory
+
+
+@dataclass
+class Recovery:
+    """What happens to a model after it was pruned."""
+
+    name: str = MISSING
+
+    def before(self, speedup: float | None) -> float | None:
+        """Return the target that is pruned to on the way to `speedup`, if there is one."""
+        return None
+
+
+@dataclass
+class NoRecovery(Recovery):
+    """Nothing: the model stays as the method made it."""
+
+
+@dataclass
+class Training(Recovery):
+    """Training by transformers' Trainer, for a number of steps or tokens, or for a time."""
+
+    loss: Loss = field(default_factory=Loss)
+    lora: Lora | None = MISSING  # null: every weight is trained
+    path: list[float] = MISSING  # targets that are pruned and trained to on the way
+    text: Text | None = MISSING  # null: the calibration's, or the rows of the task
+    sequence: int = MISSING  # tokens of a row of text
+    steps: int | None = MISSING  # one of these three is the budget
+    tokens: int | None = MISSING
+    minutes: float | None = MISSING
+    batch: int = MISSING  # rows of a forward pass
+    accumulate: int = MISSING  # forward passes of a step
+    rate: float = MISSING  # the largest learning rate
+    warmup: float = MISSING  # share of the budget in which it rises
+    shape: Shape = MISSING  # how it falls to 0 then
+    weight_decay: float = MISSING
+    clip: float = MISSING  # largest norm of the gradient
+    precision: Precision = MISSING
+    checkpointing: bool = MISSING  # activations are computed twice and not kept
+    save: int = MISSING  # steps between checkpoints, from which a killed run goes on
+    watch: int | None = MISSING  # steps between evaluations on the suite; null: none
+    launch: str | None = MISSING  # command that starts the training's processes; null: this one
+
+    def __post_init__(self) -> None:
+        for name in ("sequence", "steps", "tokens", "batch", "accumulate", "save", "watch"):
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"recovery.{name}={value} must be at least 1")
+        for name in ("rate", "minutes", "clip"):
+            value = getattr(self, name)
+            if isinstance(value, float) and value <= 0:
+                raise ValueError(f"recovery.{name}={value} must be above 0")
+        if isinstance(self.warmup, float) and not 0 <= self.warmup < 1:
+            raise ValueError(f"recovery.warmup={self.warmup} must lie in [0, 1)")
+        budget = {name: getattr(self, name) for name in BUDGETS}
+        if MISSING not in budget.values() and sum(v is not None for v in budget.values()) != 1:
+            given = ", ".join(f"recovery.{k}={v}" for k, v in budget.items() if v is not None)
+            raise ValueError(
+                f"{given or 'recovery'} must be one budget of {', '.join(BUDGETS)}: give one of "
+                "them, and null for the others"
+            )
+        if self.launch not in (None, MISSING) and self.watch is not None:
+            raise ValueError(
+                f"recovery.watch={self.watch} works in one process: leave recovery.launch out, or "
+                "watch=null"
+            )
+        if isinstance(self.path, list) and (
+            sorted(set(self.path)) != self.path or any(target < 1 for target in self.path)
+        ):
+            raise ValueError(f"recovery.path={self.path} must be ascending speedups of at least 1")
+
+    def before(self, speedup: float | None) -> float | None:
+        """Return the last target of the path below `speedup`."""
+        if speedup is None:
+            if self.path:
+                raise ValueError(
+                    f"recovery.path={self.path} leads to a speedup, and speedup=null gives none"
+                )
+            return None
+        return max((target for target in self.path if target < speedup), default=None)
+
+    def place(self, speedup: float | None) -> int:
+        """Return how many targets of the path lie before `speedup`."""
+        return sum(target < speedup for target in self.path) if speedup is not None else 0
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what a trained model depends on beside models and rows."""
+        aside = ("name", "path", "text", "sequence", "save", "launch")
+        return {key: value for key, value in asdict(self).items() if key not in aside}
+
+    def recover(
+        self,
+        pruned: "PreTrainedModel",
+        dense: "PreTrainedModel",
+        rows: "list[Row]",
+        cache: "Cache",
+        seed: int,
+        quality: "Callable[[PreTrainedModel], Mapping[str, float]]",
+    ) -> Recovered:
+        """Train a copy of the pruned model, or find it in the cache."""
+        from pruning.recovery.stage import recovered
+
+        return recovered(self, pruned, dense, rows, cache, seed, quality)

@@ -1,0 +1,55 @@
+"""What a pruned model is trained on."""
+
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from pruning.calibration.batch import Row, shuffled
+from pruning.calibration.calibration import Calibration
+from pruning.evaluation.suite import Suite
+from pruning.recovery.overlap import disjoint
+from pruning.recovery.recovery import Training
+from pruning.results.cache import Cache
+from pruning.tasks.task import Task
+
+ALL = 2**40  # tokens, more than any text has
+
+
+def rows_of(
+    recovery: Training,
+    calibration: Calibration,
+    task: Task | None,
+    suite: Suite,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache,
+    seed: int,
+) -> list[Row]:
+    """Return the rows of a task, or of as much text as the budget asks for; none of the suite's.
+
+    Every seed has an order of its own.
+    """
+    r, field = recovery, "recovery.text"
+    text = r.text
+    if text is None and calibration.text is not None:
+        text, field = calibration.text, "calibration.text"
+    if task is not None and r.text is None:
+        rows, field = list(shuffled(task.examples(tokenizer, cache), seed)), "task.train"
+    elif task is not None:
+        raise ValueError(
+            f"recovery.text is for decoders: task={task.name} is trained for on its own rows, "
+            "task.train; leave the text out"
+        )
+    else:
+        assert text is not None, "Experiment asks for a text where there is no task"
+        wanted = ALL
+        if r.minutes is None:
+            wanted = r.tokens or (r.steps or 1) * r.accumulate * r.batch * r.sequence
+        packed = replace(calibration, text=text, sequence=r.sequence)
+        rows = packed.rows(text.documents(cache, field), wanted, tokenizer, seed).rows()
+    if not rows:
+        raise ValueError(
+            f"{field} is shorter than a row of recovery.sequence={r.sequence} tokens: give more "
+            "text, or shorter rows"
+        )
+    judged = [ids for _, _, part in suite.parts() for ids in part.reads(tokenizer, cache)]
+    return disjoint(rows, judged, tokenizer.all_special_ids, field)

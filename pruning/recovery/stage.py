@@ -1,0 +1,57 @@
+"""The stage `recovery`: a pruned model is trained once, and goes on after a kill."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from pruning.calibration.batch import Row, digest_rows
+from pruning.models.source import fingerprint
+from pruning.recovery.recovery import Recovered, Training
+from pruning.recovery.train import Quality, own, train
+from pruning.recovery.worker import spread, write
+from pruning.results.cache import Cache, digest
+
+
+def recovered(
+    recovery: Training,
+    pruned: PreTrainedModel,
+    dense: PreTrainedModel,
+    rows: list[Row],
+    cache: Cache,
+    seed: int,
+    quality: Quality,
+) -> Recovered:
+    """Return the trained model, from the cache if it is there; `pruned` stays as it is.
+
+    While it trains, the Trainer's checkpoints are in `checkpoints/` of the cache.
+    """
+    key = {
+        "version": 1,
+        "student": fingerprint(pruned),
+        "teacher": fingerprint(dense) if recovery.loss.taught else None,
+        "rows": digest_rows(rows),
+        "recipe": recovery.recipe(),
+        "seed": seed,
+    }
+    scratch = cache.root / "checkpoints" / digest(key)
+
+    def build(directory: Path) -> None:
+        if recovery.launch is not None:
+            spread(recovery, pruned, dense, rows, seed, scratch, directory)
+            return
+        student = own(pruned)
+        write(student, *train(recovery, student, dense, rows, seed, scratch, quality), directory)
+
+    entry = cache.stage("recovery", key, build)
+    shutil.rmtree(scratch, ignore_errors=True)
+    model = own(pruned, pruned.dtype)
+    state = load_file(entry / "parameters.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[name])
+    found = json.loads((entry / "curve.json").read_text())
+    return Recovered(model.eval(), found["curve"], found["cost"])

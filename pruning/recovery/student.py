@@ -1,0 +1,159 @@
+"""A student as the Trainer trains it: its loss, its budget, its learning rate."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from pruning.calibration.batch import INPUTS
+from pruning.models.sites import architecture
+from pruning.recovery.losses import distance, divergence, predictions
+from pruning.recovery.recovery import Loss, Shape, Training
+
+GIVEN = (*INPUTS, "attention_mask")
+
+
+class Lesson:
+    """The loss of a batch, and what has been read so far."""
+
+    def __init__(self, loss: Loss, teacher: PreTrainedModel):
+        self.loss, self.teacher = loss, teacher.eval()
+        self.encoder = architecture(teacher).encoder
+        self.tokens = 0
+        self.parts: dict[str, list[float]] = {}  # since they were last asked for
+
+    def __call__(self, student: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
+        """Return L and the student's outputs."""
+        loss, mask = self.loss, batch["attention_mask"]
+        self.tokens += int(mask.sum())
+        given = {name: batch[name] for name in GIVEN if name in batch}
+        options: dict[str, Any] = {} if self.encoder else {"use_cache": False}
+        options["output_hidden_states"] = loss.hidden > 0
+        outputs = student(**(batch if loss.task else given), **options)
+        parts: dict[str, Tensor] = {}
+        if loss.task:
+            parts["task"] = outputs.loss
+        if loss.taught:
+            with torch.no_grad():
+                said = self.teacher(**given, **options)
+        if loss.logits:
+            both = predictions(outputs, mask), predictions(said, mask)
+            parts["logits"] = divergence(*both, loss.temperature)
+        if loss.hidden:  # the first is what the embeddings give
+            streams = outputs.hidden_states[1:], said.hidden_states[1:]
+            parts["hidden"] = distance(*streams, mask, loss.relative)
+        for name, value in parts.items():
+            self.parts.setdefault(name, []).append(float(value.detach()))
+        total = sum(getattr(loss, name) * value for name, value in parts.items())
+        assert isinstance(total, Tensor)
+        return total, outputs
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of every part since the last call."""
+        found = {f"{name}_loss": sum(of) / len(of) for name, of in self.parts.items()}
+        self.parts.clear()
+        return found
+
+
+class Budget(TrainerCallback):
+    """How much of steps or minutes is spent; time that went into `aside` does not count."""
+
+    def __init__(self, steps: int, minutes: float | None):
+        self.steps, self.minutes = steps, minutes
+        self.earlier = self.apart = 0.0  # seconds of a process that was killed; of evaluations
+        self.start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds of training so far."""
+        return self.earlier + time.monotonic() - self.start - self.apart
+
+    def spent(self, step: int) -> float:
+        """Return the share of the budget that is spent."""
+        if self.minutes is None:
+            return step / self.steps
+        return min(1.0, self.seconds / 60 / self.minutes)
+
+    @contextmanager
+    def aside(self):
+        """Do not count what happens inside."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.apart += time.monotonic() - start
+
+    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        """Start the clock, where a killed process left it."""
+        last = next((e for e in reversed(state.log_history) if "seconds" in e), {})
+        self.earlier, self.apart = last.get("seconds", 0.0), 0.0
+        self.start = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs: Any) -> None:
+        """Stop when the time is over."""
+        if self.spent(state.global_step) >= 1:
+            control.should_training_stop = True
+
+
+class Watch(TrainerCallback):
+    """Evaluates the student every so many steps; the curve goes into the Trainer's log."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        every: int,
+        quality: Callable[[PreTrainedModel], Mapping[str, float]],
+        budget: Budget,
+    ):
+        self.student, self.every, self.quality, self.budget = student, every, quality, budget
+
+    def on_step_end(self, args, state, control, **kwargs: Any) -> None:
+        """Evaluate in the middle of training."""
+        if state.global_step % self.every == 0 and state.is_world_process_zero:
+            with self.budget.aside():
+                found = dict(self.quality(self.student))
+            state.log_history.append({"step": state.global_step, **found})
+
+
+class Student(Trainer):
+    """The Trainer with a lesson for a loss."""
+
+    def __init__(
+        self, model: nn.Module, recovery: Training, lesson: Lesson, budget: Budget, **options: Any
+    ):
+        self.recovery, self.lesson, self.budget = recovery, lesson, budget
+        super().__init__(model, **options)  # type: ignore[arg-type]
+        self.add_callback(budget)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over a batch
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        """Return the loss of a batch."""
+        loss, outputs = self.lesson(model, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Let the rate rise for a share of the budget and fall to 0 in the rest of it."""
+        warmup, cosine = self.recovery.warmup, self.recovery.shape is Shape.cosine
+
+        def share(step: int) -> float:
+            spent = self.budget.spent(step)
+            if spent < warmup:
+                first = 1 / self.budget.steps  # not a step at a rate of 0
+                return min(1.0, (spent + first) / warmup)
+            left = max(0.0, (1 - spent) / (1 - warmup))
+            return (1 - math.cos(math.pi * left)) / 2 if cosine else left
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, share)  # type: ignore[arg-type]
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the parts of the loss, and the time, to what is logged."""
+        if "loss" in logs:
+            logs |= self.lesson.means() | {"seconds": round(self.budget.seconds, 2)}
+        super().log(logs, *args, **kwargs)

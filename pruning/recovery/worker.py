@@ -1,0 +1,109 @@
+"""Train in several processes: `<recovery.launch> -m pruning.recovery.worker FOLDER`.
+
+The job leaves models, rows and options in FOLDER and waits; each process of torchrun or of
+`accelerate launch` trains on its share of every batch, and the first one writes what came of it.
+"""
+
+import json
+import logging
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from pruning.calibration.batch import Row
+from pruning.models import checkpoint
+from pruning.recovery.recovery import Training
+from pruning.recovery.train import own, train
+
+
+def spread(
+    recovery: Training,
+    pruned: PreTrainedModel,
+    dense: PreTrainedModel,
+    rows: list[Row],
+    seed: int,
+    scratch: Path,
+    directory: Path,
+) -> None:
+    """Start the processes, and wait until the first one has written `directory`.
+
+    ValueError, with the last line that was said, where the command fails.
+    """
+    assert recovery.launch is not None
+    folder = scratch / "given"
+    checkpoint.save(pruned, None, folder / "pruned", "")
+    checkpoint.save(dense, None, folder / "dense", "")
+    save_file(
+        {f"{i}.{name}": t.contiguous() for i, row in enumerate(rows) for name, t in row.items()},
+        folder / "rows.safetensors",
+    )
+    device, dtype = dense.device.type, str(dense.dtype).removeprefix("torch.")
+    options = {"seed": seed, "device": device, "dtype": dtype, "recovery": asdict(recovery)}
+    options |= {"scratch": str(scratch), "directory": str(directory)}
+    (folder / "options.json").write_text(json.dumps(options))
+    command = [*shlex.split(recovery.launch), "-m", "pruning.recovery.worker", str(folder)]
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    try:
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"recovery.launch={recovery.launch!r} is no command here ({error}): give one such as "
+            '"accelerate launch --num_processes 2", or null'
+        ) from error
+    if done.returncode != 0:
+        raise ValueError(
+            f"recovery.launch={recovery.launch!r} ended with code {done.returncode}; what its "
+            "processes said is above. The same command goes on from the last checkpoint"
+        )
+
+
+def main(folder: Path) -> None:
+    """Train as one of the processes."""
+    logging.basicConfig(level=logging.WARNING)
+    given = json.loads((folder / "options.json").read_text())
+    recovery = OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(Training), given["recovery"])
+    )
+    assert isinstance(recovery, Training)
+    device = torch.device(given["device"])
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    dtype = getattr(torch, given["dtype"])
+    dense = checkpoint.load(folder / "dense", dtype, device)
+    student = own(checkpoint.load(folder / "pruned", dtype, device))
+    rows = read(load_file(folder / "rows.safetensors"))
+    curve, cost = train(
+        recovery, student, dense, rows, given["seed"], Path(given["scratch"]), lambda model: {}
+    )
+    if int(os.environ.get("RANK", 0)) == 0:
+        write(student, curve, cost, Path(given["directory"]))
+
+
+def read(tensors: Mapping[str, torch.Tensor]) -> list[Row]:
+    """Put the rows together again."""
+    rows: dict[int, Row] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        rows.setdefault(int(index), {})[name] = tensor
+    return [rows[index] for index in sorted(rows)]
+
+
+def write(student: PreTrainedModel, curve: list, cost: dict, directory: Path) -> None:
+    """Write what training gave."""
+    state = {name: p.detach().cpu().contiguous() for name, p in student.named_parameters()}
+    save_file(state, directory / "parameters.safetensors")
+    (directory / "curve.json").write_text(json.dumps({"curve": curve, "cost": cost}, indent=1))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,256 @@
+"""Training a pruned model: it learns, it is done once, it goes on after a kill, it stays whole."""
+
+import math
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pruning.models.shrink import factor_, shrink_
+from pruning.models.sites import Kind, architecture, blocks, linears, projection, sites, weight
+from pruning.recovery.recovery import Lora, Loss, Precision, Shape, Training
+from pruning.recovery.stage import recovered
+from pruning.recovery.student import Student
+from pruning.recovery.train import steps_of, train
+from pruning.results.cache import Cache
+from tests.families import EVERY, llama
+from tests.tiny import padded_batches
+
+ROWS = [row for batch in padded_batches(12) for row in batch.rows()]
+DISTILL = Loss(task=0.0, logits=1.0, hidden=1.0, temperature=1.0, relative=True)
+TASK = Loss(task=1.0, logits=0.0, hidden=0.0, temperature=1.0, relative=True)
+
+
+def training(**values) -> Training:
+    defaults = {
+        "name": "distill", "loss": DISTILL, "lora": None, "path": [], "text": None, "sequence": 12,
+        "steps": 8, "tokens": None, "minutes": None, "batch": 4, "accumulate": 1, "rate": 0.003,
+        "warmup": 0.1, "shape": Shape.linear, "weight_decay": 0.0, "clip": 1.0,
+        "precision": Precision.auto, "checkpointing": False, "save": 3, "watch": None,
+        "launch": None,
+    }  # fmt: skip
+    return Training(**(defaults | values))
+
+
+def half(model):
+    """Cut half of every FFN, and the attention of the second block."""
+    allocation = {}
+    for site in sites(model):
+        keep = torch.ones(site.units, dtype=torch.bool)
+        if site.kind is Kind.FFN:
+            keep[site.units // 2 :] = False
+        elif site.block == 1:
+            keep[:] = False
+        allocation[site] = keep
+    return shrink_(deepcopy(model), allocation)
+
+
+def rows_for(family):
+    if not architecture(EVERY[family]()).encoder:
+        return ROWS
+    return [row | {"labels": row["input_ids"][0] % 3} for row in ROWS]
+
+
+def nothing(model):
+    return {}
+
+
+def parameters(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_pruned_model_comes_nearer_to_the_dense_one_once(family, tmp_path, monkeypatch):
+    dense, cache, rows = EVERY[family](), Cache(tmp_path), rows_for(family)
+    pruned = half(dense)
+    before = parameters(pruned), parameters(dense)
+    given = (training(steps=50, rate=0.001), pruned, dense, rows, cache, 0, nothing)
+    found = recovered(*given)
+    losses = [entry["loss"] for entry in found.curve]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert found.curve[-1]["step"] == found.cost["steps"] == 50
+    assert found.cost["tokens_per_s"] > 0
+    for model, own in zip((pruned, dense), before, strict=True):  # as they were
+        assert all(torch.equal(p, own[name]) for name, p in model.named_parameters())
+    assert not found.model.training
+    monkeypatch.setattr("pruning.recovery.stage.train", None)  # is not needed any more
+    again = recovered(*given)
+    assert again.cost == found.cost
+    for one, other in zip(again.model.parameters(), found.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_steps(tmp_path, monkeypatch):
+    dense = llama()
+    pruned = half(dense)
+    whole = recovered(training(), pruned, dense, ROWS, Cache(tmp_path / "whole"), 0, nothing)
+
+    class Killed(BaseException):
+        """As good as kill -9 for what is on disk: nothing catches it."""
+
+    normal, steps = Student.compute_loss, []
+
+    def dies(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if self.state.global_step == 5 and not steps.count(3) > 1:
+            raise Killed
+        return normal(self, *args, **kwargs)
+
+    monkeypatch.setattr(Student, "compute_loss", dies)
+    given = (training(), pruned, dense, ROWS, Cache(tmp_path / "half"), 0, nothing)
+    with pytest.raises(Killed):
+        recovered(*given)
+    again = recovered(*given)
+    assert steps == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7]
+    assert again.cost["steps"] == whole.cost["steps"] == 8
+    assert [e["step"] for e in again.curve] == [e["step"] for e in whole.curve]
+    for one, other in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_that_are_not_finite_keep_the_last_good_checkpoint(tmp_path):
+    dense, recovery = llama(), training(rate=1e30, save=1)
+    with pytest.raises(ValueError, match=r"^recovery\.rate=.* at step \d+; lower it"):
+        train(recovery, half(dense), dense, ROWS, 0, tmp_path, nothing)
+    kept = sorted(tmp_path.glob("checkpoint-*"))
+    assert kept
+    for path in kept:
+        assert all(t.isfinite().all() for t in load_file(path / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert"])
+def test_adapters_are_merged_into_the_projections_and_nothing_else_changes(family, tmp_path):
+    dense = EVERY[family]()
+    pruned = half(dense)
+    lora = training(name="lora", loss=TASK, lora=Lora(2, 4.0, 0.0), steps=40, rate=0.003)
+    given = (pruned, dense, rows_for(family), Cache(tmp_path), 0, nothing)
+    found = recovered(lora, *given)
+    losses = [entry["loss"] for entry in found.curve]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert list(parameters(found.model)) == list(parameters(pruned))
+    adapted = {f"{index}.{s.module}" for s in linears(pruned) for index in [s.block]}
+    assert len(adapted) == len(linears(pruned)) > 0
+    changed = set()
+    for site in linears(pruned):
+        change = weight(projection(found.model, site)) - weight(projection(pruned, site))
+        assert torch.linalg.matrix_rank(change, rtol=1e-3) == 2
+        changed.add(id(projection(found.model, site).weight))
+    for (name, one), other in zip(found.model.named_parameters(), pruned.parameters(), strict=True):
+        assert id(one) in changed or torch.equal(one, other), name
+
+
+def test_low_rank_projections_are_trained_and_adapted(tmp_path):
+    dense = llama()
+    pruned = deepcopy(dense)
+    generator = torch.Generator().manual_seed(0)
+    for site in linears(dense):
+        rows, columns = weight(projection(dense, site)).shape
+        A, B = (torch.randn(*size, generator=generator) / 8 for size in ((8, columns), (rows, 8)))
+        factor_(pruned, site, A, B, None)
+    for recovery in (training(steps=20), training(steps=20, lora=Lora(2, 4.0, 0.1))):
+        found = recovered(recovery, pruned, dense, ROWS, Cache(tmp_path), 0, nothing)
+        assert found.curve[-1]["loss"] < found.curve[0]["loss"]
+        for one, other in zip(blocks(found.model), blocks(pruned), strict=True):
+            assert not torch.equal(one.self_attn.q_proj.A.weight, other.self_attn.q_proj.A.weight)
+
+
+def test_weights_of_bfloat16_are_trained_in_float32(tmp_path):
+    """Steps smaller than bfloat16 can write add up."""
+    dense = llama().to(torch.bfloat16)
+    recovery = training(rate=2e-4, steps=10, precision=Precision.bfloat16)
+    found = recovered(recovery, half(dense), dense, ROWS, Cache(tmp_path), 0, nothing)
+    assert found.model.dtype == torch.bfloat16
+    whole = load_file(next(tmp_path.glob("recovery/*/parameters.safetensors")))
+    assert {tensor.dtype for tensor in whole.values()} == {torch.float32}
+
+
+def test_a_budget_is_steps_tokens_or_minutes(tmp_path):
+    mean = sum(len(row["input_ids"]) for row in ROWS) / len(ROWS)
+    by_tokens = training(steps=None, tokens=500, accumulate=2)
+    assert steps_of(by_tokens, ROWS) == -(-500 // (mean * 8))
+    dense = llama()
+    _, cost = train(by_tokens, half(dense), dense, ROWS, 0, tmp_path / "tokens", nothing)
+    assert 500 <= cost["tokens"] < 500 + 2 * 8 * 12
+    by_time = training(steps=None, minutes=0.02)
+    _, cost = train(by_time, half(dense), dense, ROWS, 0, tmp_path / "minutes", nothing)
+    assert 1.2 <= cost["seconds"] < 5
+    assert cost["steps"] > 1
+
+
+def test_checkpointed_activations_give_the_same_steps(tmp_path):
+    dense = llama()
+    pruned = half(dense)
+    one, other = (
+        recovered(
+            training(steps=3, checkpointing=c), pruned, dense, ROWS, Cache(tmp_path / str(c)), 0,
+            nothing,
+        ).model
+        for c in (False, True)
+    )  # fmt: skip
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_student_is_watched_and_evaluations_do_not_count_as_time(tmp_path):
+    seen = []
+
+    def quality(model):
+        seen.append(model)
+        torch.manual_seed(0)
+        import time
+
+        time.sleep(1)
+        return {"suite/text/token_perplexity_12": float(len(seen))}
+
+    dense = llama()
+    given = (half(dense), dense, ROWS, Cache(tmp_path), 0, quality)
+    found = recovered(training(steps=6, watch=3), *given)
+    watched = [e for e in found.curve if "suite/text/token_perplexity_12" in e]
+    assert [(e["step"], e["suite/text/token_perplexity_12"]) for e in watched] == [(3, 1), (6, 2)]
+    assert len(seen) == 2
+    assert found.cost["seconds"] < 2
+
+
+def test_the_rate_rises_and_falls(tmp_path):
+    dense = llama()
+    at = (24 / 40 - 0.25) / 0.75  # of the fall, in front of step 25
+    for shape, middle in ((Shape.linear, 1 - at), (Shape.cosine, (1 + math.cos(math.pi * at)) / 2)):
+        recovery = training(steps=40, warmup=0.25, shape=shape, rate=0.001)
+        curve, _ = train(recovery, half(dense), dense, ROWS, 0, tmp_path / shape, nothing)
+        rates = {e["step"]: e["learning_rate"] / 0.001 for e in curve}
+        assert max(rates, key=lambda step: rates[step]) in (10, 11)
+        assert rates[25] == pytest.approx(middle, abs=1e-6)
+        assert 0 < rates[40] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, r"recovery\.steps=0 must be at least 1"),
+        ({"tokens": 10}, r"recovery\.steps=8, recovery\.tokens=10 must be one budget"),
+        ({"steps": None}, r"recovery must be one budget"),
+        ({"rate": 0.0}, r"recovery\.rate=0\.0 must be above 0"),
+        ({"warmup": 1.0}, r"recovery\.warmup=1\.0 must lie in"),
+        ({"path": [2.0, 1.5]}, r"recovery\.path=.* must be ascending"),
+    ],
+)
+def test_values_out_of_range(values, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        training(**values)
+
+
+def test_a_loss_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"^recovery\.loss: one of task, logits and hidden"):
+        replace(DISTILL, logits=0.0, hidden=0.0)
+    with pytest.raises(ValueError, match=r"^recovery\.lora\.rank=0"):
+        Lora(0, 1.0, 0.0)
+
+
+def test_a_path_goes_through_the_targets_below():
+    path = training(path=[1.25, 1.5, 2.0])
+    assert [path.before(t) for t in (1.25, 1.5, 2.0, 3.0)] == [None, 1.25, 1.5, 2.0]
+    assert [path.place(t) for t in (1.25, 1.5, 2.0, 3.0)] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"^recovery\.path=.* speedup=null"):
+        path.before(None)
