@@ -19,6 +19,7 @@ from pruning.experiment import Experiment
 from pruning.methods.method import Subject
 from pruning.models.sites import blocks, sites
 from pruning.models.source import fingerprint
+from pruning.recovery.recovery import Training
 from pruning.results.cache import Cache, digest
 from pruning.results.stopwatch import Stopwatch
 
@@ -145,10 +146,12 @@ def _rows(
     found.add("evaluate the pruned model", "to compute", read)
 
 
-STAGES = ["influence", "moments", "levels", "search", "train", "prune"]
+STAGES = ["influence", "moments", "levels", "search", "train", "prune", "recover"]
 
 
-def _costs(experiment: Experiment, dense: "PreTrainedModel", tokens: int) -> dict[str, float]:
+def _costs(
+    experiment: Experiment, dense: "PreTrainedModel", tokens: int
+) -> dict[str, float | None]:
     """Return how many tokens each stage of a method brings through the whole model."""
     search, found = experiment.search, {}
     if hasattr(search, "tokens"):  # it measures candidates
@@ -162,7 +165,18 @@ def _costs(experiment: Experiment, dense: "PreTrainedModel", tokens: int) -> dic
         m: Any = experiment.method
         found["train"] = 3.0 * m.steps * m.batch * experiment.calibration.sequence
     sequential = experiment.method.name == "slimgpt" or experiment.calibration.target == "dense"
-    return found | {"prune": 2.0 * tokens if sequential else 0.0}
+    found["prune"] = 2.0 * tokens if sequential else 0.0
+    if isinstance(experiment.recovery, Training):
+        found["recover"] = _training(experiment.recovery)
+    return found
+
+
+def _training(r: Training) -> float | None:
+    """Return the tokens of a recovery, three passes of the student and one of the teacher each."""
+    passes = 3.0 + r.loss.taught
+    if r.steps is not None:
+        return passes * r.steps * r.accumulate * r.batch * r.sequence
+    return None if r.tokens is None else passes * r.tokens
 
 
 def _read(part: Any) -> float | None:

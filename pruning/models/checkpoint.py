@@ -59,7 +59,7 @@ def save(
 def load(path: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Load a checkpoint that `save` wrote; this package's modelling file is run, not its own."""
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    (name,) = config.architectures or ()
+    name = (config.architectures or [""])[0]
     kind = getattr(modeling_pruned, name, None) or getattr(transformers, name)
     model = kind.from_pretrained(path, config=config, dtype=dtype)
     return model.to(device).eval()

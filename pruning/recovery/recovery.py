@@ -110,7 +110,7 @@ class Training(Recovery):
     loss: Loss = field(default_factory=Loss)
     lora: Lora | None = MISSING  # null: every weight is trained
     path: list[float] = MISSING  # targets that are pruned and trained to on the way
-    text: Text | None = MISSING  # null: the calibration's, or the rows of the task
+    text: Text = field(default_factory=Text)  # path "": the calibration's, or the task's rows
     sequence: int = MISSING  # tokens of a row of text
     steps: int | None = MISSING  # one of these three is the budget
     tokens: int | None = MISSING

@@ -28,11 +28,8 @@ def rows_of(
 
     Every seed has an order of its own.
     """
-    r, field = recovery, "recovery.text"
-    text = r.text
-    if text is None and calibration.text is not None:
-        text, field = calibration.text, "calibration.text"
-    if task is not None and r.text is None:
+    r, field, text = recovery, "recovery.text", recovery.text
+    if not text.path and task is not None:
         rows, field = list(shuffled(task.examples(tokenizer, cache), seed)), "task.train"
     elif task is not None:
         raise ValueError(
@@ -40,7 +37,9 @@ def rows_of(
             "task.train; leave the text out"
         )
     else:
-        assert text is not None, "Experiment asks for a text where there is no task"
+        if not text.path:
+            assert calibration.text is not None, "Experiment asks for one where there is no task"
+            text, field = calibration.text, "calibration.text"
         wanted = ALL
         if r.minutes is None:
             wanted = r.tokens or (r.steps or 1) * r.accumulate * r.batch * r.sequence

@@ -34,7 +34,7 @@ def jobs(place):
 
 def given(place, *overrides: str, outputs: str) -> list[str]:
     return place.arguments(
-        f"recovery.text={{path:{place.root / 'other.txt'}}}",
+        f"recovery.text.path={place.root / 'other.txt'}",
         *("recovery.sequence=32", "recovery.batch=4", "recovery.steps=12", "recovery.save=4"),
         *("recovery.rate=0.001", "search.steps=0"),
         *overrides,
@@ -134,7 +134,7 @@ def test_adapters_of_a_job(place, jobs):
 
 
 def test_text_of_the_suite_is_refused_and_low_rank_has_no_path(place, jobs):
-    text = f"recovery.text={{path:{place.root / 'text.txt'}}}"
+    text = f"recovery.text.path={place.root / 'text.txt'}"
     done = jobs(*given(place, "recovery=distill", text, "speedup=1.5", outputs="refused"))
     assert done.returncode == 1
     assert "recovery.text: " in done.stderr.splitlines()[-1]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pruning.calibration.text import Text
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import Kind, architecture, blocks, linears, projection, sites, weight
 from pruning.recovery.recovery import Lora, Loss, Precision, Shape, Training
@@ -25,7 +26,7 @@ TASK = Loss(task=1.0, logits=0.0, hidden=0.0, temperature=1.0, relative=True)
 
 def training(**values) -> Training:
     defaults = {
-        "name": "distill", "loss": DISTILL, "lora": None, "path": [], "text": None, "sequence": 12,
+        "name": "distill", "loss": DISTILL, "lora": None, "path": [], "text": Text(""), "sequence": 12,
         "steps": 8, "tokens": None, "minutes": None, "batch": 4, "accumulate": 1, "rate": 0.003,
         "warmup": 0.1, "shape": Shape.linear, "weight_decay": 0.0, "clip": 1.0,
         "precision": Precision.auto, "checkpointing": False, "save": 3, "watch": None,
