@@ -44,14 +44,14 @@ def job(config: DictConfig, out: Path, command: str) -> None:
         print(f"done before: {out / 'result.json'}")
         return
     experiment = to_experiment(config)
+    start = None
+    if (target := experiment.recovery.before(experiment.speedup)) is not None:
+        start = earlier(config, target, out, command)
     if experiment.dry_run:
         from pruning.rehearsal import rehearse
 
         rehearse(experiment, out.name)
         return
-    start = None
-    if (target := experiment.recovery.before(experiment.speedup)) is not None:
-        start = earlier(config, target, out, command)
     (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     from pruning import report
     from pruning.run import run
@@ -65,8 +65,9 @@ def earlier(config: DictConfig, target: float, out: Path, command: str) -> Path:
     config = config.copy()
     config.speedup = target
     start = out.parent / run_name(config)
+    words = [word for word in shlex.split(command) if not word.startswith("speedup=")]
     with locked(start / ".lock"):
-        job(config, start, command)
+        job(config, start, shlex.join([*words, f"speedup={target:g}"]))
     return start
 
 

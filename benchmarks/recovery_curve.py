@@ -1,6 +1,6 @@
 """What does recovery give back, by kind and by step? One JSON line.
 
-    python launch.py -m study=recovery recovery=distill,finetune,lora recovery.watch=100 speedup=1.5 ...
+    python launch.py study=recovery speedup=1.5 recovery=distill recovery.watch=100   # and others
     python benchmarks/recovery_curve.py outputs/recovery
 
 Reads the results of a study; every curve begins with the pruned model before its training.
@@ -25,7 +25,7 @@ def row(result: Result) -> dict:
         ends = {0: evaluation.one_shot[metric], took["steps"]: evaluation.pruned[metric]}
         curves[metric] = {
             "dense": evaluation.dense[metric],
-            "steps": {step: round(value, 4) for step, value in sorted((ends | watched).items())},
+            "steps": dict(sorted((ends | watched).items())),
         }
     costs = {k: v for k, v in took.items() if k not in ("kind", "curve")}
     speedup = {"target": result.speedup.target, "speedup": round(result.speedup.reached, 3)}

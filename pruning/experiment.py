@@ -102,11 +102,12 @@ class Experiment:
         if (
             isinstance(self.recovery, Recovery)
             and self.recovery.before(self.speedup) is not None
-            and not self.method.again
+            and not (self.method.again and self.search.again)
         ):
             raise ValueError(
                 f"recovery={self.recovery.name} goes on with what was pruned before, which "
-                f"method={self.method.name} cannot: give recovery.path=[] or another method"
+                f"method={self.method.name} with search={self.search.name} cannot: give "
+                "recovery.path=[] or another method"
             )
         dial = getattr(self.method, "dial", "")
         ratio = getattr(self.method, dial) if dial else None

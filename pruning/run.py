@@ -14,7 +14,7 @@ from pruning.methods.method import Subject
 from pruning.models import checkpoint
 from pruning.models.sites import composed
 from pruning.models.source import fingerprint
-from pruning.recovery.heal import heal
+from pruning.recovery.heal import heal, lessons
 from pruning.results import report, result
 from pruning.results.cache import Cache
 from pruning.results.card import card
@@ -58,6 +58,7 @@ def _run(
     with clock("calibrate"):
         source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
         batches = experiment.calibration.batches(**source)
+        rows = lessons(experiment, dense, tokenizer, suite, cache)
     with clock("profile"):
         sites = experiment.method.sites(dense)
         table = experiment.hardware.profile(dense, sites, cache)
@@ -87,7 +88,7 @@ def _run(
     with clock("evaluate"):
         after = suite.evaluate(met.pruned, tokenizer, cache)
     evaluation = Evaluation(before.metrics, after.metrics, after.read, missing)
-    recovered = heal(experiment, met, dense, tokenizer, suite, cache, clock)
+    recovered = heal(experiment, met, dense, rows, tokenizer, suite, cache, clock)
     if recovered is not None:
         with clock("evaluate"):
             evaluation.one_shot = evaluation.pruned

@@ -77,11 +77,12 @@ def _profile(
         parts[site.part] = ms
     of_parts = scales(parts, whole, {name: t.p50 for name, t in ends.items()})
     parts = {p: {level: t * of_parts[p] for level, t in ms.items()} for p, ms in parts.items()}
-    count = len(blocks(model))
-    dense = ends[whole[0].name].p50
+    count, dense = len(blocks(model)), ends[whole[0].name].p50
+    bottom = ends["neither"].p50 if "neither" in ends else 0.0
+    parts = within(parts, count, dense, bottom)
     table = LatencyTable(
         parts=parts,
-        rest=dense - count * sum(next(iter(ms.values())) for ms in parts.values()),
+        rest=dense - count * total(parts),
         blocks=count,
         spread=max(timing.spread for timing in timings.values()),
         dense=dense,
@@ -96,6 +97,23 @@ def _profile(
     off = {name: f"{share:+.1%}" for name, share in table.residuals().items()}
     log.info("profile: the table is off by %s", off)
     return table
+
+
+def total(parts: Mapping[str, Levels]) -> float:
+    """Return the milliseconds of a dense block."""
+    return sum(next(iter(ms.values())) for ms in parts.values())
+
+
+def within(parts: dict[str, Levels], count: int, dense: float, bottom: float) -> dict[str, Levels]:
+    """Shrink parts that noise made longer than the model that they are of.
+
+    Then `bottom` ms, what the model takes without its blocks, are left beside them.
+    """
+    if count * total(parts) < dense:
+        return parts
+    scale = max(0.0, dense - bottom) / (count * total(parts))
+    log.warning("profile: the parts take longer than the model: something disturbed the timing")
+    return {part: {level: t * scale for level, t in ms.items()} for part, ms in parts.items()}
 
 
 def levels(

@@ -57,7 +57,14 @@ def save(
 
 
 def load(path: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Load a checkpoint that `save` wrote; this package's modelling file is run, not its own."""
+    """Load a checkpoint that `save` wrote; this package's modelling file is run, not its own.
+
+    ValueError where it is not there any more.
+    """
+    if not (path / "config.json").exists():
+        raise ValueError(
+            f"{path} is gone, and its job counts as done: remove {path.parent}, and it runs again"
+        )
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     name = (config.architectures or [""])[0]
     kind = getattr(modeling_pruned, name, None) or getattr(transformers, name)

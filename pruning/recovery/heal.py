@@ -1,21 +1,46 @@
 """Training between pruning and the last measurements: what `run` does of it."""
 
+from dataclasses import asdict
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.calibration.batch import Row
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.latency.local import Local
 from pruning.latency.meet import Met, timed_again
+from pruning.models.sites import positions
 from pruning.recovery.recovery import Recovered, Training
 from pruning.recovery.rows import rows_of
-from pruning.results.cache import Cache
+from pruning.results.cache import Cache, digest
 from pruning.results.stopwatch import Stopwatch
+
+
+def lessons(
+    experiment: Experiment,
+    dense: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    suite: Suite,
+    cache: Cache,
+) -> list[Row]:
+    """Return the rows that the pruned model will be trained on; none without recovery."""
+    recovery, longest = experiment.recovery, positions(dense)
+    if not isinstance(recovery, Training):
+        return []
+    if longest and experiment.task is None and recovery.sequence > longest:
+        raise ValueError(
+            f"recovery.sequence={recovery.sequence} goes beyond the {longest} positions of this "
+            "model: lower it"
+        )
+    source = (experiment.calibration, experiment.task, suite, tokenizer, cache, _seed(experiment))
+    return rows_of(recovery, *source)
 
 
 def heal(
     experiment: Experiment,
     met: Met,
     dense: PreTrainedModel,
+    rows: list[Row],
     tokenizer: PreTrainedTokenizerBase,
     suite: Suite,
     cache: Cache,
@@ -25,17 +50,21 @@ def heal(
     recovery = experiment.recovery
     if not isinstance(recovery, Training):
         return None
-    seed = experiment.seed + 1000 * recovery.place(experiment.speedup)  # other rows at each target
 
     def quality(student: PreTrainedModel) -> dict[str, float]:
         return suite.evaluate(student, tokenizer, cache).metrics
 
     with clock("recover"):
-        source = (experiment.calibration, experiment.task, suite, tokenizer, cache, seed)
-        rows = rows_of(recovery, *source)
-        found = recovery.recover(met.pruned, dense, rows, cache, seed, quality)
+        watched = quality, digest(asdict(suite))
+        found = recovery.recover(met.pruned, dense, rows, cache, _seed(experiment), *watched)
     met.pruned = found.model
     if isinstance(experiment.hardware, Local):
         with clock("measure"):
             timed_again(met, dense, experiment.hardware)
     return found
+
+
+def _seed(experiment: Experiment) -> int:
+    """Return a seed for each target of a path, so that each has rows of its own."""
+    assert isinstance(experiment.recovery, Training)
+    return experiment.seed + 1000 * experiment.recovery.place(experiment.speedup)

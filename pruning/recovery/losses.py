@@ -52,6 +52,8 @@ def distance(
 ) -> Float[Tensor, ""]:
     """Return the mean over blocks k and real tokens j of ||s_kj - t_kj||^2.
 
+    The hidden states are transformers': a decoder's last ones are behind its final norm.
+
     `relative` divides each by ||t_kj||^2, so that neither depth nor the few tokens whose norm is a
     hundred times the others' decide alone. Published is the plain one.
     """

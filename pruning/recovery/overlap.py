@@ -17,27 +17,36 @@ MOST = 0.1  # share of rows beyond which the text itself must be the wrong one
 
 
 def disjoint(
-    rows: Sequence[Row], judged: Sequence[Sequence[int]], special: Sequence[int], field: str
+    rows: Sequence[Row],
+    judged: Sequence[Sequence[int]],
+    special: Sequence[int],
+    field: str,
+    most: float = MOST,
 ) -> list[Row]:
     """Return the rows that hold nothing of the texts that are judged on.
 
     A row holds some of a text if it has one of the text's consecutive runs of `LENGTH` tokens (so
-    any `2 LENGTH - 1` in common are found), or if, without special tokens, it is all of a text
-    shorter than that. ValueError, naming `field`, where that is more than a tenth of the rows.
+    any `2 LENGTH - 1` in common are found), or if it is all of a text shorter than that; `special`
+    tokens are left out of both. ValueError, naming `field`, where that is more than the share
+    `most` of the rows, or all of them.
     """
-    texts = [np.asarray(text, np.int64) for text in judged if len(text)]
+
+    def plain(ids: Sequence[int]) -> Tokens:
+        found = np.asarray(ids, np.int64)
+        return found[~np.isin(found, special)]
+
+    texts = [text for text in map(plain, judged) if len(text)]
     runs = [windows(text)[::LENGTH] for text in texts if len(text) >= LENGTH]
     seen = np.unique(np.concatenate(runs)) if runs else np.zeros(0, np.uint64)
     short = {text.tobytes() for text in texts if len(text) < LENGTH}
     left = []
     for row in rows:
-        ids = row["input_ids"].numpy().astype(np.int64)
-        plain = ids[~np.isin(ids, special)]
-        if plain.tobytes() in short or np.isin(windows(ids), seen).any():
+        ids = plain(row["input_ids"].tolist())
+        if ids.tobytes() in short or np.isin(windows(ids), seen).any():
             continue
         left.append(row)
     out = len(rows) - len(left)
-    if out > MOST * len(rows):
+    if out > most * len(rows) or not left:
         raise ValueError(
             f"{field}: {out} of {len(rows)} rows hold text that the suite evaluates on: train on "
             "other text, or evaluate on other text"

@@ -146,11 +146,13 @@ class Training(Recovery):
                 f"{given or 'recovery'} must be one budget of {', '.join(BUDGETS)}: give one of "
                 "them, and null for the others"
             )
-        if self.launch not in (None, MISSING) and self.watch is not None:
-            raise ValueError(
-                f"recovery.watch={self.watch} works in one process: leave recovery.launch out, or "
-                "watch=null"
-            )
+        for name in ("watch", "minutes"):
+            value = getattr(self, name)
+            if self.launch not in (None, MISSING) and value is not None:
+                raise ValueError(
+                    f"recovery.{name}={value} works in one process: leave recovery.launch out, or "
+                    f"give recovery.{name}=null"
+                )
         if isinstance(self.path, list) and (
             sorted(set(self.path)) != self.path or any(target < 1 for target in self.path)
         ):
@@ -172,7 +174,7 @@ class Training(Recovery):
 
     def recipe(self) -> dict[str, Any]:
         """Return what a trained model depends on beside models and rows."""
-        aside = ("name", "path", "text", "sequence", "save", "launch")
+        aside = ("name", "path", "text", "sequence", "save", "launch", "precision")
         return {key: value for key, value in asdict(self).items() if key not in aside}
 
     def recover(
@@ -183,8 +185,12 @@ class Training(Recovery):
         cache: "Cache",
         seed: int,
         quality: "Callable[[PreTrainedModel], Mapping[str, float]]",
+        measured: str,
     ) -> Recovered:
-        """Train a copy of the pruned model, or find it in the cache."""
+        """Train a copy of the pruned model, or find it in the cache.
+
+        `quality` is what is watched, and `measured` names it.
+        """
         from pruning.recovery.stage import recovered
 
-        return recovered(self, pruned, dense, rows, cache, seed, quality)
+        return recovered(self, pruned, dense, rows, cache, seed, quality, measured)

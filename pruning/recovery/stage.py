@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from pruning.calibration.batch import Row, digest_rows
 from pruning.models.source import fingerprint
 from pruning.recovery.recovery import Recovered, Training
-from pruning.recovery.train import Quality, own, train
+from pruning.recovery.train import Quality, in_bfloat16, own, train
 from pruning.recovery.worker import spread, write
 from pruning.results.cache import Cache, digest
 
@@ -24,6 +24,7 @@ def recovered(
     cache: Cache,
     seed: int,
     quality: Quality,
+    measured: str = "",
 ) -> Recovered:
     """Return the trained model, from the cache if it is there; `pruned` stays as it is.
 
@@ -35,6 +36,9 @@ def recovered(
         "teacher": fingerprint(dense) if recovery.loss.taught else None,
         "rows": digest_rows(rows),
         "recipe": recovery.recipe(),
+        "bfloat16": in_bfloat16(recovery, pruned),
+        "device": pruned.device.type,
+        "watched": None if recovery.watch is None else measured,
         "seed": seed,
     }
     scratch = cache.root / "checkpoints" / digest(key)

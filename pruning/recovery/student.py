@@ -15,6 +15,7 @@ from pruning.calibration.batch import INPUTS
 from pruning.models.sites import architecture
 from pruning.recovery.losses import distance, divergence, predictions
 from pruning.recovery.recovery import Loss, Shape, Training
+from pruning.results.environment import resident
 
 GIVEN = (*INPUTS, "attention_mask")
 
@@ -25,7 +26,8 @@ class Lesson:
     def __init__(self, loss: Loss, teacher: PreTrainedModel):
         self.loss, self.teacher = loss, teacher.eval()
         self.encoder = architecture(teacher).encoder
-        self.tokens = 0
+        self.tokens = 0  # read by this process, and by one before it that was killed
+        self.peaks: tuple[float, float | None] = (0.0, None)  # GiB, host and device, when sampled
         self.parts: dict[str, list[float]] = {}  # since they were last asked for
 
     def __call__(self, student: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Any]:
@@ -48,11 +50,20 @@ class Lesson:
         if loss.hidden:  # the first is what the embeddings give
             streams = outputs.hidden_states[1:], said.hidden_states[1:]
             parts["hidden"] = distance(*streams, mask, loss.relative)
+        self.sample()  # all activations are there now
         for name, value in parts.items():
             self.parts.setdefault(name, []).append(float(value.detach()))
         total = sum(getattr(loss, name) * value for name, value in parts.items())
         assert isinstance(total, Tensor)
         return total, outputs
+
+    def sample(self) -> None:
+        """Look at how much memory is taken."""
+        host, device = resident()
+        most = self.peaks[1]
+        if device is not None:
+            device = device if most is None else max(device, most)
+        self.peaks = max(host, self.peaks[0]), device
 
     def means(self) -> dict[str, float]:
         """Return the mean of every part since the last call."""
@@ -64,8 +75,8 @@ class Lesson:
 class Budget(TrainerCallback):
     """How much of steps or minutes is spent; time that went into `aside` does not count."""
 
-    def __init__(self, steps: int, minutes: float | None):
-        self.steps, self.minutes = steps, minutes
+    def __init__(self, lesson: Lesson, steps: int, minutes: float | None):
+        self.lesson, self.steps, self.minutes = lesson, steps, minutes
         self.earlier = self.apart = 0.0  # seconds of a process that was killed; of evaluations
         self.start = time.monotonic()
 
@@ -93,12 +104,16 @@ class Budget(TrainerCallback):
         """Start the clock, where a killed process left it."""
         last = next((e for e in reversed(state.log_history) if "seconds" in e), {})
         self.earlier, self.apart = last.get("seconds", 0.0), 0.0
+        self.lesson.tokens = int(last.get("tokens", 0))
         self.start = time.monotonic()
 
     def on_step_end(self, args, state, control, **kwargs: Any) -> None:
-        """Stop when the time is over."""
+        """Stop when the time is over; log in front of every checkpoint, to go on from there."""
+        self.lesson.sample()
         if self.spent(state.global_step) >= 1:
             control.should_training_stop = True
+        if control.should_save or control.should_training_stop:
+            control.should_log = True
 
 
 class Watch(TrainerCallback):
@@ -155,5 +170,6 @@ class Student(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the parts of the loss, and the time, to what is logged."""
         if "loss" in logs:
-            logs |= self.lesson.means() | {"seconds": round(self.budget.seconds, 2)}
+            logs |= self.lesson.means()
+            logs |= {"seconds": round(self.budget.seconds, 2), "tokens": self.lesson.tokens}
         super().log(logs, *args, **kwargs)

@@ -11,28 +11,52 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from torch.utils.data import Subset
-from transformers import PreTrainedModel, TrainerCallback
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from pruning.calibration.batch import Row
 from pruning.models.sites import architecture, blocks
 from pruning.recovery.recovery import Lora, Precision, Training
 from pruning.recovery.student import Budget, Lesson, Student, Watch
-from pruning.results.environment import peaks
 from pruning.tasks.finetune import order
 from pruning.tasks.training import Guard, arguments, collator, run
 
 log = logging.getLogger(__name__)
 
 Quality = Callable[[PreTrainedModel], Mapping[str, float]]
-MOST = 20_000  # steps, where time is the budget
+MOST = 10**7  # steps, where time is the budget
+LOGGED = 1000  # steps that the logged points are spread over, there
 
 
 def own(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Copy a model, with parameters that no other shares and that all can be trained."""
+    """Copy a model, with parameters that no other shares and that all can be trained.
+
+    Buffers keep their type: positions are rotated in float32 whatever the weights are.
+    """
     copy = deepcopy(model)
-    return nn.Module.to(copy, dtype=dtype).requires_grad_(True)  # type: ignore[return-value]
+    for parameter in copy.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return copy.requires_grad_(True)
+
+
+class Endless(Dataset[Row]):
+    """Rows in the order that they are read: shuffled anew, as often as the steps ask for."""
+
+    def __init__(self, rows: list[Row], count: int, step: int, seed: int):
+        self.rows, self.count, self.step, self.seed = rows, count, step, seed
+        self.lengths = [len(row["input_ids"]) for row in rows]
+        self.epoch, self.order = -1, []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Row:
+        epoch, place = divmod(index, len(self.rows))
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.order = order(self.lengths, 1, self.step, self.seed + epoch)
+        return self.rows[self.order[place]]
 
 
 def train(
@@ -45,19 +69,20 @@ def train(
     quality: Quality,
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Train in place; return the logged curve and what it cost."""
-    r = recovery
+    set_seed(seed)  # adapters begin at random
+    r, world = recovery, int(os.environ.get("WORLD_SIZE", 1))  # processes that share every batch
+    if r.batch % world:
+        raise ValueError(
+            f"recovery.batch={r.batch} cannot be shared by the {world} processes of "
+            "recovery.launch: give a multiple"
+        )
     steps = steps_of(r, rows)
-    world = int(os.environ.get("WORLD_SIZE", 1))  # processes, each with its share of a step's rows
-    read = steps * r.accumulate * r.batch * world
-    taken = order([len(row["input_ids"]) for row in rows], read / len(rows), r.batch, seed)[:read]
-    lesson, budget = Lesson(r.loss, dense), Budget(steps, r.minutes)
+    lesson = Lesson(r.loss, dense)
+    budget = Budget(lesson, steps, r.minutes)
     callbacks: list[TrainerCallback] = [Guard("recovery.rate", r.clip, directory, trained)]
     if r.watch is not None:
         callbacks.append(Watch(student, r.watch, quality, budget))
     model = student if r.lora is None else adapted(student, r.lora)
-    bf16 = r.precision is Precision.bfloat16 or (
-        r.precision is Precision.auto and student.device.type == "cuda"
-    )
     student.config.use_cache = False
     trainer = Student(
         model,
@@ -68,38 +93,48 @@ def train(
             directory,
             student.device,
             steps,
-            per_device_train_batch_size=r.batch,
+            logging_steps=max(1, min(steps, LOGGED) // 50),
+            per_device_train_batch_size=r.batch // world,
             gradient_accumulation_steps=r.accumulate,
             activation_checkpointing=r.checkpointing,
             learning_rate=r.rate,
             weight_decay=r.weight_decay,
-            bf16=bf16,
+            bf16=in_bfloat16(r, student),
             save_steps=r.save,
             seed=seed,
             train_sampling_strategy="sequential",
         ),
         data_collator=collator(student),
-        train_dataset=Subset(rows, taken),  # type: ignore[arg-type]
+        train_dataset=Endless(rows, steps * r.accumulate * r.batch, r.accumulate * r.batch, seed),
         callbacks=callbacks,
     )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(
+            f"recovery.launch={r.launch!r} cuts the model into shards (FSDP, DeepSpeed), which is "
+            "not supported: start plain processes, such as accelerate launch --multi_gpu"
+        )
     run(trainer, directory)
     if isinstance(model, PeftModel):
         model.merge_and_unload()  # in place: the student is whole again
     curve = [e for e in trainer.state.log_history if "train_runtime" not in e]
-    host, device = peaks()
-    seconds = trainer.budget.seconds
-    tokens = lesson.tokens * world  # of this process, where a killed one had begun
+    tokens, seconds = lesson.tokens * world, budget.seconds
     cost: dict[str, Any] = {
         "kind": r.name,
         "steps": trainer.state.global_step,
         "tokens": tokens,
         "seconds": round(seconds, 1),
-        "tokens_per_s": round(tokens / max(1e-9, seconds - budget.earlier), 1),
-        "peak_host_gib": host,
-        "peak_device_gib": device,
+        "tokens_per_s": round(tokens / max(1e-9, seconds), 1),
+        "peak_host_gib": lesson.peaks[0],
+        "peak_device_gib": lesson.peaks[1],
     }
     log.info("recovery: %(steps)d steps, %(tokens)d tokens, %(tokens_per_s).0f tokens/s", cost)
     return curve, cost
+
+
+def in_bfloat16(recovery: Training, model: PreTrainedModel) -> bool:
+    """Say whether passes are computed in bfloat16."""
+    auto = recovery.precision is Precision.auto and model.device.type == "cuda"
+    return auto or recovery.precision is Precision.bfloat16
 
 
 def steps_of(recovery: Training, rows: list[Row]) -> int:

@@ -11,10 +11,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import transformers
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -23,6 +25,7 @@ from pruning.calibration.batch import Row
 from pruning.models import checkpoint
 from pruning.recovery.recovery import Training
 from pruning.recovery.train import own, train
+from pruning.results.turns import locked
 
 
 def spread(
@@ -36,7 +39,7 @@ def spread(
 ) -> None:
     """Start the processes, and wait until the first one has written `directory`.
 
-    ValueError, with the last line that was said, where the command fails.
+    ValueError where the command fails.
     """
     assert recovery.launch is not None
     folder = scratch / "given"
@@ -62,14 +65,15 @@ def spread(
         ) from error
     if done.returncode != 0:
         raise ValueError(
-            f"recovery.launch={recovery.launch!r} ended with code {done.returncode}; what its "
-            "processes said is above. The same command goes on from the last checkpoint"
+            f"recovery.launch={recovery.launch!r} ended with code {done.returncode}: what its "
+            "processes said is above; the same command goes on from the last checkpoint"
         )
 
 
 def main(folder: Path) -> None:
     """Train as one of the processes."""
     logging.basicConfig(level=logging.WARNING)
+    transformers.logging.set_verbosity_error()
     given = json.loads((folder / "options.json").read_text())
     recovery = OmegaConf.to_object(
         OmegaConf.merge(OmegaConf.structured(Training), given["recovery"])
@@ -82,10 +86,13 @@ def main(folder: Path) -> None:
     dense = checkpoint.load(folder / "dense", dtype, device)
     student = own(checkpoint.load(folder / "pruned", dtype, device))
     rows = read(load_file(folder / "rows.safetensors"))
-    curve, cost = train(
-        recovery, student, dense, rows, given["seed"], Path(given["scratch"]), lambda model: {}
-    )
-    if int(os.environ.get("RANK", 0)) == 0:
+    scratch, first = Path(given["scratch"]), int(os.environ.get("RANK", 0)) == 0
+    # processes of a job that was killed may still be at it
+    with locked(scratch / "training.lock") if first else nullcontext():
+        curve, cost = train(
+            recovery, student, dense, rows, given["seed"], scratch, lambda model: {}
+        )
+    if first:
         write(student, curve, cost, Path(given["directory"]))
 
 

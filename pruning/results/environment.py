@@ -23,6 +23,18 @@ def peaks() -> tuple[float, float | None]:
     return host, torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
 
 
+def resident() -> tuple[float, float | None]:
+    """Return what this process takes now in GiB: resident, and allocated on CUDA if there."""
+    import torch
+
+    device = torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else None
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # not Linux
+        return peaks()[0], device
+    return pages * resource.getpagesize() / GIB, device
+
+
 def environment() -> dict[str, Any]:
     """Return what numbers depend on besides the config; no host names and no paths.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
@@ -34,6 +34,7 @@ class Objective(StrEnum):
 class Search:
     """What decides how much of every site goes."""
 
+    again: ClassVar[bool] = True  # whether it chooses well among sites that were cut before
     name: str = MISSING
 
 
@@ -63,6 +64,8 @@ class Uniform(LevelSearch):
 
     Where the budget falls between two levels, the lower one is spread evenly over the depth.
     """
+
+    again: ClassVar[bool] = False  # blocks of unequal widths have no level in common
 
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
         """Return the widest uniform FFN schedule that fits."""

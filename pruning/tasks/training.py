@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from pruning.calibration.batch import Batch, Row
+from pruning.results.turns import rest
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +39,20 @@ def collator(model: PreTrainedModel) -> Callable[[list[Row]], Row]:
 def arguments(
     directory: Path, device: torch.device, steps: int, **options: Any
 ) -> TrainingArguments:
-    """Return the Trainer's arguments: some 50 logged points, two checkpoints kept, no reports."""
-    return TrainingArguments(
+    """Return the Trainer's arguments: some 50 logged points, two checkpoints kept, no reports.
+
+    ValueError for a CUDA device that the Trainer would not take: it takes the first.
+    """
+    if device.type == "cuda" and device.index and "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"hardware.device={device}: training takes the first device that is visible; give "
+            f"hardware.device=cuda, and CUDA_VISIBLE_DEVICES={device.index} in the environment"
+        )
+    options = {"logging_steps": max(1, steps // 50)} | options
+    found = TrainingArguments(
         output_dir=str(directory),
         max_steps=steps,
         max_grad_norm=0.0,  # Guard clips
-        logging_steps=max(1, steps // 50),
         logging_nan_inf_filter=False,
         save_total_limit=2,
         report_to=[],
@@ -51,6 +61,9 @@ def arguments(
         dataloader_pin_memory=False,
         **options,
     )
+    if found.n_gpu > 1:  # of one process: the loss is computed on one device
+        found._n_gpu = 1
+    return found
 
 
 class Guard(TrainerCallback):
@@ -78,7 +91,15 @@ class Guard(TrainerCallback):
 
 
 class Progress(ProgressCallback):
-    """The Trainer's bar without the lines that it writes above it; the result has the curves."""
+    """The Trainer's bar without the lines that it writes above it; the result has the curves.
+
+    Between two steps other jobs may time something on the device.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs: Any) -> None:
+        """Move the bar, and give way."""
+        super().on_step_end(args, state, control, **kwargs)
+        rest()
 
     def on_log(self, args, state, control, logs=None, **kwargs: Any) -> None:
         """Write nothing."""

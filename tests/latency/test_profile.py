@@ -13,7 +13,7 @@ from pruning.latency.clock import Timing
 from pruning.latency.grid import heads, widths
 from pruning.latency.local import Local
 from pruning.latency.meet import meet
-from pruning.latency.profile import NOTHING, compare, profile
+from pruning.latency.profile import NOTHING, compare, profile, total, within
 from pruning.latency.table import LatencyTable
 from pruning.latency.workload import Phase
 from pruning.models.shrink import shrink_, twin
@@ -283,3 +283,14 @@ def test_profile_and_meet_on_cuda(tmp_path):
     assert met.measured > 1
     assert next(met.pruned.parameters()).is_cuda
     assert not all(keep.all() for keep in met.allocation.values())
+
+
+def test_parts_that_noise_made_longer_than_the_model_leave_room_for_the_rest():
+    parts = {
+        "attention": {(2, 1): 3.0, (1, 1): 2.0, (0, 0): 0.0},
+        "ffn": {64: 4.0, 32: 2.0, 0: 0.0},
+    }
+    assert within(parts, 2, 20.0, 5.0) == parts
+    shrunk = within(parts, 2, 10.0, 4.0)  # 14 ms of 10
+    assert 2 * total(shrunk) == pytest.approx(6.0)
+    assert shrunk["ffn"][32] / shrunk["attention"][1, 1] == pytest.approx(1.0)

@@ -1,6 +1,7 @@
 """Recovery through launch.py: killed, on a path of targets, refused, in several processes."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from pruning.recovery.stage import recovered
 from pruning.results.cache import Cache
 from tests.families import llama
 from tests.jobs import Jobs
-from tests.recovery.test_stage import ROWS, half, nothing, training
+from tests.recovery.test_stage import half, nothing, training
 from tests.test_launch import Place
+from tests.test_sweep import PROXY
 
 METRIC = "wikitext/text/token_perplexity_32"
 
@@ -72,12 +74,11 @@ def test_a_killed_recovery_goes_on_and_is_reported(place, jobs):
 @torch.no_grad()
 def test_a_path_leaves_a_checkpoint_for_every_target(place, jobs):
     """Each goes on from the one before; all are compared with the dense model."""
-    path = ("recovery=gradual", "recovery.path=[1.15,1.4]")
+    path = ("recovery=gradual", "recovery.path=[1.15,1.4]", *PROXY)
     done = jobs(*given(place, *path, "speedup=1.7", outputs="path"))
     assert done.returncode == 0, done.stderr[-3000:]
     results = place.results("path")
     assert [result["speedup"]["target"] for result in results] == [1.15, 1.4, 1.7]
-    assert len({result["latency"]["dense"]["n"] > 0 for result in results}) == 1
     kept: dict[str, set[int]] = {}
     whole = sum(
         p.numel() for p in AutoModelForCausalLM.from_pretrained(place.root / "dense").parameters()
@@ -114,6 +115,7 @@ def test_a_path_leaves_a_checkpoint_for_every_target(place, jobs):
 @pytest.mark.parametrize("method", ["slimgpt", "depth"])
 def test_other_methods_go_on_too(place, jobs, method):
     path = ("recovery=gradual", "recovery.path=[1.15]", f"method={method}", "recovery.steps=2")
+    path += PROXY
     wanted = [
         a for a in given(place, *path, "speedup=1.5", outputs=method) if a != "search.steps=0"
     ]
@@ -124,7 +126,9 @@ def test_other_methods_go_on_too(place, jobs, method):
 
 
 def test_adapters_of_a_job(place, jobs):
-    done = jobs(*given(place, "recovery=lora", "recovery.steps=3", "speedup=1.5", outputs="lora"))
+    done = jobs(
+        *given(place, "recovery=lora", "recovery.steps=3", "speedup=1.5", *PROXY, outputs="lora")
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = place.results("lora")
     assert result["recovery"]["kind"] == "lora"
@@ -135,35 +139,40 @@ def test_adapters_of_a_job(place, jobs):
 
 def test_text_of_the_suite_is_refused_and_low_rank_has_no_path(place, jobs):
     text = f"recovery.text.path={place.root / 'text.txt'}"
-    done = jobs(*given(place, "recovery=distill", text, "speedup=1.5", outputs="refused"))
+    whole = "suite.perplexity.tokens=null"
+    done = jobs(*given(place, "recovery=distill", text, whole, "speedup=1.5", outputs="refused"))
     assert done.returncode == 1
     assert "recovery.text: " in done.stderr.splitlines()[-1]
     assert "rows hold text that the suite evaluates on" in done.stderr.splitlines()[-1]
     path = ("recovery=gradual", "recovery.path=[1.1]", "method=svd")
     done = jobs(*given(place, *path, "speedup=1.5", outputs="refused"))
-    assert "which method=svd cannot" in done.stderr.splitlines()[-1]
+    assert "which method=svd with search=calibrated cannot" in done.stderr.splitlines()[-1]
 
 
 def test_two_processes_share_the_rows_of_a_step(tmp_path, monkeypatch):
-    """As many rows a step as one process that reads twice as many; the same model comes of it."""
+    """The same model comes of it as of one process; rows of one length, so that means agree."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     dense = llama()
     pruned = half(dense)
-    options = {"steps": 4, "save": 2, "rate": 0.001}
-    command = "python -m torch.distributed.run --standalone --nproc_per_node 2"
-    two = recovered(
-        training(**options, batch=4, launch=command),
-        pruned, dense, ROWS, Cache(tmp_path / "two"), 0, nothing,
-    )  # fmt: skip
-    assert two.cost["steps"] == 4
-    assert two.curve[-1]["loss"] < two.curve[0]["loss"] * 1.5
-    for name, parameter in two.model.named_parameters():
-        assert parameter.isfinite().all(), name
-    changed = [
-        not torch.equal(a, b)
-        for a, b in zip(two.model.parameters(), pruned.parameters(), strict=True)
-    ]
-    assert all(changed)
+    rows = [{"input_ids": torch.randint(3, 128, (10,))} for _ in range(40)]
+    options = {"steps": 6, "save": 2, "rate": 0.001, "batch": 4}
+    command = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2"
+    one, two = (
+        recovered(
+            training(**options, launch=launch),
+            pruned,
+            dense,
+            rows,
+            Cache(tmp_path / name),
+            0,
+            nothing,
+        )
+        for name, launch in (("one", None), ("two", command))
+    )
+    assert two.cost["steps"] == one.cost["steps"] == 6
+    assert two.cost["tokens"] == one.cost["tokens"] == 6 * 4 * 10
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     bad = training(launch="no-such-command")
     with pytest.raises(ValueError, match=r"^recovery\.launch='no-such-command' is no command here"):
-        recovered(bad, pruned, dense, ROWS, Cache(tmp_path / "bad"), 0, nothing)
+        recovered(bad, pruned, dense, rows, Cache(tmp_path / "bad"), 0, nothing)

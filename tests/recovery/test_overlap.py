@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pruning.calibration.calibration import Calibration, Target, Weight
 from pruning.calibration.text import Text
 from pruning.evaluation.parts import Judged, Perplexity
 from pruning.evaluation.suite import Suite
@@ -57,6 +58,16 @@ def test_a_short_text_counts_where_it_is_all_of_a_row():
     ]
 
 
+def test_a_pair_of_texts_counts_as_one():
+    """Special tokens lie between the two in a row, and none where they are judged."""
+    first, second = draw(22, 5), draw(20, 6)
+    rows = [row(draw(60, seed)) for seed in range(20)]
+    one, two = torch.tensor([1]), torch.tensor([2])
+    pair = row(torch.cat([one, first, two, second, two]))
+    judged = [torch.cat([first, second]).tolist()]
+    assert disjoint([*rows, pair], judged, [1, 2], "task.train") == rows
+
+
 def test_the_evaluation_text_itself_is_refused():
     text = draw(1000, 4)
     rows = [row(part) for part in text.split(100)]
@@ -67,11 +78,10 @@ def test_the_evaluation_text_itself_is_refused():
 
 
 def rows_from(tmp_path, judged, **values):
-    from tests.tiny import text as calibration
-
     path = tmp_path / "text.txt"
-    given = calibration()
-    given.text, given.pack, given.batch = Text(str(path)), True, 4
+    options = {"tokens": 640, "sequence": 64, "batch": 4, "held_out": 0.5, "pack": True}
+    options |= {"weight": Weight.none, "target": Target.local}
+    given = Calibration("tiny", Text(str(path)), **options)
     suite = Suite("mine", **judged, tasks={}, limit=None, batch=1)
     recovery = training(sequence=64, **values)
     return rows_of(recovery, given, None, suite, word_tokenizer(2000), Cache(tmp_path / "c"), 0)
