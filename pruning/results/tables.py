@@ -20,7 +20,7 @@ def markdown(study: str, points: Sequence[Point]) -> str:
     heads += ["average of tasks"] if len(tasks) > 1 else []
     bases = {p.basis for p in points}
     speed = bases.pop() if len(bases) == 1 else "speedup"
-    lines.append(f"| target | method | {speed} | {' | '.join(heads)} | parameters | runs |")
+    lines.append(f"| {' | '.join(['target', 'method', speed, *heads, 'parameters', 'runs'])} |")
     lines.append("| --- | --- | ---: |" + " ---: |" * (len(heads) + 2))
     winners = []
     for target in dict.fromkeys(p.target for p in points):
@@ -44,8 +44,9 @@ def markdown(study: str, points: Sequence[Point]) -> str:
             for key, p in champions.items()
             if p is not None and len(rivals) > 1
         ]
-    lines += ["", f"Dense, {points[0].runs[0].config['model']['name']}:", ""]
-    lines += [f"- {key}: {quantity(dense_of(points, key), key)}" for key in keys]
+    if keys:
+        lines += ["", f"Dense, {points[0].runs[0].config['model']['name']}:", ""]
+        lines += [f"- {key}: {quantity(dense_of(points, key), key)}" for key in keys]
     if winners:
         lines += ["", "Best at each target:", "", *winners]
     lines += ["", f"† more than {EQUAL:.0%} off the target: not compared."]
