@@ -15,7 +15,8 @@ run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (abo
 test: $(STAMP)  ## Install, then run the tests, real weights included (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest $(ARGS)
 
-slow: $(STAMP)  ## Run the further tests on real weights
+slow: $(STAMP)  ## Run the further tests: on real weights, on submitit and ray
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 gpu: $(STAMP)  ## Run the tests that need a CUDA device

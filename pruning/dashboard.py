@@ -1,14 +1,14 @@
-"""Build the W&B workspace of a study: what to look at, as code.
+"""Build the W&B workspace and report of a study: what to look at, as code.
 
     python -m pruning.dashboard outputs/frontier [entity=me] [project=pruning]
 
-Needs the extra `dashboard`, and a W&B account to save the workspace in.
+Needs the extra `dashboard`, and a W&B account to save them in.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pruning.experiment import compose
 from pruning.results.points import results_of
@@ -16,20 +16,20 @@ from pruning.results.report import is_metric
 from pruning.results.result import Result
 
 if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import Report
     from wandb_workspaces.workspaces import Workspace
 
 
-def workspace(study: str, results: Sequence[Result], entity: str, project: str) -> "Workspace":
-    """Return a workspace: frontier, what was kept, promised and measured speed, costs."""
+def panels(results: Sequence[Result]) -> dict[str, list[Any]]:
+    """Return by section: frontier, what was kept, promised and measured speed, costs, curves."""
     import wandb_workspaces.reports.v2 as wr
-    import wandb_workspaces.workspaces as ws
 
     metrics = dict.fromkeys(
         key for result in results for key in result.evaluation.pruned if is_metric(key)
     )
     stages = dict.fromkeys(stage for result in results for stage in result.seconds)
     speed = wr.SummaryMetric("speedup/measured")
-    sections = {
+    return {
         "Frontier": [
             wr.ScatterPlot(
                 title=metric,
@@ -51,15 +51,22 @@ def workspace(study: str, results: Sequence[Result], entity: str, project: str) 
         "Curves": [
             wr.LinePlot(title="search", x="search/step", y=["search/best"]),
             wr.LinePlot(title="training", x="training/step", y=["training/loss"]),
+            wr.LinePlot(title="recovery", x="recovery/step", y=["recovery/loss"]),
         ],
     }
+
+
+def workspace(study: str, results: Sequence[Result], entity: str, project: str) -> "Workspace":
+    """Return a workspace of the runs of a study, grouped by method."""
+    import wandb_workspaces.workspaces as ws
+
     return ws.Workspace(
         entity=entity,
         project=project,
         name=f"{study}: frontier",
         sections=[
-            ws.Section(name=name, panels=panels, is_open=index == 0)
-            for index, (name, panels) in enumerate(sections.items())
+            ws.Section(name=name, panels=of, is_open=index == 0)
+            for index, (name, of) in enumerate(panels(results).items())
         ],
         settings=ws.WorkspaceSettings(x_axis="speedup/measured"),
         runset_settings=ws.RunsetSettings(
@@ -69,8 +76,33 @@ def workspace(study: str, results: Sequence[Result], entity: str, project: str) 
     )
 
 
+def report(study: str, results: Sequence[Result], entity: str, project: str) -> "Report":
+    """Return a report: the same panels, a heading each."""
+    import wandb_workspaces.reports.v2 as wr
+
+    runs = wr.Runset(
+        entity=entity,
+        project=project,
+        name=study,
+        filters=f"Metric('Group') == '{study}'",
+        groupby=["config.method.name"],
+    )
+    blocks: list[Any] = []
+    for name, of in panels(results).items():
+        blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=of)]
+    models = ", ".join(dict.fromkeys(str(r.config["model"]["name"]) for r in results))
+    about = f"{len(results)} results of {models}; quality over speedup, and what it cost."
+    return wr.Report(
+        entity=entity,
+        project=project,
+        title=f"{study}: frontier",
+        description=about,
+        blocks=blocks,
+    )
+
+
 def main(arguments: list[str]) -> int:
-    """Save the workspace of a study, and print where it is."""
+    """Save workspace and report of a study, and print where they are."""
     if not arguments or "=" in arguments[0]:
         sys.exit("usage: python -m pruning.dashboard outputs/<study> [entity=me] [project=name]")
     study = Path(arguments[0])
@@ -78,11 +110,13 @@ def main(arguments: list[str]) -> int:
     results = results_of(study)
     if not results:
         sys.exit(f"error: {study} holds no result.json of a finished job; run some first")
+    where = (study.name, results, tracker.entity or "", tracker.project)
     try:
-        made = workspace(study.name, results, tracker.entity or "", tracker.project)
+        made = [workspace(*where), report(*where)]
     except ImportError:
         sys.exit("error: install the extra first: pip install 'inference-aware-pruning[dashboard]'")
-    print(made.save().url)
+    for page in made:
+        print(page.save().url)
     return 0
 
 

@@ -22,6 +22,7 @@ from pruning.models.source import fingerprint
 from pruning.recovery.recovery import Training
 from pruning.results.cache import Cache, digest
 from pruning.results.stopwatch import Stopwatch
+from pruning.results.turns import sharing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,8 +79,13 @@ class Estimate:
 
 def rehearse(experiment: Experiment, name: str) -> Estimate:
     """Print what a job would compute, and about how long that takes and how much memory."""
-    cache, console = Rehearsal(experiment.cache), Console()
     device = experiment.hardware.open()
+    with sharing(device):
+        return _rehearse(experiment, name, device)
+
+
+def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estimate:
+    cache, console = Rehearsal(experiment.cache), Console()
     dense, tokenizer = experiment.model.load(cache, device, experiment.task)
     found = Estimate(0.0)
     if experiment.task is not None:

@@ -1,11 +1,11 @@
-"""The W&B workspace as W&B's own package would send it; nothing is sent."""
+"""The W&B workspace and report as W&B's own package would send it; nothing is sent."""
 
 import json
 from dataclasses import replace
 
 import pytest
 
-from pruning.dashboard import main, workspace
+from pruning.dashboard import main, panels, report, workspace
 from tests.results.conftest import result  # noqa: F401  (a fixture)
 
 pytest.importorskip("wandb_workspaces", reason="the extra dashboard")
@@ -30,6 +30,17 @@ def test_it_shows_quality_over_speed_what_was_kept_and_costs(result):  # noqa: F
     (runs,) = spec["section"]["run_sets"]
     (group,) = runs["filters"]["filters"]
     assert (group["key"]["name"], group["value"]) == ("group", "frontier")
+
+
+def test_the_report_has_the_same_panels(result):  # noqa: F811
+    spec = json.loads(report("frontier", [result], "me", "pruning")._to_model().model_dump_json())
+    blocks = spec["spec"]["blocks"]
+    heads = [b["children"][0]["text"] for b in blocks if b["type"] == "heading"]
+    assert heads == list(panels([result]))
+    grids = [b for b in blocks if b["type"] == "panel-grid"]
+    counts = [len(g["metadata"]["panel_bank_section_config"]["panels"]) for g in grids]
+    assert counts == [len(of) for of in panels([result]).values()]
+    assert '"frontier"' in json.dumps(grids[0]["metadata"]["run_sets"])
 
 
 def test_a_study_without_results_is_said(tmp_path, capsys):

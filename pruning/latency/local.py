@@ -66,12 +66,13 @@ class Local(Working):
 
         config = model.config
         return {
-            "version": 4,
+            "version": 5,
             "shape": [config.model_type, config.hidden_size, len(blocks(model))]
             + [str(site) for site in of]
             + [config.vocab_size, config._attn_implementation, str(model.dtype)],
             "setting": [str(model.device), str(self.workload(model)), self.threads],
-            "measurement": [self.repetitions, self.alignment],
+            # a table that noise may have spoilt is none for those who would have refused it
+            "measurement": [self.repetitions, self.alignment, self.noise is None],
             "environment": {
                 k: v for k, v in environment().items() if k not in {"git", "commit", "dirty"}
             },

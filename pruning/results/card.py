@@ -82,7 +82,7 @@ def measured(result: Result) -> str:
             f". Its speed is {speedup.basis}, and was not measured."
         )
     return (
-        f"## Measured\n\n{how}\n\n"
+        f"## {speedup.basis.capitalize()}\n\n{how}\n\n"
         + markdown(("", "dense", "pruned"), rows)
         + "\n\n± is one standard error. A task cut short by the suite's `limit` compares the two "
         "models with each other, not with published numbers."
@@ -113,7 +113,12 @@ def ranks(result: Result) -> str:
     """Say which ranks pay on this hardware, where projections were factorised."""
     if not result.break_even:
         return ""
-    head = ("projection", "full rank", "fewer parameters up to rank", "faster here up to rank")
+    head = (
+        "projection",
+        "full rank",
+        "fewer parameters up to rank",
+        "faster on this hardware up to rank",
+    )
     rows = [
         (module, *(str(of[key]) for key in ("full", "smaller", "faster")))
         for module, of in result.break_even.items()

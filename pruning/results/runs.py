@@ -44,14 +44,16 @@ def log_study(run: "Run", points: "Sequence[Point]", directory: Path) -> None:
     """Show a study: every number over the speedup, all results in one table, the plots."""
     import wandb
 
-    run.define_metric("speedup/measured")
-    run.define_metric("frontier/*", step_metric="speedup/measured")
+    bases = dict.fromkeys(result.speedup.basis for point in points for result in point.runs)
+    for basis in bases:
+        run.define_metric(f"speedup/{basis}")
+        run.define_metric("frontier/*", step_metric=f"speedup/{basis}")
     results = [(point.label, result) for point in points for result in point.runs]
     rows = [{"run": r.name, "method": label, **summary(r)} for label, r in results]
     for label, result in sorted(results, key=lambda pair: pair[1].speedup.reached):
         metrics = {k: v for k, v in summary(result).items() if k.startswith("eval/")}
         named = {f"frontier/{k.removeprefix('eval/')}/{label}": v for k, v in metrics.items()}
-        run.log({"speedup/measured": result.speedup.reached, **named})
+        run.log({f"speedup/{result.speedup.basis}": result.speedup.reached, **named})
     columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
     data: list[Any] = [[row.get(key) for key in columns] for row in rows]
     run.log({"frontier_table": wandb.Table(columns=columns, data=data)})

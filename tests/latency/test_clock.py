@@ -95,3 +95,38 @@ def test_percentiles():
     timing = Timing([5.0, 1.0, 2.0, 4.0, 3.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0])
     assert (timing.p50, timing.p90) == (6.0, 10.0)
     assert timing.spread == pytest.approx(10 / 6)
+
+
+def test_on_cuda_events_tell_the_time(monkeypatch):
+    """Two events around each call, read only after the second one has happened."""
+    now, events = [0.0], []
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+            self.at, self.happened = None, False
+            events.append(self)
+
+        def record(self) -> None:
+            self.at = now[0]
+
+        def synchronize(self) -> None:
+            self.happened = True
+
+        def elapsed_time(self, end: "Event") -> float:
+            assert end.happened
+            return end.at - self.at
+
+    def taking(ms: float):
+        def call():
+            now[0] += ms
+
+        return call
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    found = interleaved({"a": taking(3.0), "b": taking(5.0)}, torch.device("cuda"), 4, "test")
+    assert {name: timing.values for name, timing in found.items()} == {
+        "a": [3.0] * 4,
+        "b": [5.0] * 4,
+    }
+    assert len(events) == 2 * 2 * 4  # none for the warm-up

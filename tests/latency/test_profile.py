@@ -17,7 +17,8 @@ from pruning.latency.profile import NOTHING, compare, profile, total, within
 from pruning.latency.table import LatencyTable
 from pruning.latency.workload import Phase
 from pruning.models.shrink import shrink_, twin
-from pruning.models.sites import architecture, linears, sites
+from pruning.models.sites import architecture, blocks, linears, sites
+from pruning.models.source import Dtype, Model
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
 from pruning.search.problem import pose
@@ -294,3 +295,24 @@ def test_parts_that_noise_made_longer_than_the_model_leave_room_for_the_rest():
     shrunk = within(parts, 2, 10.0, 4.0)  # 14 ms of 10
     assert 2 * total(shrunk) == pytest.approx(6.0)
     assert shrunk["ffn"][32] / shrunk["attention"][1, 1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("dtype", [Dtype.bfloat16, Dtype.float16])
+def test_a_model_too_large_to_have_twice_is_profiled_with_the_weights_of_one_block(
+    dtype, tmp_path, monkeypatch
+):
+    """What 7B shapes are profiled with: only config.json is read, and all blocks share."""
+    whole = llama()
+    whole.config.save_pretrained(tmp_path)
+    monkeypatch.setattr("pruning.models.source.LARGE", 0)
+    given = Model("mine", str(tmp_path), dtype=dtype)
+    model = given.skeleton(Cache(tmp_path / "cache"), torch.device("cpu"))
+    assert len(blocks(model)) == len(blocks(whole)) == 3
+    block = sum(p.numel() for p in blocks(whole)[0].parameters())
+    assert sum(p.numel() for p in whole.parameters()) - 2 * block == sum(
+        p.numel() for p in model.parameters()
+    )
+    assert [b.self_attn.layer_idx for b in blocks(model)] == [0, 1, 2]
+    table = profile(model, hardware(), sites(model)[:2])
+    assert (table.setting["dtype"], table.blocks) == (str(dtype), 3)
+    assert list(table.parts["attention"]) == heads(4, 2)

@@ -43,6 +43,13 @@ def tracker() -> Tracker:
     return Tracker(Service.wandb, "test", None, Mode.auto, timeout=20.0, checkpoint=True)
 
 
+def group_of(records: str) -> str:
+    """Return the group of a run, from the lines of `wandb leet inspect`."""
+    found = [json.loads(record) for record in records.splitlines()]
+    (run,) = (record["run"] for record in found if record["type"] == "run")
+    return run["run_group"]
+
+
 def test_an_offline_run_holds_everything(result, tracker, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     result.training = [{"step": 3, "task_loss": 3.5}, {"step": 6, "task_loss": 3.25}]
@@ -65,8 +72,7 @@ def test_an_offline_run_holds_everything(result, tracker, tmp_path, caplog):
     assert SUMMARY.items() <= found["summary"].items()
     assert (found["summary"]["training/step"], found["summary"]["training/task_loss"]) == (6, 3.25)
     assert (found["summary"]["search/best"], found["summary"]["stages/evaluate_s"]) == (0.5, 80.1)
-    records = subprocess.check_output([*inspect, log], text=True)
-    assert '"frontier"' in records  # the group
+    assert group_of(subprocess.check_output([*inspect, log], text=True)) == "frontier"
     (table,) = run.glob("files/media/table/per_layer/kept*.json")
     assert json.loads(table.read_text()) == {
         "columns": ["block", "query_heads", "kv_heads", "ffn", "mlp.up_proj"],
@@ -96,6 +102,7 @@ def test_a_study_is_one_run_with_all_results(result, tracker, tmp_path):
     line = "frontier/quick/text/token_perplexity_512/ziplm"
     assert found["summary"][line] == 80.0
     records = subprocess.check_output([*inspect, log], text=True)
+    assert group_of(records) == "frontier"
     found = [json.loads(record) for record in records.splitlines()]
     items = [record["history"]["item"] for record in found if record["type"] == "history"]
     steps = [(item["speedup/measured"], item[line]) for item in items if line in item]
