@@ -1,7 +1,7 @@
 """Measure a latency table and save it, to prune for this machine on any other; or show one.
 
 python -m pruning.profile model=llama2-7b hardware.phase=decode hardware.sequence=512
-python -m pruning.profile show outputs/profiles/llama2-7b-local-decode-1x512.json
+python -m pruning.profile show outputs/profiles/llama2-7b-local-decode-1x512-bfloat16.json
 
 No weights are needed: only the model's config.json is read. Prune with `hardware=file
 hardware.path=TABLE`.

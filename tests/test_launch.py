@@ -392,7 +392,7 @@ def test_low_rank_goes_the_same_way(place, job, jobs):
         assert model.model.layers[block].get_submodule(module).rank == rank
     card = (out / "model" / "README.md").read_text()
     assert f"rank of {ranks[0][1]}" in card
-    assert "faster here up to rank" in card
+    assert "faster on this hardware up to rank" in card
     assert result["break_even"]["mlp.up_proj"]["smaller"] == 113  # below 128 * 1024 / (128 + 1024)
     assert all(result["break_even"][module]["faster"] >= rank for _, module, rank in ranks)
 

@@ -1,6 +1,7 @@
 """Hardware that is not here: counts against torch's own, a roofline by hand, files."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -245,3 +246,19 @@ def test_written_tables_are_json(tmp_path):
     content = json.loads((tmp_path / "table.json").read_text())
     assert content["schema"] == 1
     assert content["parts"]["attention"]["4x2"] == 1.0
+
+
+TABLES = sorted((Path(__file__).parents[2] / "conf" / "hardware" / "tables").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_table_that_is_shipped_says_where_it_was_measured(path):
+    table = LatencyTable.read(path)
+    assert table.basis == "measured"
+    assert {"cpu", "gpu", "threads", "packages"} <= set(table.environment)
+    size = "{phase}-{batch}x{sequence}-{dtype}".format(**table.setting)
+    assert path.stem.endswith(size)
+    assert all(len(times) > 3 for times in table.raw.values())
+    for name, (measured, told) in table.anchors.items():
+        if name != "neither":  # which the fit leaves out
+            assert told == pytest.approx(measured, rel=0.05), name
