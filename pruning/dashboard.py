@@ -80,9 +80,7 @@ def report(study: str, results: Sequence[Result], entity: str, project: str) -> 
     """Return a report: the same panels, a heading each."""
     import wandb_workspaces.reports.v2 as wr
 
-    runs = wr.Runset(
-        entity=entity,
-        project=project,
+    runs = wr.Runset(  # of the report's own project
         name=study,
         filters=f"Metric('Group') == '{study}'",
         groupby=["config.method.name"],
