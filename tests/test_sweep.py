@@ -85,6 +85,7 @@ def test_the_same_sweep_started_twice_computes_every_stage_once(place):
     assert set(times.values()) == {1}
 
 
+@pytest.mark.slow
 def test_joblib_gives_what_the_serial_sweep_gives(place, jobs):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the extra sweep")
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
