@@ -54,7 +54,8 @@ def _run(
     given, identity = dense, fingerprint(dense)
     if start is not None:
         with clock("load"):
-            given = checkpoint.load(start / "model", dense.dtype, device)
+            attention = experiment.model.implementation
+            given = checkpoint.load(start / "model", dense.dtype, device, attention)
     with clock("calibrate"):
         source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
         batches = experiment.calibration.batches(**source)

@@ -86,7 +86,11 @@ def _profile(
         blocks=count,
         spread=max(timing.spread for timing in timings.values()),
         dense=dense,
-        setting=asdict(work) | {"dtype": str(model.dtype).removeprefix("torch.")},
+        setting=asdict(work)
+        | {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "attention": model.config._attn_implementation,
+        },
         environment=environment(),
         scales=of_parts,
         raw={f"{part} {text(level)}".strip(): t.values for (part, level), t in timings.items()},

@@ -126,7 +126,7 @@ def combine(tables: Sequence[tuple[float, LatencyTable]], setting: dict[str, Any
         blocks=first.blocks,
         spread=max(t.spread for _, t in tables),
         dense=sum(n * t.dense for n, t in tables),
-        setting=setting | {"dtype": first.setting["dtype"]},
+        setting=first.setting | setting,
         environment=first.environment,
         anchors={
             name: [sum(n * t.anchors[name][i] for n, t in tables) for i in range(2)]

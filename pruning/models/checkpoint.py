@@ -56,7 +56,9 @@ def save(
     shutil.rmtree(former, ignore_errors=True)
 
 
-def load(path: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load(
+    path: Path, dtype: torch.dtype, device: torch.device, attention: str | None = None
+) -> PreTrainedModel:
     """Load a checkpoint that `save` wrote; this package's modelling file is run, not its own.
 
     ValueError where it is not there any more.
@@ -68,7 +70,7 @@ def load(path: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     name = (config.architectures or [""])[0]
     kind = getattr(modeling_pruned, name, None) or getattr(transformers, name)
-    model = kind.from_pretrained(path, config=config, dtype=dtype)
+    model = kind.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
     return model.to(device).eval()
 
 

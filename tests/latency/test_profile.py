@@ -18,13 +18,13 @@ from pruning.latency.table import LatencyTable
 from pruning.latency.workload import Phase
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import architecture, blocks, linears, sites
-from pruning.models.source import Dtype, Model
+from pruning.models.source import Attention, Dtype, Model
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
 from pruning.search.problem import pose
 from tests.families import EVERY, GATED, llama, random_model
 from tests.models.allocations import mixed
-from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels
+from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels, word_tokenizer
 
 WIDE = GATED["intermediate_size"]
 WIDER = {"hidden_size": 512, "intermediate_size": 1024}
@@ -316,3 +316,25 @@ def test_a_model_too_large_to_have_twice_is_profiled_with_the_weights_of_one_blo
     table = profile(model, hardware(), sites(model)[:2])
     assert (table.setting["dtype"], table.blocks) == (str(dtype), 3)
     assert list(table.parts["attention"]) == heads(4, 2)
+
+
+def test_the_attention_implementation_is_part_of_a_profiles_identity(tmp_path):
+    llama().save_pretrained(tmp_path / "dense")
+    word_tokenizer().save_pretrained(tmp_path / "dense")
+    cache, cpu, here = Cache(tmp_path / "cache"), torch.device("cpu"), hardware()
+    tables, outputs = {}, []
+    for attention in (Attention.eager, Attention.sdpa):
+        given = Model("mine", str(tmp_path / "dense"), dtype=Dtype.float32, attention=attention)
+        model, _ = given.load(cache, cpu)
+        assert model.config._attn_implementation == attention
+        assert given.skeleton(cache, cpu).config._attn_implementation == attention
+        outputs.append(model(input_ids=torch.arange(3, 20)[None]).logits)
+        tables[attention] = here.profile(model, sites(model), cache)
+    torch.testing.assert_close(*outputs)
+    assert {a: t.setting["attention"] for a, t in tables.items()} == {a: a for a in tables}
+    assert len([p for p in (tmp_path / "cache" / "profile").iterdir() if p.is_dir()]) == 2
+    flash = Model("mine", str(tmp_path / "dense"), dtype=Dtype.float32, attention=Attention.flash)
+    with pytest.raises(
+        ValueError, match=r"^model\.attention=flash_attention_2 cannot be used here"
+    ):
+        flash.load(cache, cpu)
