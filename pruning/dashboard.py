@@ -16,7 +16,7 @@ from pruning.results.report import is_metric
 from pruning.results.result import Result
 
 if TYPE_CHECKING:
-    from wandb_workspaces.reports.v2 import Report
+    from wandb_workspaces.reports.v2.interface import Report
     from wandb_workspaces.workspaces import Workspace
 
 
@@ -79,8 +79,9 @@ def workspace(study: str, results: Sequence[Result], entity: str, project: str) 
 def report(study: str, results: Sequence[Result], entity: str, project: str) -> "Report":
     """Return a report: the same panels, a heading each."""
     import wandb_workspaces.reports.v2 as wr
+    from wandb_workspaces.reports.v2.interface import Report, Runset
 
-    runs = wr.Runset(  # of the report's own project
+    runs = Runset(  # of the report's own project
         name=study,
         filters=f"Metric('Group') == '{study}'",
         groupby=["config.method.name"],
@@ -90,7 +91,7 @@ def report(study: str, results: Sequence[Result], entity: str, project: str) -> 
         blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=of)]
     models = ", ".join(dict.fromkeys(str(r.config["model"]["name"]) for r in results))
     about = f"{len(results)} results of {models}; quality over speedup, and what it cost."
-    return wr.Report(
+    return Report(
         entity=entity,
         project=project,
         title=f"{study}: frontier",
