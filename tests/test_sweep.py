@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -172,13 +173,14 @@ def test_a_failing_job_has_its_line_and_the_others_their_results(place, jobs):
         ),
         (
             "hydra_plugins.hydra_ray_launcher",
-            ["hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"],
+            ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"],
         ),
     ],
     ids=["submitit", "ray"],
 )
 def test_a_sweep_on_other_launchers(place, plugin, overrides):
     pytest.importorskip(plugin, reason="the extras sweep and ray")
+    place.environment["TMPDIR"] = tempfile.mkdtemp(dir="/tmp")  # ray's sockets need a short path
     done = place.run(*sweep(place, *PROXY, "speedup=1.2,1.4,50", *overrides))
     assert done.returncode == 1
     assert [result["speedup"]["target"] for result in place.results()] == [1.2, 1.4]
