@@ -245,7 +245,7 @@ def test_a_model_without_half_of_itself_is_faster():
     pruned = shrink_(twin(dense), mixed(dense))
     times = compare(dense, pruned, hardware(repetitions=15, sequence=64, tolerance=0.05))
     assert times[0].p50 > 1.05 * times[1].p50
-    assert 15 <= len(times[0].values) == len(times[1].values) <= 30
+    assert 15 <= len(times[0].values) == len(times[1].values)  # more on a busy machine
 
 
 def test_a_device_that_is_not_there():
