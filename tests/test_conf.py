@@ -193,7 +193,7 @@ def test_the_name_is_the_same_in_every_process(seed):
 
 
 @pytest.mark.parametrize(
-    ("command", "limit"), [(["--help"], 2.0), (["--cfg", "job"], 0.6)], ids=["help", "cfg"]
+    ("command", "limit"), [(["--help"], 1.25), (["--cfg", "job"], 0.4)], ids=["help", "cfg"]
 )
 def test_help_is_quick_and_imports_no_torch(command, limit):
     """In CPU seconds of importing torch and transformers, which depend on the machine alike.

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig
 
 from pruning.latency.anchors import anchors
-from pruning.latency.clock import Timing
+from pruning.latency.clock import SECONDS, Timing
 from pruning.latency.grid import heads, widths
 from pruning.latency.local import Local
 from pruning.latency.meet import meet
@@ -245,7 +245,9 @@ def test_a_model_without_half_of_itself_is_faster():
     pruned = shrink_(twin(dense), mixed(dense))
     times = compare(dense, pruned, hardware(repetitions=15, sequence=64, tolerance=0.05))
     assert times[0].p50 > 1.05 * times[1].p50
-    assert 15 <= len(times[0].values) == len(times[1].values)  # more on a busy machine
+    assert 15 <= len(times[0].values) == len(times[1].values)
+    seconds = sum(times[0].values + times[1].values) / 1000
+    assert len(times[0].values) <= 30 or seconds < SECONDS + 1  # as long as it may take
 
 
 def test_a_device_that_is_not_there():
