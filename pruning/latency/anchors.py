@@ -44,7 +44,7 @@ def anchors(model: PreTrainedModel, of: Sequence[Site], alignment: int) -> list[
         ("no FFN", (Kind.FFN,)),
         ("neither", (Kind.ATTENTION, Kind.FFN)),
     ):
-        left = {s: _left(s, s.kind in gone and s.removable) for s in sites(model)}
+        left = {s: s.gone if s.kind in gone and s.removable else s.whole for s in sites(model)}
         found.append(Anchor(name, _without(model, left), left))
     return found
 
@@ -52,12 +52,6 @@ def anchors(model: PreTrainedModel, of: Sequence[Site], alignment: int) -> list[
 def rank_of(site: Site, alignment: int) -> int:
     """Return the rank of a projection in the model of low ranks: one that is timed."""
     return min(widths(site.units, alignment)[:-1], key=lambda rank: abs(rank - site.units / SHARE))
-
-
-def _left(site: Site, gone: bool) -> tuple[int, int] | int:
-    if site.kind is Kind.FFN:
-        return 0 if gone else site.units
-    return (0, 0) if gone else (site.groups, site.heads_per_group)
 
 
 def _without(model: PreTrainedModel, left: Shapes) -> PreTrainedModel:

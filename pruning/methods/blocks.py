@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.batch import Batch
 from pruning.calibration.stream import enter
-from pruning.latency.table import LatencyTable, Shape, Shapes
+from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.method import Plan
 from pruning.models.shrink import shrink_, twin
-from pruning.models.sites import Allocation, Kind, Site, blocks, sites
+from pruning.models.sites import Allocation, blocks, sites
 from pruning.results.cache import Cache
 from pruning.results.progress import track
 
@@ -27,7 +27,7 @@ class Blocks(Plan):
         """Remove as few blocks as fit the budget."""
         for count in range(len(self.order) + 1):
             gone = self.order[:count]
-            left = {s: _left(s, s.block in gone) for s in sites(self.dense)}
+            left = {s: s.gone if s.block in gone else s.whole for s in sites(self.dense)}
             if self.table.total(left) <= budget * (1 + 1e-9):
                 return left
         return None
@@ -72,9 +72,3 @@ def _influence(model: PreTrainedModel, batches: list[Batch]) -> list[float]:
             total += float(alike[state.batch.mask.bool().to(alike.device)].sum())
         found.append(1 - total / tokens)
     return found
-
-
-def _left(site: Site, gone: bool) -> Shape:
-    if not gone:
-        return site.whole
-    return 0 if site.kind is Kind.FFN else (0, 0)

@@ -76,6 +76,11 @@ class Site:
         return (self.groups, self.heads_per_group) if attention else self.units
 
     @property
+    def gone(self) -> tuple[int, int] | int:
+        """Return its shape where nothing is left."""
+        return (0, 0) if self.kind is Kind.ATTENTION else 0
+
+    @property
     def name(self) -> str:
         """Return a readable key such as `block.3.ffn`."""
         return self.part if self.kind is Kind.EMBEDDING else f"block.{self.block}.{self.part}"
