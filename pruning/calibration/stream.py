@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -100,18 +100,25 @@ def enter(model: PreTrainedModel, batch: Batch) -> State:
 def leave(
     model: PreTrainedModel, batch: Batch, hidden: Hidden
 ) -> Float[Tensor, "predictions classes"]:
-    """Run what comes behind the blocks; return logits: of every real token, or of every row.
-
-    For a reader of contexts a row has two predictions, the first and the last token of the answer,
-    and its tokens are the classes.
-    """
+    """Run what comes behind the blocks; return its predictions."""
     if not architecture(model).encoder:
         return final(model, hidden[batch.mask.bool().to(hidden.device)])
     layers = blocks(model)
     with _replaced(layers, [_Player(hidden) for _ in layers]):
         out = model(**batch.inputs(model.device))
-    if "logits" in out:
-        return out.logits
-    places = torch.cat([out.start_logits, out.end_logits])
-    padding = batch.mask.eq(0).to(places.device).repeat(2, 1)
-    return places.masked_fill(padding, NEVER)
+    return predictions(out, batch.mask.to(hidden.device))
+
+
+def predictions(
+    outputs: Any, mask: Int[Tensor, "batch sequence"]
+) -> Float[Tensor, "predictions classes"]:
+    """Return the logits of what a model gave: of every real token, or of every row.
+
+    For a reader of contexts a row has two predictions, the first and the last token of the answer,
+    and its tokens are the classes.
+    """
+    if "logits" in outputs:
+        logits = outputs.logits
+        return logits[mask.bool()] if logits.ndim == 3 else logits
+    places = torch.cat([outputs.start_logits, outputs.end_logits])
+    return places.masked_fill(mask.eq(0).repeat(2, 1), NEVER)

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Moments
@@ -32,6 +32,7 @@ from pruning.models.sites import (
     weight,
 )
 from pruning.results.cache import digest
+from pruning.tasks.training import save_parameters
 
 LIMIT = 30.0  # shifts of log_alpha beyond which nothing changes
 
@@ -204,8 +205,7 @@ def _trained(
     def build(directory: Path) -> None:
         model = gated_(deepcopy(s.dense), moments, ranks, method, tokens)
         history = train(model, sites, goal, method, batches, s.seed, scratch)
-        state = {n: t.detach().cpu().contiguous() for n, t in model.named_parameters()}
-        save_file(state, directory / "parameters.safetensors")
+        save_parameters(model, directory)
         (directory / "history.json").write_text(json.dumps(history, indent=1))
 
     entry = s.cache.stage("training", key, build)

@@ -1,6 +1,7 @@
 """Training between pruning and the last measurements: what `run` does of it."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -10,10 +11,13 @@ from pruning.experiment import Experiment
 from pruning.latency.local import Local
 from pruning.latency.meet import Met, timed_again
 from pruning.models.sites import positions
-from pruning.recovery.recovery import Recovered, Training
+from pruning.recovery.recovery import Training
 from pruning.recovery.rows import rows_of
 from pruning.results.cache import Cache, digest
 from pruning.results.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from pruning.recovery.stage import Recovered
 
 
 def lessons(
@@ -45,7 +49,7 @@ def heal(
     suite: Suite,
     cache: Cache,
     clock: Stopwatch,
-) -> Recovered | None:
+) -> "Recovered | None":
     """Put the trained model in the place of the pruned one, and time it again; or do nothing."""
     recovery = experiment.recovery
     if not isinstance(recovery, Training):
@@ -55,8 +59,10 @@ def heal(
         return suite.evaluate(student, tokenizer, cache).metrics
 
     with clock("recover"):
+        from pruning.recovery.stage import recovered  # peft takes a second to import
+
         watched = quality, digest(asdict(suite))
-        found = recovery.recover(met.pruned, dense, rows, cache, _seed(experiment), *watched)
+        found = recovered(recovery, met.pruned, dense, rows, cache, _seed(experiment), *watched)
     met.pruned = found.model
     if isinstance(experiment.hardware, Local):
         with clock("measure"):

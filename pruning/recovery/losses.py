@@ -5,7 +5,6 @@ mapping: a removed sub-block leaves the stream as it is, so that depths stay wha
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,19 +14,6 @@ from torch.nn import functional as F
 from pruning.calibration.stream import NEVER
 
 Predictions = Float[Tensor, "predictions classes"]
-
-
-def predictions(outputs: Any, mask: Int[Tensor, "batch sequence"]) -> Predictions:
-    """Return logits: of every real token, or of every row.
-
-    For a reader of contexts a row has two predictions, the first and the last token of the answer,
-    and its tokens are the classes.
-    """
-    if "logits" in outputs:
-        logits = outputs.logits
-        return (logits[mask.bool()] if logits.ndim == 3 else logits).float()
-    places = torch.cat([outputs.start_logits, outputs.end_logits]).float()
-    return places.masked_fill(mask.eq(0).repeat(2, 1), NEVER)
 
 
 def divergence(student: Predictions, teacher: Predictions, temperature: float) -> Float[Tensor, ""]:

@@ -1,19 +1,12 @@
 """How a pruned model is trained: the config group `recovery`."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import MISSING
 
 from pruning.calibration.text import Text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from pruning.calibration.batch import Row
-    from pruning.results.cache import Cache
 
 BUDGETS = ("steps", "tokens", "minutes")
 
@@ -76,15 +69,6 @@ class Lora:
             raise ValueError(f"recovery.lora.rank={self.rank} must be at least 1")
         if isinstance(self.dropout, float) and not 0 <= self.dropout < 1:
             raise ValueError(f"recovery.lora.dropout={self.dropout} must lie in [0, 1)")
-
-
-@dataclass
-class Recovered:
-    """A trained model, and what that took."""
-
-    model: "PreTrainedModel"
-    curve: list[dict[str, float]]  # by logged step
-    cost: dict[str, Any]  # kind, steps, tokens, seconds, tokens_per_s, peaks of memory
 
 
 @dataclass
@@ -176,21 +160,3 @@ class Training(Recovery):
         """Return what a trained model depends on beside models and rows."""
         aside = ("name", "path", "text", "sequence", "save", "launch", "precision")
         return {key: value for key, value in asdict(self).items() if key not in aside}
-
-    def recover(
-        self,
-        pruned: "PreTrainedModel",
-        dense: "PreTrainedModel",
-        rows: "list[Row]",
-        cache: "Cache",
-        seed: int,
-        quality: "Callable[[PreTrainedModel], Mapping[str, float]]",
-        measured: str,
-    ) -> Recovered:
-        """Train a copy of the pruned model, or find it in the cache.
-
-        `quality` is what is watched, and `measured` names it.
-        """
-        from pruning.recovery.stage import recovered
-
-        return recovered(self, pruned, dense, rows, cache, seed, quality, measured)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -10,10 +12,19 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.batch import Row, digest_rows
 from pruning.models.source import fingerprint
-from pruning.recovery.recovery import Recovered, Training
+from pruning.recovery.recovery import Training
 from pruning.recovery.train import Quality, in_bfloat16, own, train
 from pruning.recovery.worker import spread, write
 from pruning.results.cache import Cache, digest
+
+
+@dataclass
+class Recovered:
+    """A trained model, and what that took."""
+
+    model: PreTrainedModel
+    curve: list[dict[str, float]]  # by logged step
+    cost: dict[str, Any]  # kind, steps, tokens, seconds, tokens_per_s, peaks of memory
 
 
 def recovered(
@@ -28,7 +39,8 @@ def recovered(
 ) -> Recovered:
     """Return the trained model, from the cache if it is there; `pruned` stays as it is.
 
-    While it trains, the Trainer's checkpoints are in `checkpoints/` of the cache.
+    `quality` is what is watched, and `measured` names it. While it trains, the Trainer's
+    checkpoints are in `checkpoints/` of the cache.
     """
     key = {
         "version": 1,

@@ -12,8 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from pruning.calibration.batch import INPUTS
+from pruning.calibration.stream import predictions
 from pruning.models.sites import architecture
-from pruning.recovery.losses import distance, divergence, predictions
+from pruning.recovery.losses import distance, divergence
 from pruning.recovery.recovery import Loss, Shape, Training
 from pruning.results.environment import resident
 
@@ -45,8 +46,8 @@ class Lesson:
             with torch.no_grad():
                 said = self.teacher(**given, **options)
         if loss.logits:
-            both = predictions(outputs, mask), predictions(said, mask)
-            parts["logits"] = divergence(*both, loss.temperature)
+            own, theirs = (predictions(each, mask).float() for each in (outputs, said))
+            parts["logits"] = divergence(own, theirs, loss.temperature)
         if loss.hidden:  # the first is what the embeddings give
             streams = outputs.hidden_states[1:], said.hidden_states[1:]
             parts["hidden"] = distance(*streams, mask, loss.relative)
@@ -60,10 +61,8 @@ class Lesson:
     def sample(self) -> None:
         """Look at how much memory is taken."""
         host, device = resident()
-        most = self.peaks[1]
-        if device is not None:
-            device = device if most is None else max(device, most)
-        self.peaks = max(host, self.peaks[0]), device
+        most = None if device is None else max(device, self.peaks[1] or 0.0)
+        self.peaks = max(host, self.peaks[0]), most
 
     def means(self) -> dict[str, float]:
         """Return the mean of every part since the last call."""

@@ -26,6 +26,7 @@ from pruning.models import checkpoint
 from pruning.recovery.recovery import Training
 from pruning.recovery.train import own, train
 from pruning.results.turns import locked
+from pruning.tasks.training import save_parameters
 
 
 def spread(
@@ -107,8 +108,7 @@ def read(tensors: Mapping[str, torch.Tensor]) -> list[Row]:
 
 def write(student: PreTrainedModel, curve: list, cost: dict, directory: Path) -> None:
     """Write what training gave."""
-    state = {name: p.detach().cpu().contiguous() for name, p in student.named_parameters()}
-    save_file(state, directory / "parameters.safetensors")
+    save_parameters(student, directory)
     (directory / "curve.json").write_text(json.dumps({"curve": curve, "cost": cost}, indent=1))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -64,6 +65,12 @@ def arguments(
     if found.n_gpu > 1:  # of one process: the loss is computed on one device
         found._n_gpu = 1
     return found
+
+
+def save_parameters(model: nn.Module, directory: Path) -> None:
+    """Write what was trained as parameters.safetensors."""
+    state = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    save_file(state, directory / "parameters.safetensors")
 
 
 class Guard(TrainerCallback):

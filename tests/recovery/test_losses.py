@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pruning.calibration.stream import predictions
 from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, sites
-from pruning.recovery.losses import distance, divergence, predictions
+from pruning.recovery.losses import distance, divergence
 from pruning.recovery.recovery import Loss
 from pruning.recovery.student import Lesson
 from pruning.recovery.train import own
