@@ -153,8 +153,8 @@ def foretold(
             f"hardware={hardware.name} cannot tell how fast these shapes are, since its table does "
             "not hold them: give a speedup in the place of the ratio, or hardware=local"
         )
-    known = "estimated" if table.basis == "estimated" else "predicted"
-    log.info("%s %s, not measured: hardware=%s is not here", known, times(predicted), hardware.name)
+    told = (table.foretold, times(predicted), hardware.name)
+    log.info("%s %s, not measured: hardware=%s is not here", *told)
     timings = Timing([table.dense]), Timing([table.dense / predicted])
     rounds: list[dict[str, float | None]] = [{"aim": speedup, "predicted": predicted}]
     return Met(model, allocation, speedup, predicted, None, *timings, rounds)

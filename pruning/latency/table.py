@@ -88,6 +88,11 @@ class LatencyTable:
                 f"removing everything prunable gives is {most:.2f}; ask for less"
             )
 
+    @property
+    def foretold(self) -> str:
+        """Say what a speedup is that this table tells, where nothing is measured."""
+        return "estimated" if self.basis == "estimated" else "predicted"
+
     def residuals(self) -> dict[str, float]:
         """Return by which share the table is off for each whole model that it was fitted to."""
         return {name: told / ms - 1 for name, (ms, told) in self.anchors.items()}

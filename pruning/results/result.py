@@ -165,7 +165,7 @@ def compose(
     setting = table.setting
     basis = "measured"
     if met.measured is None:
-        basis = "estimated" if table.basis == "estimated" else "predicted"
+        basis = table.foretold
     before, after = (
         Latency(t.p50, t.p90, len(t.values), t.values)
         if basis == "measured"
