@@ -3,6 +3,8 @@ import tempfile
 import pytest
 import torch
 
+from tests.jobs import Jobs
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_for_all():
@@ -16,6 +18,14 @@ def own_locks(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
         yield
+
+
+@pytest.fixture(scope="module")
+def jobs(place):
+    """Serve jobs of launch.py to a module, within its `place`."""
+    server = Jobs(place.environment)
+    yield server
+    server.close()
 
 
 def pytest_runtest_setup(item):

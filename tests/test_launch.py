@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from tests.families import random_model
-from tests.jobs import ROOT, Jobs
+from tests.jobs import ROOT
 from tests.tiny import word_tokenizer
 
 WORDS = 125
@@ -126,13 +126,6 @@ def job(place):
     assert done.returncode == 0, done.stderr[-3000:]
     (out,) = (place.root / "outputs").glob("*/")
     return out
-
-
-@pytest.fixture(scope="module")
-def jobs(place):
-    server = Jobs(place.environment)
-    yield server
-    server.close()
 
 
 def test_the_result_keeps_its_contract(place, job):

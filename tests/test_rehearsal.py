@@ -4,20 +4,12 @@ import re
 
 import pytest
 
-from tests.jobs import Jobs
 from tests.test_launch import Place
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return Place(tmp_path_factory.mktemp("rehearsal"))
-
-
-@pytest.fixture(scope="module")
-def jobs(place):
-    server = Jobs(place.environment)
-    yield server
-    server.close()
 
 
 def states(text: str) -> dict[str, str]:

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pruning.recovery.stage import recovered
 from pruning.results.cache import Cache
 from tests.families import llama
-from tests.jobs import Jobs
 from tests.recovery.test_stage import half, nothing, training
 from tests.test_launch import Place
 from tests.test_sweep import PROXY
@@ -25,13 +24,6 @@ def place(tmp_path_factory):
     words = torch.randint(125, (6000,), generator=draw).tolist()
     (place.root / "other.txt").write_text(" ".join(f"w{w}" for w in words))
     return place
-
-
-@pytest.fixture(scope="module")
-def jobs(place):
-    server = Jobs(place.environment)
-    yield server
-    server.close()
 
 
 def given(place, *overrides: str, outputs: str) -> list[str]:
