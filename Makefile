@@ -12,7 +12,7 @@ help:  ## Show this help
 run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (about 10 minutes on 2 cores)
 	$(BIN)/python launch.py $(ARGS)
 
-test: $(STAMP)  ## Install, then run the tests, real weights included (under 10 minutes on 2 cores)
+test: $(STAMP)  ## Install, then run the tests, real weights included (about 15 minutes on 2 cores)
 	$(BIN)/python -m pytest $(ARGS)
 
 slow: $(STAMP)  ## Run the further tests: on real weights, on submitit and ray
