@@ -1,4 +1,4 @@
-"""Show what the cache holds, or remove what was not used lately.
+"""Show what the cache holds, or remove what was not used lately and what killed jobs left.
 
 python -m pruning.cache
 python -m pruning.cache prune --days 30 [--stage moments] [--dry-run]
@@ -32,9 +32,9 @@ def show(cache: Cache) -> None:
 
 
 def prune(cache: Cache, days: float, stage: str | None, dry_run: bool) -> None:
-    """Remove the entries of a stage, or of all, that no job used for so many days."""
+    """Remove what no job finished or used for so many days, of a stage or of all."""
     entries = cache.entries()
-    old = [e for e in entries if e.days >= days and stage in (None, e.stage)]
+    old = [e for e in entries if (e.days >= days or not e.finished) and stage in (None, e.stage)]
     removed = [e for e in old if dry_run or cache.remove(e)]
     size = sum(entry.size for entry in removed) / MIB
     would = "would remove" if dry_run else "removed"

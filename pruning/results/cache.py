@@ -33,12 +33,13 @@ def file_sha256(path: Path) -> str:
 
 @dataclass
 class Entry:
-    """A finished stage."""
+    """A finished stage, or what a job that was killed left of one."""
 
     path: Path
     stage: str
     size: int  # bytes
     days: float  # since a job used it
+    finished: bool
 
 
 class Cache:
@@ -83,18 +84,18 @@ class Cache:
         return entry
 
     def entries(self) -> list[Entry]:
-        """List all finished stages."""
+        """List all stages, finished or not."""
         found = []
-        for manifest in sorted(self.root.glob(f"*/*/{MANIFEST}")):
-            path, now = manifest.parent, time.time()
+        for path in sorted(path for path in self.root.glob("*/*") if path.is_dir()):
             size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-            age = (now - path.stat().st_mtime) / 86400
-            found.append(Entry(path, path.parent.name, size, age))
+            age = (time.time() - path.stat().st_mtime) / 86400
+            found.append(Entry(path, path.parent.name, size, age, not path.name.startswith(".")))
         return found
 
     def remove(self, entry: Entry) -> bool:
-        """Remove a finished stage, unless a job is at it now; say whether it went."""
-        lock = entry.path.with_suffix(".lock")
+        """Remove a stage, unless a job is at it now; say whether it went."""
+        name = entry.path.name.removeprefix(".").partition("-")[0]
+        lock = entry.path.with_name(f"{name}.lock")
         with free(lock) as is_free:
             if is_free:
                 shutil.rmtree(entry.path)
@@ -118,14 +119,15 @@ class Cache:
         """Say what is wrong with an entry, or None."""
         try:
             files = json.loads((entry / MANIFEST).read_text())["files"]
-        except (OSError, ValueError, KeyError) as error:
+            expected = {name: (of["size"], of["sha256"]) for name, of in files.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"manifest: {error}"
-        for name, expected in files.items():
+        for name, (size, sha256) in expected.items():
             path = entry / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != expected["size"]:
-                return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
-            if file_sha256(path) != expected["sha256"]:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, not {size}"
+            if file_sha256(path) != sha256:
                 return f"{name} was altered"
         return None

@@ -2,6 +2,7 @@
 
 import os
 import time
+from shutil import copytree
 
 import pytest
 
@@ -31,6 +32,32 @@ def test_sizes_are_shown_by_stage(root, capsys):
     sizes = {e.path: sum(p.stat().st_size for p in e.path.iterdir()) for e in found}
     assert [e.size for e in found] == [sizes[e.path] for e in found]
     assert sum(e.size for e in found) > 3700
+
+
+@pytest.mark.parametrize("manifest", ["", "{}", "[]", '{"files": 3}', '{"files": {"data": 3}}'])
+def test_a_manifest_that_is_none_is_damage(tmp_path, manifest):
+    def build(out):
+        (out / "data").write_text("right")
+
+    entry = Cache(tmp_path).stage("levels", 1, build)
+    (entry / "data").write_text("wrong")
+    (entry / "manifest.json").write_text(manifest)
+    assert (Cache(tmp_path).stage("levels", 1, build) / "data").read_text() == "right"
+
+
+def test_what_a_killed_job_left_goes_unless_a_job_is_at_it(tmp_path):
+    cache = Cache(tmp_path)
+
+    def build(out):
+        (out / "data").write_text("half")
+        main(["--root", str(tmp_path), "prune"])
+        assert (out / "data").exists()
+        copytree(out, tmp_path / "moments" / f"{out.name}9")  # of a job that was killed
+
+    entry = cache.stage("moments", 1, build)
+    assert [e.finished for e in cache.entries()] == [False, True]
+    main(["--root", str(tmp_path), "prune"])
+    assert [e.path for e in cache.entries()] == [entry]
 
 
 def test_what_was_not_used_lately_goes_and_the_rest_stays(root, capsys):
