@@ -90,7 +90,7 @@ def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estima
     found = Estimate(0.0)
     if experiment.task is not None:
         try:
-            dense = experiment.task.teach(dense, tokenizer, cache, experiment.seed)
+            dense = experiment.task.teach(dense, tokenizer, cache)
         except Absent:
             found.add("finetune", "to compute; what follows depends on it", None)
             console.print(found.table(name))

@@ -50,7 +50,7 @@ def _run(
         suite.check(dense)
     if task is not None:
         with clock("finetune"):
-            dense = task.teach(dense, tokenizer, cache, seed)
+            dense = task.teach(dense, tokenizer, cache)
     given, identity = dense, fingerprint(dense)
     if start is not None:
         with clock("load"):

@@ -65,7 +65,7 @@ class Model:
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Return the dense model on `device`, in evaluation mode, and its tokenizer.
 
-        With a task it has a head for it, a random one where the checkpoint has none.
+        With a task it has a head for it, one drawn with `task.seed` where the checkpoint has none.
         """
         import torch
         import transformers
@@ -81,6 +81,8 @@ class Model:
             name = (config.architectures or [""])[0]
             options = {} if task is None else task.loading()
             auto = getattr(transformers, auto_class(name) if task is None else task.head)
+            if task is not None:
+                torch.manual_seed(task.seed)
             model = auto.from_pretrained(
                 where,
                 revision=self.revision,

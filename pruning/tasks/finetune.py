@@ -19,11 +19,7 @@ POOL = 50  # batches whose rows are sorted by length among each other
 
 
 def finetuned(
-    task: Task,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    cache: Cache,
-    seed: int,
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
 ) -> PreTrainedModel:
     """Return the fine-tuned model, from the cache if it is there.
 
@@ -35,12 +31,12 @@ def finetuned(
         "model": fingerprint(model),
         "examples": digest_rows(examples),
         "recipe": task.recipe(),
-        "seed": seed,
     }
     scratch = cache.root / "checkpoints" / digest(key)
 
     def build(directory: Path) -> None:
-        rows = order([len(row["input_ids"]) for row in examples], task.epochs, task.batch, seed)
+        lengths = [len(row["input_ids"]) for row in examples]
+        rows = order(lengths, task.epochs, task.batch, task.seed)
         steps = math.ceil(len(rows) / task.batch)
         trainer = Trainer(
             model,
@@ -53,7 +49,7 @@ def finetuned(
                 warmup_steps=steps // 10,
                 train_sampling_strategy="sequential",
                 save_steps=task.save,
-                seed=seed,
+                seed=task.seed,
             ),
             data_collator=collator(model),
             train_dataset=Subset(examples, rows),  # type: ignore[arg-type]

@@ -27,6 +27,7 @@ class Task(ABC):
     batch: int = MISSING  # rows per step
     rate: float = MISSING  # learning rate: rises for a tenth of the steps, then falls to 0
     save: int = MISSING  # steps between checkpoints, from which a killed run goes on
+    seed: int = MISSING  # of a new head, and of the order of the rows
 
     def __post_init__(self) -> None:
         for field in ("classes", "sequence", "stride", "batch", "save"):
@@ -47,18 +48,14 @@ class Task(ABC):
         """Return options that a model with a new head is loaded with."""
 
     def teach(
-        self,
-        model: "PreTrainedModel",
-        tokenizer: "PreTrainedTokenizerBase",
-        cache: Cache,
-        seed: int,
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cache: Cache
     ) -> "PreTrainedModel":
         """Return the model fine-tuned; itself where it came with a head for such a task."""
         from pruning.tasks.finetune import finetuned
 
         if type(model).__name__ in (model.config.architectures or ()):
             return model
-        return finetuned(self, model, tokenizer, cache, seed)
+        return finetuned(self, model, tokenizer, cache)
 
     def recipe(self) -> dict:
         """Return what a fine-tuned model depends on beside its rows."""

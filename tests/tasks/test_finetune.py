@@ -2,12 +2,14 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import BertForSequenceClassification
 
 from pruning.calibration.calibration import Calibration, Target, Weight
+from pruning.models.source import Attention, Dtype, Model
 from pruning.results.cache import Cache
 from pruning.tasks.finetune import order
 from pruning.tasks.labelled import Labelled
@@ -28,7 +30,7 @@ def task(tmp_path) -> Task:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     train = Labelled(str(path), columns=["one"])
-    return Classification("mine", 8, 4.0, 8, 0.01, 5, train, classes=2)
+    return Classification("mine", 8, 4.0, 8, 0.01, 5, 0, train, classes=2)
 
 
 def encoder():
@@ -47,9 +49,24 @@ def accuracy(model, task, cache) -> float:
     return sum(int(a == row["labels"]) for a, row in zip(answers, rows, strict=True)) / len(rows)
 
 
+def test_a_new_head_is_that_of_the_tasks_seed_alone(task, tmp_path):
+    """So that several seeds of a study can prune one dense model."""
+    encoder().bert.save_pretrained(tmp_path / "bert")
+    word_tokenizer().save_pretrained(tmp_path / "bert")
+    given = Model("mine", str(tmp_path / "bert"), dtype=Dtype.float32, attention=Attention.auto)
+
+    def head(seed: int, before: int):
+        torch.manual_seed(before)
+        seeded = replace(task, seed=seed)
+        return given.load(Cache(tmp_path), torch.device("cpu"), seeded)[0].classifier.weight
+
+    assert torch.equal(head(0, before=1), head(0, before=2))
+    assert not torch.equal(head(0, before=1), head(1, before=1))
+
+
 def test_a_model_learns_the_task_once(task, tmp_path, monkeypatch):
     cache = Cache(tmp_path / "cache")
-    given = (word_tokenizer(), cache, 0)
+    given = (word_tokenizer(), cache)
     taught = task.teach(encoder(), *given)
     assert accuracy(taught, task, cache) > 0.95 > 0.8 > accuracy(encoder(), task, cache)
     assert not taught.training
@@ -64,7 +81,7 @@ def test_a_model_learns_the_task_once(task, tmp_path, monkeypatch):
 def test_a_killed_training_goes_on_and_ends_the_same(task, tmp_path, monkeypatch):
     from transformers import Trainer
 
-    whole = task.teach(encoder(), word_tokenizer(), Cache(tmp_path / "whole"), 0)
+    whole = task.teach(encoder(), word_tokenizer(), Cache(tmp_path / "whole"))
     steps = []
     step = Trainer.training_step
 
@@ -77,8 +94,8 @@ def test_a_killed_training_goes_on_and_ends_the_same(task, tmp_path, monkeypatch
     monkeypatch.setattr(Trainer, "training_step", killed)
     cache = Cache(tmp_path / "cache")
     with pytest.raises(KeyboardInterrupt):
-        task.teach(encoder(), word_tokenizer(), cache, 0)
-    resumed = task.teach(encoder(), word_tokenizer(), cache, 0)
+        task.teach(encoder(), word_tokenizer(), cache)
+    resumed = task.teach(encoder(), word_tokenizer(), cache)
     assert steps == [*range(13), *range(10, 32)]  # from the checkpoint at 10; 64 rows * 4 / 8
     for name, parameter in resumed.named_parameters():
         torch.testing.assert_close(parameter, whole.get_parameter(name))
@@ -102,7 +119,7 @@ def test_numbers_that_are_not_finite_stop_training(task, tmp_path):
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"^task\.rate=.*left the finite numbers at step 1; lower"):
-        task.teach(model, word_tokenizer(), Cache(tmp_path / "cache"), 0)
+        task.teach(model, word_tokenizer(), Cache(tmp_path / "cache"))
 
 
 def test_what_counts_for_the_result_makes_another_training(task, tmp_path):
@@ -112,15 +129,16 @@ def test_what_counts_for_the_result_makes_another_training(task, tmp_path):
         return sum(path.is_dir() for path in (tmp_path / "cache" / "finetune").iterdir())
 
     task.epochs = 0.25
-    task.teach(encoder(), word_tokenizer(), cache, 0)
+    task.teach(encoder(), word_tokenizer(), cache)
     assert entries() == 1
     other = deepcopy(task)
     other.save, other.name = 50, "renamed"
-    other.teach(encoder(), word_tokenizer(), cache, 0)
+    other.teach(encoder(), word_tokenizer(), cache)
     assert entries() == 1
     other.rate = 0.02
-    other.teach(encoder(), word_tokenizer(), cache, 0)
-    other.teach(encoder(), word_tokenizer(), cache, 1)
+    other.teach(encoder(), word_tokenizer(), cache)
+    other.seed = 1
+    other.teach(encoder(), word_tokenizer(), cache)
     assert entries() == 3
 
 

@@ -112,7 +112,7 @@ def test_a_window_that_leaves_no_room(tmp_path):
 
 
 def test_the_rows_of_a_task(tmp_path):
-    task = Answering("mine", 14, 1.0, 2, 0.1, 5, source(tmp_path), stride=4)
+    task = Answering("mine", 14, 1.0, 2, 0.1, 5, 0, source(tmp_path), stride=4)
     rows = task.examples(word_tokenizer(), Cache(tmp_path / "cache"))
     assert len(rows) > len(ROWS)
     assert all({"input_ids", "start_positions", "end_positions"} <= set(row) for row in rows)
