@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help run test slow check gpu clean
+.PHONY: help run test slow real check gpu clean
 
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -12,12 +12,15 @@ help:  ## Show this help
 run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (about 10 minutes on 2 cores)
 	$(BIN)/python launch.py $(ARGS)
 
-test: $(STAMP)  ## Install, then run the tests, real weights included (about 15 minutes on 2 cores)
+test: $(STAMP)  ## Install, then run the tests (about 10 minutes on 2 cores)
 	$(BIN)/python -m pytest $(ARGS)
 
 slow: $(STAMP)  ## Run the further tests: on real weights, on submitit and ray
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+real: $(STAMP)  ## Run the slow tests of one job on real weights, up to lm-eval's command line (3 minutes)
+	$(BIN)/python -m pytest -m slow tests/test_real.py -k "quality or lm_eval_command_line" $(ARGS)
 
 gpu: $(STAMP)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -19,6 +19,8 @@ from pruning.experiment import compose
 from pruning.models import checkpoint
 from pruning.results.cache import Cache
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TARGET = 1.25
 SMALL = [  # the default job with less of everything: a minute or two on two cores
@@ -61,7 +63,6 @@ def test_speed_and_quality(job: Path) -> None:
     assert result["params"]["pruned"] < result["params"]["dense"] == 134_515_008
 
 
-@pytest.mark.slow
 def test_slimgpt_cuts_a_fifth_of_every_blocks_parameters_by_its_schedule(tmp_path: Path) -> None:
     out = tmp_path / "ratio" / "job"
     result = run(out, "method=slimgpt", "method.ratio=0.2", "speedup=null", *SHORT)
@@ -87,7 +88,6 @@ def test_slimgpt_cuts_a_fifth_of_every_blocks_parameters_by_its_schedule(tmp_pat
     assert sum(p.numel() for p in model.parameters()) == params["pruned"]
 
 
-@pytest.mark.slow
 def test_a_reader_of_squad_is_trained_and_pruned(tmp_path: Path) -> None:
     """800 of the 1,000 questions that are at hand, twice over; judged on the other 200."""
     given = compose(["model=minilm-l6", "task=squad", "suite=squad_1000"])
@@ -110,7 +110,6 @@ def test_a_reader_of_squad_is_trained_and_pruned(tmp_path: Path) -> None:
     assert scores[1] > 0.5 * scores[0]
 
 
-@pytest.mark.slow
 def test_accuracies_are_those_of_lm_evals_command_line(tmp_path: Path) -> None:
     """On the saved dense checkpoint, to the last digit."""
     given = compose(["suite=commonsense", "suite.limit=20"])
