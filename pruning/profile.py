@@ -27,6 +27,7 @@ def measure(overrides: list[str]) -> Path:
     model = experiment.model.skeleton(cache, hardware.open(), experiment.task)
     table = hardware.profile(model, experiment.method.sites(model), cache)
     size = "{phase}-{batch}x{sequence}-{dtype}".format(**table.setting)
+    size += "-compiled" * table.setting.get("compile", False)
     path = PROFILES / f"{experiment.model.name}-{hardware.name}-{size}.json"
     table.write(path)
     return path

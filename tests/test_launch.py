@@ -734,6 +734,12 @@ def test_prune_for_a_table_from_a_file(place, jobs, tmp_path, monkeypatch, capsy
     assert result["latency"]["dense"]["n"] == 0
     assert "speedup predicted" in done.stdout
     assert "speedup measured" not in done.stdout
+    made = json.loads(path.read_text())
+    assert result["table"] == {key: made[key] for key in ("setting", "environment")}
+    (out,) = (place.root / "from_file").glob("tiny-*")
+    said = f"The table was measured on {made['environment']['cpu']}"
+    assert said in done.stdout
+    assert said in (out / "model" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("phase", ["decode", "generate"])

@@ -42,6 +42,12 @@ class Timing:
         return self.p90 / self.p50
 
     @property
+    def quartiles(self) -> tuple[float, float]:
+        """Return the 25th and the 75th percentile."""
+        low, high = np.percentile(self.values, [25, 75])
+        return float(low), float(high)
+
+    @property
     def stderr(self) -> float:
         """Return the standard error of the median."""
         return _stderr(np.array(self.values))

@@ -63,10 +63,17 @@ def from_text(content: str, of: Sequence[Site]) -> LatencyTable:
 def at_batch(tables: Sequence[LatencyTable], batch: int | None, where: str) -> LatencyTable:
     """Return the table of a batch: one of these, or between two of them, linear in the batch.
 
-    `setting["interpolation"]` is the largest error in the dense time of doing so for those tables
-    that have neighbours on both sides; null where there are none.
+    Then `setting["between"]` are the batches of the two, and `setting["interpolation"]` is the
+    largest error in the dense time of doing so for those tables that have neighbours on both sides;
+    null where there are none. ValueError for tables that differ in more than the batch.
     """
     ordered = sorted(tables, key=lambda table: table.setting["batch"])
+    for table in ordered[1:]:
+        if unlike := _unlike(ordered[0], table):
+            raise ValueError(
+                f"{where} has tables of {unlike}: only tables that differ in the batch alone can "
+                "serve batches between them; choose a narrower pattern"
+            )
     there = [table.setting["batch"] for table in ordered]
     if batch is None and len(ordered) == 1:
         return ordered[0]
@@ -83,8 +90,22 @@ def at_batch(tables: Sequence[LatencyTable], batch: int | None, where: str) -> L
     ]
     above = next(index for index, other in enumerate(there) if other > batch)
     found = between(ordered[above - 1], ordered[above], batch)
+    found.setting["between"] = [there[above - 1], there[above]]
     found.setting["interpolation"] = max(errors, default=None)
     return found
+
+
+def _unlike(one: LatencyTable, other: LatencyTable) -> str:
+    """Say what two tables differ in besides the batch, as far as speed depends on it."""
+    first, second = (
+        table.setting | {key: table.environment.get(key) for key in ("cpu", "gpu", "threads")}
+        for table in (one, other)
+    )
+    return ", ".join(
+        f"{key} {first.get(key)} and {second.get(key)}"
+        for key in first | second
+        if key != "batch" and first.get(key) != second.get(key)
+    )
 
 
 def between(below: LatencyTable, above: LatencyTable, batch: int) -> LatencyTable:

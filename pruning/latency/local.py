@@ -1,12 +1,13 @@
 """`hardware=local`: this machine, measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
 from pruning.latency.hardware import Working, at_least
+from pruning.latency.workload import Phase, Workload
 from pruning.results.cache import Cache
 from pruning.results.turns import alone
 
@@ -23,6 +24,8 @@ class Local(Working):
     """A device of this machine: parts of a block are profiled, whole models are measured."""
 
     measures = True
+    alignment: int | None = MISSING  # type: ignore[assignment]  # null: found by measuring
+    compile: bool = MISSING  # time what torch.compile makes of the models
     repetitions: int = MISSING  # interleaved measurements of everything that is timed
     tolerance: float = MISSING  # accepted distance of measured from target speedup
     rounds: int = MISSING  # measure-and-correct rounds at most
@@ -35,6 +38,16 @@ class Local(Working):
             raise ValueError(f"hardware.tolerance={self.tolerance} must lie between 0 and 1")
         if isinstance(self.noise, float) and not 0 < self.noise < 1:
             raise ValueError(f"hardware.noise={self.noise} must lie between 0 and 1, or be null")
+
+    def workload(self, model: "PreTrainedModel") -> Workload:
+        """Return the work in full, compiled or not; ValueError where it cannot be done."""
+        work = super().workload(model)
+        if self.compile and work.phase is Phase.generate:
+            raise ValueError(
+                "hardware.compile=true does not go with hardware.phase=generate, whose loop is not "
+                "compiled: choose prefill or decode"
+            )
+        return replace(work, compile=self.compile)
 
     def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
         """Time what the sites of each block have at every level, once per shape and environment."""
@@ -66,7 +79,7 @@ class Local(Working):
 
         config = model.config
         return {
-            "version": 5,
+            "version": 6,
             "shape": [config.model_type, config.hidden_size, len(blocks(model))]
             + [str(site) for site in of]
             + [config.vocab_size, config._attn_implementation, str(model.dtype)],

@@ -1,6 +1,8 @@
 """The phases of inference as calls: of whole models, and of single blocks as they run in one."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -10,8 +12,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from pruning.calibration.stream import behind, record
 from pruning.latency.workload import Phase, Workload
-from pruning.models.modeling_pruned import block_shape
-from pruning.models.sites import architecture
+from pruning.models.modeling_pruned import block_shape, resize_block_
+from pruning.models.sites import architecture, blocks
 
 Call = Callable[[], object]
 
@@ -59,12 +61,12 @@ def end_to_end(model: PreTrainedModel, work: Workload) -> Call:
     """Return a call of a whole model: it ends with logits, of a prompt's last token only."""
     if work.phase is Phase.decode:
         last, cache = random_tokens(model, work.batch, 1), filled(model, work)
-        return lambda: model(input_ids=last, past_key_values=cache, use_cache=True)
+        return built(lambda: model(input_ids=last, past_key_values=cache, use_cache=True), work)
     ids = random_tokens(model, work.batch, work.sequence)
     if work.phase is Phase.encode:
-        return lambda: model(input_ids=ids)
+        return built(lambda: model(input_ids=ids), work)
     if work.phase is Phase.prefill:
-        return lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        return built(lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1), work)
     options: dict[str, Any] = {
         "attention_mask": torch.ones_like(ids),
         "do_sample": False,
@@ -97,6 +99,33 @@ def of_block(model: PreTrainedModel, work: Workload) -> Callable[[nn.Module], Ca
                 tuple(own if value is cache else value for value in args),
                 {key: own if value is cache else value for key, value in kwargs.items()},
             )
-        return lambda: behind(block, hidden, mine)
+        return built(lambda: behind(block, hidden, mine), work)
 
     return call
+
+
+@torch.no_grad()
+def resized(model: PreTrainedModel, groups: int, per_group: int, width: int) -> nn.Module:
+    """Return a copy of the first block of other sizes, with random weights."""
+    block = deepcopy(blocks(model)[0])
+    resize_block_(block, architecture(model), groups, per_group, width)
+    return randomised_(block)
+
+
+def randomised_(module: nn.Module) -> nn.Module:
+    """Give a module random weights; return it."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    return module
+
+
+def built(call: FunctionType, work: Workload) -> Call:
+    """Return the call as it is, or compiled for its own shapes.
+
+    torch keeps what it compiled with the code of a function, tries all of it at every call, and
+    gives up after a few shapes; so each call has a copy of the code.
+    """
+    if not work.compile:
+        return call
+    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
+    return torch.compile(own, dynamic=False)

@@ -22,12 +22,24 @@ def tables(table: LatencyTable, title: str) -> Iterator[str]:
             share = cost / dense if dense else 0.0
             lines.append(f"| {text(level)} | {cost:.4g} | {share:.3f} | {note} |")
         yield "\n".join(lines)
+        if part in table.lowered:
+            taken = table.lowered[part] / dense if dense else 0.0
+            yield (
+                f"\nQuartiles of a level are up to {_apart(table, part):.1%} of its median apart, "
+                f"and the monotone fit lowered one by up to {taken:.1%} of the dense one."
+            )
     if table.anchors:
         lines = [f"\n| whole model | measured, {unit} | by the table | off |"]
         lines.append("| --- | ---: | ---: | ---: |")
         for name, (ms, told) in table.anchors.items():
             lines.append(f"| {name} | {ms:.4g} | {told:.4g} | {told / ms - 1:+.1%} |")
         yield "\n".join(lines)
+
+
+def _apart(table: LatencyTable, part: str) -> float:
+    """Return the largest interquartile range of a part's levels, as a share of their median."""
+    of = [q for name, q in table.quantiles.items() if f" {part} " in f" {name}"]
+    return max((high - low) / middle for low, middle, high, _ in of)
 
 
 def draw(table: LatencyTable, title: str) -> str:

@@ -6,18 +6,18 @@ from copy import deepcopy
 from dataclasses import asdict
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
+from pruning.latency.alignment import aligned
 from pruning.latency.anchors import anchors, scales
 from pruning.latency.clock import Timing, interleaved, speedup
 from pruning.latency.grid import Levels, Shape, heads, monotone, widths
 from pruning.latency.local import Local
-from pruning.latency.phases import Call, end_to_end, of_block
+from pruning.latency.phases import Call, built, end_to_end, of_block, randomised_, resized
 from pruning.latency.table import LatencyTable, combine, text
 from pruning.latency.workload import Phase, Workload
-from pruning.models.modeling_pruned import factorise_, resize_block_
-from pruning.models.sites import Kind, Site, architecture, blocks, projection, weight
+from pruning.models.modeling_pruned import factorise_
+from pruning.models.sites import Kind, Site, blocks, projection, weight
 from pruning.results.environment import environment
 
 log = logging.getLogger(__name__)
@@ -35,13 +35,16 @@ def profile(model: PreTrainedModel, hardware: Local, of: list[Site]) -> LatencyT
     block with neither; a projection by itself, at each rank as two. Alone, a part takes longer or
     shorter than within a model, by a factor that is much the same at all its levels: it is chosen
     such that the table explains whole models without attention, without FFNs, without both. What
-    the dense model takes beyond its parts is the rest. A phase that consists of others has the sum
-    of their tables.
+    the dense model takes beyond its parts is the rest. Widths and ranks are multiples of
+    `hardware.alignment`, or of what is found to run well. A phase that consists of others has the
+    sum of their tables.
 
     ValueError where the times are known less well than `hardware.noise`.
     """
     work = hardware.workload(model)
-    tables = [(count, _profile(model, hardware, of, step)) for count, step in work.steps()]
+    steps = work.steps()
+    alignment = hardware.alignment or aligned(model, steps[0][1], hardware.repetitions)
+    tables = [(count, _profile(model, hardware, of, step, alignment)) for count, step in steps]
     if work.phase is not Phase.generate:
         return tables[0][1]
     found = combine(tables, asdict(work))
@@ -53,13 +56,13 @@ def profile(model: PreTrainedModel, hardware: Local, of: list[Site]) -> LatencyT
 
 
 def _profile(
-    model: PreTrainedModel, hardware: Local, of: list[Site], work: Workload
+    model: PreTrainedModel, hardware: Local, of: list[Site], work: Workload, alignment: int
 ) -> LatencyTable:
     calls: dict[Name, Call] = {}
-    whole = anchors(model, of, hardware.alignment)
+    whole = anchors(model, of, alignment)
     for anchor in whole:
         calls[anchor.name, 0] = end_to_end(anchor.model, work)
-    calls |= levels(model, of, work, hardware.alignment)
+    calls |= levels(model, of, work, alignment)
     options = {"strict": hardware.noise is not None, "most": OFTEN}
     what = f"profile: {work.phase}"
     timings = interleaved(calls, model.device, hardware.repetitions, what, **options)
@@ -68,12 +71,15 @@ def _profile(
     ends = {anchor.name: timings.pop((anchor.name, 0)) for anchor in whole}
 
     parts: dict[str, Levels] = {}
+    lowered: dict[str, float] = {}
     for site in of:
         ms = {level: t.p50 for (part, level), t in timings.items() if part == site.part}
         if site.kind is not Kind.LINEAR:
             empty = timings[NOTHING, 0].p50
-            ms = monotone({level: p50 - empty for level, p50 in ms.items()})
-            ms[(0, 0) if site.kind is Kind.ATTENTION else 0] = 0.0
+            alone = {level: p50 - empty for level, p50 in ms.items()}
+            ms = monotone(alone)
+            lowered[site.part] = max(alone[level] - ms[level] for level in ms)
+            ms[site.gone] = 0.0
         parts[site.part] = ms
     of_parts = scales(parts, whole, {name: t.p50 for name, t in ends.items()})
     parts = {p: {level: t * of_parts[p] for level, t in ms.items()} for p, ms in parts.items()}
@@ -88,15 +94,20 @@ def _profile(
         dense=dense,
         setting=asdict(work)
         | {
+            "alignment": alignment,
             "dtype": str(model.dtype).removeprefix("torch."),
             "attention": model.config._attn_implementation,
         },
         environment=environment(),
         scales=of_parts,
-        raw={f"{part} {text(level)}".strip(): t.values for (part, level), t in timings.items()},
+        lowered=lowered,
     )
+    of_levels = {f"{part} {text(level)}".strip(): t for (part, level), t in timings.items()}
+    for name, timing in (of_levels | ends).items():
+        low, high = timing.quartiles
+        table.raw[name] = timing.values
+        table.quantiles[name] = [low, timing.p50, high, timing.p90]
     for anchor in whole:
-        table.raw[anchor.name] = ends[anchor.name].values
         table.anchors[anchor.name] = [ends[anchor.name].p50, table.total(anchor.shapes)]
     off = {name: f"{share:+.1%}" for name, share in table.residuals().items()}
     log.info("profile: the table is off by %s", off)
@@ -124,13 +135,7 @@ def levels(
     model: PreTrainedModel, of: Sequence[Site], work: Workload, alignment: int
 ) -> dict[Name, Call]:
     """Return a call per part and level, and one for a block of which nothing is left."""
-    a, call = architecture(model), of_block(model, work)
-
-    def block(groups: int, per_group: int, width: int) -> Call:
-        shrunk = deepcopy(blocks(model)[0])
-        resize_block_(shrunk, a, groups, per_group, width)
-        _randomise_(shrunk)
-        return call(shrunk)
+    call = of_block(model, work)
 
     def alone(site: Site, rank: int) -> Call:
         shrunk = deepcopy(blocks(model)[0])
@@ -140,25 +145,20 @@ def levels(
         inputs = torch.randn(size).to(weight(module))
         if rank < site.units:
             module = factorise_(shrunk, site.module, rank)
-        _randomise_(module)
-        return lambda: module(inputs)
+        randomised_(module)
+        return built(lambda: module(inputs), work)
 
-    calls: dict[Name, Call] = {(NOTHING, 0): block(0, 0, 0)}
+    calls: dict[Name, Call] = {(NOTHING, 0): call(resized(model, 0, 0, 0))}
     for site in of:
         if site.kind is Kind.ATTENTION:
             for level in heads(site.groups, site.heads_per_group)[:-1]:
-                calls[site.part, level] = block(*level, 0)
+                calls[site.part, level] = call(resized(model, *level, 0))
         for width in widths(site.units, alignment)[:-1]:
             if site.kind is Kind.FFN:
-                calls[site.part, width] = block(0, 0, width)
+                calls[site.part, width] = call(resized(model, 0, 0, width))
             elif site.kind is Kind.LINEAR:
                 calls[site.part, width] = alone(site, width)
     return calls
-
-
-def _randomise_(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.02)
 
 
 def _refuse_noise(timings: Mapping[Name, Timing], most: float) -> None:

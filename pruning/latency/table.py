@@ -20,7 +20,8 @@ class LatencyTable:
     """Milliseconds of one of each part of a block at every level, dense first; blocks are alike.
 
     Parts are `attention` and `ffn`, or single projections by their path. `rest` is what the
-    end-to-end time holds beside them: embedding, norms, head.
+    end-to-end time holds beside them: embedding, norms, head. `lowered` is the residual of the
+    monotone fit of each part.
     """
 
     parts: dict[str, Levels]
@@ -35,6 +36,8 @@ class LatencyTable:
     scales: dict[str, float] = field(default_factory=dict)  # of parts: within a model / alone
     anchors: dict[str, list[float]] = field(default_factory=dict)  # models: measured, predicted
     raw: dict[str, list[float]] = field(default_factory=dict)  # every time taken, in ms
+    quantiles: dict[str, list[float]] = field(default_factory=dict)  # of raw: p25, p50, p75, p90
+    lowered: dict[str, float] = field(default_factory=dict)  # of parts: the most, off a level
 
     def ms(self, site: Site, level: Shape) -> float:
         """Return the milliseconds of a site."""
@@ -138,6 +141,8 @@ def combine(tables: Sequence[tuple[float, LatencyTable]], setting: dict[str, Any
             for name in first.anchors
         },
         raw={f"{_of(t)}: {name}": ms for _, t in tables for name, ms in t.raw.items()},
+        quantiles={f"{_of(t)}: {name}": q for _, t in tables for name, q in t.quantiles.items()},
+        lowered={p: max(t.lowered.get(p, 0.0) for _, t in tables) for p in first.lowered},
     )
 
 

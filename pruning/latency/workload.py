@@ -22,14 +22,15 @@ class Workload:
     batch: int  # sequences at once
     sequence: int  # tokens of each; in decode those of the KV cache
     tokens: int = 0  # generated behind each prompt; 0 in other phases
+    compile: bool = False  # by torch.compile, for these shapes
 
     def __str__(self) -> str:
-        of = f"{self.batch} x {self.sequence} tokens"
+        of, how = f"{self.batch} x {self.sequence} tokens", ", compiled" if self.compile else ""
         if self.phase is Phase.decode:
-            return f"decode, {self.batch} x 1 token behind {self.sequence}"
+            return f"decode, {self.batch} x 1 token behind {self.sequence}{how}"
         if self.phase is Phase.generate:
             return f"generate, {of} and {self.tokens} more each"
-        return f"{self.phase}, {of}"
+        return f"{self.phase}, {of}{how}"
 
     def steps(self) -> "list[tuple[float, Workload]]":
         """Return what it consists of, each phase with how often it happens.

@@ -3,7 +3,7 @@
 import json
 import re
 
-from pruning.results.report import evaluation_rows, latency_rows, loading, recovery_rows
+from pruning.results.report import evaluation_rows, latency_rows, loading, recovery_rows, source
 from pruning.results.result import Result, times
 
 URL = "path/to/this/directory"
@@ -79,8 +79,8 @@ def measured(result: Result) -> str:
     if speedup.basis != "measured":
         how = (
             f"{latency.text()} (batch x sequence) on hardware `{result.config['hardware']['name']}`"
-            f". Its speed is {speedup.basis}, and was not measured."
-        )
+            f". Its speed is {speedup.basis}, and was not measured. {source(result)}"
+        ).rstrip()
     return (
         f"## {speedup.basis.capitalize()}\n\n{how}\n\n"
         + markdown(("", "dense", "pruned"), rows)

@@ -52,6 +52,20 @@ def latency_rows(result: Result) -> list[tuple[str, str, str]]:
     ]  # type: ignore[return-value]
 
 
+def source(result: Result) -> str:
+    """Say where a speed that was not measured comes from; nothing where it was."""
+    of, setting = result.table.get("environment"), result.table.get("setting", {})
+    if not of:
+        return ""
+    where = of.get("gpu") or f"{of['cpu']}, {of['threads']} threads"
+    said = f"The table was measured on {where}, with torch {of['packages']['torch']}"
+    if "between" in setting:
+        error = setting["interpolation"]
+        off = "unknown" if error is None else f"up to {error:.1%}"
+        said += "; between the batches {} and {}, error {}".format(*setting["between"], off)
+    return f"{said}."
+
+
 def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:
     """Return (metric, dense, pruned) as texts, standard errors behind the values they belong to.
 
@@ -124,6 +138,8 @@ def show(result: Result, directory: Path, console: Console | None = None) -> Non
     checkpoint = directory / "model"
     config = json.loads((checkpoint / "config.json").read_text())
     console.print(table(result))
+    if said := source(result):
+        console.print(f"\n{said}", highlight=False, soft_wrap=True)
     console.print(f"\nThe checkpoint is in {checkpoint}\n", highlight=False, soft_wrap=True)
     lines = loading(str(checkpoint), "auto_map" in config, result.loader)
     console.print(lines, markup=False, highlight=False, soft_wrap=True)

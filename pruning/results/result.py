@@ -78,12 +78,14 @@ class Latencies:
     sequence: int  # tokens per sequence; in decode, those in the KV cache
     tokens: int = 0  # generated behind each prompt
     unit: str = "ms"  # of the numbers of latency; of a proxy, parameters or flop
+    compile: bool = False  # by torch.compile
 
     def text(self) -> str:
         """Write the setting for people."""
         from pruning.latency.workload import Phase, Workload
 
-        return str(Workload(Phase(self.phase), self.batch, self.sequence, self.tokens))
+        size = (self.batch, self.sequence, self.tokens, self.compile)
+        return str(Workload(Phase(self.phase), *size))
 
 
 @dataclass
@@ -145,6 +147,7 @@ class Result:
     training: list[dict[str, float]] = field(default_factory=list)  # curves of what was trained
     search: list[dict[str, float]] = field(default_factory=list)  # losses of what it measured
     recovery: dict[str, Any] = field(default_factory=dict)  # training after pruning: cost, curve
+    table: dict[str, Any] = field(default_factory=dict)  # that told a speed: setting, environment
     command: str = ""  # the command line of the job; empty in older results
     loader: str = "AutoModelForCausalLM"  # the class of transformers that loads the checkpoint
     schema: int = SCHEMA
@@ -173,6 +176,7 @@ def compose(
         for t in (met.dense_timing, met.pruned_timing)
     )
     latency = {key: setting[key] for key in ("phase", "batch", "sequence", "tokens")}
+    latency["compile"] = setting.get("compile", False)  # of older tables, and of rooflines
     whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, met.pruned))
     return Result(
         name=name,
@@ -188,6 +192,7 @@ def compose(
         environment=environment(),
         embedding=ranks_of_embedding(met.allocation),
         loader=auto_class(type(met.pruned).__name__),
+        table={} if basis == "measured" else {"setting": setting, "environment": table.environment},
     )
 
 

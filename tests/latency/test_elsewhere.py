@@ -179,12 +179,29 @@ def test_a_batch_between_two_is_interpolated_with_its_error(tmp_path):
     told, true = 8 * 3 / 7, 3.0  # batch 4 from 1 and 8
     base = linear_table(model).dense
     assert found.setting["interpolation"] == pytest.approx((told - true) / (base + true))
+    assert found.setting["between"] == [4, 8]
     exact = file(tmp_path / "t-*.json", 4).profile(model, sites(model), Cache(tmp_path))
     assert exact == table_of(model, 4, 3.0)
     with pytest.raises(ValueError, match=r"tables of batch 1, 4, 8 and hardware\.batch=9 is not"):
         file(tmp_path / "t-*.json", 9).profile(model, sites(model), Cache(tmp_path))
     with pytest.raises(ValueError, match=r"hardware\.batch=None is not between"):
         at_batch([table_of(model, 1, 0), table_of(model, 2, 0)], None, "here")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "values"),
+    [
+        ("setting", "phase", ("prefill", "decode")),
+        ("setting", "sequence", (8, 16)),
+        ("environment", "gpu", (None, "H100")),
+    ],
+)
+def test_tables_that_differ_in_more_than_the_batch(kind, key, values):
+    tables = [table_of(llama(), batch, 0.0) for batch in (1, 4)]
+    for table, value in zip(tables, values, strict=True):
+        getattr(table, kind)[key] = value
+    with pytest.raises(ValueError, match=f"^here has tables of {key} {values[0]} and {values[1]}:"):
+        at_batch(tables, 2, "here")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 """What is timed is what the model does: against the model itself, without a cache."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +15,7 @@ from pruning.models.sites import architecture, blocks
 from tests.families import EVERY, llama
 from tests.models.allocations import mixed
 
+ROOT = Path(__file__).parents[2]
 DECODERS = [name for name, make in EVERY.items() if not architecture(make()).encoder]
 DECODE = Workload(Phase.decode, 2, 9)
 
@@ -54,6 +60,22 @@ def test_a_block_alone_does_what_it_does_in_the_model(family, phase):
     torch.testing.assert_close(
         found, expected[:, -1:] if phase == "decode" else expected, rtol=1e-4, atol=1e-4
     )
+
+
+def test_every_level_is_compiled_once_however_many_there_are():
+    """Torch compiles one function for 8 shapes, and then runs it as it is.
+
+    In a process of its own, where no call is checked for the types of its arguments: torch does not
+    compile these checks.
+    """
+    command = [sys.executable, "-m", "tests.latency.compiled"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 3
+    for of in found:
+        assert of["off"] < 1e-5
+        assert (of["graphs"], of["breaks"], of["recompiles"]) == (10, {}, {})
 
 
 @torch.no_grad()

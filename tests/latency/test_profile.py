@@ -40,6 +40,7 @@ def hardware(**values) -> Local:
         "threads": 1,
         "repetitions": 3,
         "alignment": 16,
+        "compile": False,
         "tolerance": 0.5,
         "rounds": 3,
         "noise": None,
@@ -65,6 +66,8 @@ def test_a_profile_has_every_level(family, phase):
         table.setting["phase"] == phase
     )
     assert len(table.raw["dense"]) == 3
+    for name, values in table.raw.items():
+        assert table.quantiles[name] == list(np.percentile(values, [25, 50, 75, 90]))
     assert all(ms >= 0 for part in table.parts.values() for ms in part.values())
     of_ffn = list(table.parts["ffn"].values())
     assert of_ffn == sorted(of_ffn, reverse=True)
@@ -136,6 +139,18 @@ def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
     assert table.residuals() == pytest.approx(dict.fromkeys(known, 0.0))
 
 
+def test_a_loop_of_tokens_is_not_compiled():
+    with pytest.raises(ValueError, match=r"^hardware\.compile=true does not go with .*generate"):
+        hardware(phase=Phase.generate, compile=True).workload(llama())
+
+
+def test_compiled_or_not_is_part_of_what_was_timed():
+    model = llama()
+    plain, fast = hardware(), hardware(compile=True)
+    assert plain._identity(model, sites(model)) != fast._identity(model, sites(model))
+    assert str(fast.workload(model)) == "prefill, 2 x 16 tokens, compiled"
+
+
 def test_a_slow_width_is_never_offered(monkeypatch):
     model = llama()
     known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model)[:2], 16)}
@@ -151,6 +166,8 @@ def test_a_slow_width_is_never_offered(monkeypatch):
     table = profile(model, hardware(), sites(model)[:2])
     attention, ffn = sites(model)[2:4]
     assert table.levels(ffn) == [96, 80, 64, 32, 16, 0]
+    # 9 ms, of which the block takes 1, and all four groups of two heads 1.3 x 6
+    assert table.lowered == pytest.approx({"attention": 8.0 - 7.8, "ffn": 0.0})
     assert set(heads(4, 2)) - set(table.levels(attention)) == {(3, 2)}
 
 
