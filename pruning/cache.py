@@ -35,7 +35,7 @@ def prune(cache: Cache, days: float, stage: str | None, dry_run: bool) -> None:
     """Remove what no job finished or used for so many days, of a stage or of all."""
     entries = cache.entries()
     old = [e for e in entries if (e.days >= days or not e.finished) and stage in (None, e.stage)]
-    removed = [e for e in old if dry_run or cache.remove(e)]
+    removed = [e for e in old if cache.remove(e, dry_run)]
     size = sum(entry.size for entry in removed) / MIB
     would = "would remove" if dry_run else "removed"
     print(f"{would} {len(removed)} of {len(entries)} entries, {size:.1f} MiB")

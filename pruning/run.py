@@ -1,6 +1,7 @@
 """The main line: from an experiment to a smaller model, its measured speedup and its quality."""
 
 import logging
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -15,14 +16,19 @@ from pruning.models import checkpoint
 from pruning.models.sites import composed
 from pruning.models.source import fingerprint
 from pruning.recovery.heal import heal, lessons
+from pruning.recovery.recovery import Training
+from pruning.recovery.settled import settled
 from pruning.results import report, result
 from pruning.results.cache import Cache
 from pruning.results.card import card
+from pruning.results.environment import forget_peaks
 from pruning.results.result import Evaluation, Result
 from pruning.results.stopwatch import Stopwatch
 from pruning.results.turns import sharing
 
 log = logging.getLogger(__name__)
+
+SETTLED = "pruned"  # where a job keeps what it pruned while it trains
 
 
 def run(experiment: Experiment, out: Path, command: str = "", start: Path | None = None) -> Result:
@@ -34,6 +40,7 @@ def run(experiment: Experiment, out: Path, command: str = "", start: Path | None
     transformers.logging.set_verbosity_error()  # its advice on per-layer configs is for authors
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it logs every retry twice
     device = experiment.hardware.open()
+    forget_peaks()
     with sharing(device):
         return _run(experiment, out, device, command, start)
 
@@ -82,7 +89,11 @@ def _run(
             clock,
         )
     )
-    met = meet(dense, plan, table, experiment.hardware, experiment.speedup, clock)
+    prune = partial(meet, dense, plan, table, experiment.hardware, experiment.speedup, clock)
+    if isinstance(experiment.recovery, Training):
+        met = settled(out / SETTLED, dense, experiment.model.implementation, prune)
+    else:
+        met = prune()
     if start is not None:
         former = result.read_allocation(start / "allocation.json", sites)
         met.allocation = composed(former, met.allocation)
@@ -106,6 +117,7 @@ def _run(
         table.write(out / "latency.json")
     found.seconds = clock.total()
     result.write(found, out / "result.json")
+    shutil.rmtree(out / SETTLED, ignore_errors=True)
     experiment.tracker.report(found, out)
     report.show(found, out)
     return found

@@ -609,6 +609,13 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
         ["method=slimgpt", "method.ratio=1.5", "speedup=null"],
         ["method.ratio=1.5", "between 0 and 1"],
     ),
+    "a ratio that a table does not hold": (
+        [
+            *("method=slimgpt", "method.ratio=0.3", "speedup=null"),
+            *("hardware=h200", "hardware.device=cpu"),
+        ],
+        ["hardware=h200", "speedup", "hardware=local"],
+    ),
     "both ratio and speedup": (
         ["method=slimgpt", "method.ratio=0.2"],
         ["method.ratio=0.2", "speedup=1.25", "leave out"],

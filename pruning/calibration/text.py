@@ -1,5 +1,6 @@
 """Documents of running text."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -8,6 +9,10 @@ from string import Formatter
 from pruning.results.cache import Cache
 from pruning.rows import TABLES, Rows, kind
 
+log = logging.getLogger(__name__)
+
+MOST = 100_000  # documents of a hub dataset, of which some have no end
+
 
 @dataclass
 class Text(Rows):
@@ -15,19 +20,26 @@ class Text(Rows):
 
     column: str = "text"  # column or JSON key that holds the text
     template: str | None = None  # of several columns, such as "{instruction}\n{output}"
-    limit: int | None = None  # documents to read at most
-    start: float = 0.0  # first document to use, as a fraction of the distinct documents
+    limit: int | None = None  # documents to read at most; null: all, of the hub 100,000
+    distinct: bool = True  # blank and repeated documents are left out
+    start: float = 0.0  # first document to use, as a fraction of them
     stop: float = 1.0  # end of the documents to use, likewise
 
     def documents(self, cache: Cache, field: str) -> list[str]:
-        """Read the distinct documents of [start, stop), in order; errors name `field`."""
+        """Read the documents of [start, stop), in order; errors name `field`."""
         if not 0 <= self.start < self.stop <= 1:
             raise ValueError(
                 f"{field}.start={self.start} and {field}.stop={self.stop} must satisfy "
                 "0 <= start < stop <= 1"
             )
-        texts = islice(self._texts(cache, field), self.limit)
-        found = list(dict.fromkeys(text for text in texts if text.strip()))
+        limit = self.limit
+        if limit is None and not self.files(cache, field):
+            limit = MOST
+        found = list(islice(self._texts(cache, field), limit))
+        if self.limit is None and len(found) == limit:
+            log.warning("%s.limit=null: only %d documents of %s are read", field, MOST, self.path)
+        if self.distinct:
+            found = list(dict.fromkeys(text for text in found if text.strip()))
         found = found[int(self.start * len(found)) : int(self.stop * len(found))]
         if not found:
             raise ValueError(f"{field}.path={self.path!r} holds no text in the chosen range")

@@ -66,9 +66,11 @@ class Part(ABC):
     def measure(self, name: str, candidate: Candidate) -> Measured:
         """Return metrics named `<name>/<metric>`."""
 
-    def reads(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> list[list[int]]:
-        """Return the tokens of its texts, without special ones; none of what lm-eval reads."""
-        return []
+    @abstractmethod
+    def reads(
+        self, name: str, tokenizer: "PreTrainedTokenizerBase", cache: Cache
+    ) -> list[list[int]]:
+        """Return the tokens of its texts, without special ones."""
 
     def sums(self) -> dict[str, str]:
         """Return the sums of the local files, those of folders too."""

@@ -57,15 +57,8 @@ class Perplexity(Part):
         `batch` windows of the largest size go through the model at a time, more of smaller ones.
         """
         from pruning.evaluation.perplexity import token_perplexity
-        from pruning.models.sites import positions
 
-        model = candidate.model
-        longest, largest = positions(model), max(self.window)
-        if longest and largest > longest:
-            raise ValueError(
-                f"suite.perplexity.window={self.window} goes beyond the {longest} positions of "
-                f"this model: give sizes of {longest} or less"
-            )
+        model, largest = candidate.model, max(self.window)
         tokens = self._read(candidate.tokenizer, candidate.cache)
         if len(tokens) < largest:
             raise ValueError(
@@ -82,7 +75,9 @@ class Perplexity(Part):
         }
         return Measured(found, {name: digest_of(tokens.tolist())})
 
-    def reads(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> list[list[int]]:
+    def reads(
+        self, name: str, tokenizer: "PreTrainedTokenizerBase", cache: Cache
+    ) -> list[list[int]]:
         return [self._read(tokenizer, cache).tolist()]
 
     def _read(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "Tensor":
@@ -133,6 +128,19 @@ class Documents(Part):
 
         return evaluate_task(name, self, candidate)
 
+    def reads(
+        self, name: str, tokenizer: "PreTrainedTokenizerBase", cache: Cache
+    ) -> list[list[int]]:
+        from pruning.evaluation.tasks import texts
+
+        return [plain(tokenizer, [text]) for text in texts(name, self, cache)]
+
+
+def plain(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[int]:
+    """Return the tokens of texts in a row, without special ones."""
+    options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+    return [i for text in texts for i in tokenizer(text, **options).input_ids]
+
 
 class Metric(StrEnum):
     """What predictions of labels are judged by, as in GLUE."""
@@ -166,10 +174,10 @@ class PartOfRows(Part):
     def texts(self, row: Any) -> list[str]:
         """Return what a model reads of a row."""
 
-    def reads(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> list[list[int]]:
-        texts = [self.texts(row) for row in self.read(cache, "suite")]
-        plain: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
-        return [[i for text in of for i in tokenizer(text, **plain).input_ids] for of in texts]
+    def reads(
+        self, name: str, tokenizer: "PreTrainedTokenizerBase", cache: Cache
+    ) -> list[list[int]]:
+        return [plain(tokenizer, self.texts(row)) for row in self.read(cache, "suite")]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -129,9 +130,15 @@ class Suite:
 
     def check(self, model: "PreTrainedModel") -> None:
         """Raise ValueError where a part is for other models."""
-        from pruning.models.sites import architecture
+        from pruning.models.sites import architecture, positions
 
         name, encoder = type(model).__name__, architecture(model).encoder
+        longest, windows = positions(model), self.perplexity.window if self.perplexity else [0]
+        if longest and max(windows) > longest:
+            raise ValueError(
+                f"suite.perplexity.window={windows} goes beyond the {longest} positions of this "
+                f"model: give sizes of {longest} or less"
+            )
         for path, _, part in self.parts():
             wrong = not name.endswith(part.head) if part.head else encoder
             if wrong:
@@ -142,15 +149,21 @@ class Suite:
                 )
 
     def _averages(self, found: dict[str, float]) -> dict[str, float]:
-        accuracies = [found.get(f"{name}/acc") for name in self.average]
-        if not accuracies or None in accuracies:
+        """Return the mean over tasks of acc, and of acc_norm where there is one."""
+        plain = [f"{name}/acc" for name in self.average]
+        if not plain or not found.keys() >= set(plain):
             return {}
-        normed = [
-            found.get(f"{name}/acc_norm", of)
-            for name, of in zip(self.average, accuracies, strict=True)
-        ]
-        columns = {"average/acc": accuracies, "average/acc_norm": normed}
-        return {key: fmean(values) for key, values in columns.items()}  # type: ignore[arg-type]
+        normed = [f"{key}_norm" if f"{key}_norm" in found else key for key in plain]
+        averages = {}
+        for name, keys in (("average/acc", plain), ("average/acc_norm", normed)):
+            averages[name] = fmean(found[key] for key in keys)
+            errors = [found[f"{key}_stderr"] for key in keys if f"{key}_stderr" in found]
+            if len(errors) == len(keys):
+                averages[f"{name}_stderr"] = math.hypot(*errors) / len(keys)
+            chances = [found[f"{key}_chance"] for key in keys if f"{key}_chance" in found]
+            if len(chances) == len(keys):
+                averages[f"{name}_chance"] = fmean(chances)
+        return averages
 
 
 def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:

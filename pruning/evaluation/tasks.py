@@ -9,7 +9,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -117,6 +117,27 @@ def check(task: Documents, where: str, cache: Cache) -> None:
             for option in ("path", "examples"):
                 if getattr(member, option):
                     documents(member, option, cache, where)
+
+
+def texts(name: str, task: Documents, cache: Cache) -> list[str]:
+    """Return all texts in the documents that a task evaluates on, each once."""
+    found: dict[str, None] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, str):
+            found[value] = None
+        elif isinstance(value, Mapping):
+            walk([*value.values()])
+        elif isinstance(value, list | tuple):
+            for part in value:
+                walk(part)
+
+    with quiet(), tempfile.TemporaryDirectory() as scratch:
+        for of, member in expand(name, task).items():
+            loaded = load(of, member, cache, Path(scratch), f"suite.tasks.{name}")
+            for own in loaded["tasks"].values():
+                walk([*own.eval_docs])
+    return list(found)
 
 
 def expand(name: str, task: Documents) -> dict[str, Documents]:

@@ -1,34 +1,38 @@
 """Which multiples this hardware runs well, as widths of an FFN: found by measuring."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from pruning.latency.clock import Timing, interleaved
 from pruning.latency.phases import of_block, resized
 from pruning.latency.workload import Workload
-from pruning.models.sites import sites
+from pruning.models.sites import Kind, Site, sites
 
 log = logging.getLogger(__name__)
 
 CANDIDATES = (8, 16, 32, 64, 128, 256)
-GOOD = 0.03  # a channel may take this share longer than at the best alignment
+GOOD = 0.03  # a width may take this share longer than at the best alignment
 
 
-def aligned(model: PreTrainedModel, work: Workload, repetitions: int) -> int:
-    """Return the finest alignment at which a channel takes no longer than at a coarser one.
+def aligned(model: PreTrainedModel, of: Sequence[Site], work: Workload, repetitions: int) -> int:
+    """Return the finest alignment that costs nothing: no more than a coarser one.
 
     Of each candidate the width is timed, in a block without attention, that is a multiple of it and
-    of nothing coarser, near three quarters of the FFN.
+    of nothing coarser, near three quarters of the FFN. `of` are the sites that it is for: the
+    smallest has eight levels at least.
     """
-    call, units = of_block(model, work), sites(model)[1].units
-    at = {step: width(units, step) for step in CANDIDATES if 8 * step <= units}
+    units = sites(model)[1].units
+    least = min((site.units for site in of if site.kind is not Kind.ATTENTION), default=units)
+    at = {step: width(units, step) for step in CANDIDATES if 8 * step <= min(least, units)}
     if not at:
         return 1
-    calls = {of: call(resized(model, 0, 0, of)) for of in (0, *at.values())}
+    call = of_block(model, work)
+    calls = {of: call(resized(model, 0, 0, of)) for of in (*at.values(), units // 2, units)}
     timings = interleaved(calls, model.device, repetitions, "profile: alignment")
-    chosen = finest(at, timings)
+    chosen = finest(at, timings, units)
     log.info("profile: FFN widths and ranks are multiples of %d", chosen)
     return chosen
 
@@ -39,17 +43,19 @@ def width(units: int, step: int) -> int:
     return step * (times if times % 2 else times - 1)
 
 
-def finest(at: Mapping[int, int], timings: Mapping[int, Timing]) -> int:
+def finest(at: Mapping[int, int], timings: Mapping[int, Timing], units: int) -> int:
     """Return the first alignment that is as good as the best, as far as one can tell.
 
-    `at` are the widths by alignment, from fine to coarse; of width 0 is the block without an FFN.
+    `at` are the widths by alignment, from fine to coarse. Their times are compared with the line
+    through those of the whole FFN and of half of it, whatever a block costs at any width.
     """
-    empty = timings[0].p50
-    ms = {step: (timings[of].p50 - empty) / of for step, of in at.items()}
-    doubt = {step: timings[of].stderr / of for step, of in at.items()}
-    best = min(ms, key=ms.__getitem__)
+    ends = (units // 2, units)
+    line = {of: np.interp(of, ends, [timings[end].p50 for end in ends]) for of in at.values()}
+    off = {step: timings[of].p50 / line[of] for step, of in at.items()}
+    doubt = {step: timings[of].stderr / line[of] for step, of in at.items()}
+    best = min(off, key=off.__getitem__)
     return next(
         step
         for step in at
-        if ms[step] <= (1 + GOOD) * ms[best] + doubt[step] + doubt[best] or step == best
+        if off[step] <= off[best] + GOOD + doubt[step] + doubt[best] or step == best
     )

@@ -8,6 +8,7 @@ from pruning.latency.grid import Levels, monotone
 from pruning.latency.table import LatencyTable, combine
 from pruning.models.sites import Kind, Site
 
+MACHINE = {"cpu", "gpu", "threads"}  # of an environment
 PARTS = {"attention": Kind.ATTENTION, "fc": Kind.FFN}
 
 
@@ -72,7 +73,7 @@ def at_batch(tables: Sequence[LatencyTable], batch: int | None, where: str) -> L
         if unlike := _unlike(ordered[0], table):
             raise ValueError(
                 f"{where} has tables of {unlike}: only tables that differ in the batch alone can "
-                "serve batches between them; choose a narrower pattern"
+                "serve batches between them; choose a narrower pattern, or profile them alike"
             )
     there = [table.setting["batch"] for table in ordered]
     if batch is None and len(ordered) == 1:
@@ -96,15 +97,17 @@ def at_batch(tables: Sequence[LatencyTable], batch: int | None, where: str) -> L
 
 
 def _unlike(one: LatencyTable, other: LatencyTable) -> str:
-    """Say what two tables differ in besides the batch, as far as speed depends on it."""
+    """Say what two tables differ in besides the batch, of all that both say."""
     first, second = (
-        table.setting | {key: table.environment.get(key) for key in ("cpu", "gpu", "threads")}
+        table.setting
+        | {key: table.environment[key] for key in MACHINE & table.environment.keys()}
+        | {"basis": table.basis, "unit": table.unit, "blocks": table.blocks}
         for table in (one, other)
     )
     return ", ".join(
-        f"{key} {first.get(key)} and {second.get(key)}"
-        for key in first | second
-        if key != "batch" and first.get(key) != second.get(key)
+        f"{key} {first[key]} and {second[key]}"
+        for key in first
+        if key in second and key != "batch" and first[key] != second[key]
     )
 
 

@@ -38,16 +38,15 @@ class Local(Working):
             raise ValueError(f"hardware.tolerance={self.tolerance} must lie between 0 and 1")
         if isinstance(self.noise, float) and not 0 < self.noise < 1:
             raise ValueError(f"hardware.noise={self.noise} must lie between 0 and 1, or be null")
-
-    def workload(self, model: "PreTrainedModel") -> Workload:
-        """Return the work in full, compiled or not; ValueError where it cannot be done."""
-        work = super().workload(model)
-        if self.compile and work.phase is Phase.generate:
+        if self.compile is True and self.phase is Phase.generate:
             raise ValueError(
                 "hardware.compile=true does not go with hardware.phase=generate, whose loop is not "
                 "compiled: choose prefill or decode"
             )
-        return replace(work, compile=self.compile)
+
+    def workload(self, model: "PreTrainedModel") -> Workload:
+        """Return the work in full, compiled or not; ValueError where it cannot be done."""
+        return replace(super().workload(model), compile=self.compile)
 
     def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
         """Time what the sites of each block have at every level, once per shape and environment."""

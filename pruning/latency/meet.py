@@ -145,14 +145,15 @@ def foretold(
     if shapes is None:
         assert speedup is not None
         raise _impossible(plan, table, hardware, speedup)
-    with clock("prune"):
-        model, allocation = plan.build(shapes)
-    predicted = prediction(table, allocation)
-    if predicted is None:
+    if not table.knows(shapes):
         raise ValueError(
             f"hardware={hardware.name} cannot tell how fast these shapes are, since its table does "
             "not hold them: give a speedup in the place of the ratio, or hardware=local"
         )
+    with clock("prune"):
+        model, allocation = plan.build(shapes)
+    predicted = prediction(table, allocation)
+    assert predicted is not None
     told = (table.foretold, times(predicted), hardware.name)
     log.info("%s %s, not measured: hardware=%s is not here", *told)
     timings = Timing([table.dense]), Timing([table.dense / predicted])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning.calibration.stream import behind, record
@@ -120,12 +121,24 @@ def randomised_(module: nn.Module) -> nn.Module:
 
 
 def built(call: FunctionType, work: Workload) -> Call:
-    """Return the call as it is, or compiled for its own shapes.
+    """Return the call as it is, or compiled for its own shapes; a ValueError if that fails.
 
     torch keeps what it compiled with the code of a function, tries all of it at every call, and
-    gives up after a few shapes; so each call has a copy of the code.
+    gives up after a few shapes; so each call has a copy of the code, and all is in one graph.
     """
     if not work.compile:
         return call
     own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-    return torch.compile(own, dynamic=False)
+    fast = torch.compile(own, dynamic=False, fullgraph=True)
+
+    def compiled() -> object:
+        try:
+            return fast()
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"hardware.compile=true: torch cannot compile this model here ({reason}): it needs "
+                "a C++ compiler, on CUDA triton; or give hardware.compile=false"
+            ) from error
+
+    return compiled

@@ -23,10 +23,10 @@ def tables(table: LatencyTable, title: str) -> Iterator[str]:
             lines.append(f"| {text(level)} | {cost:.4g} | {share:.3f} | {note} |")
         yield "\n".join(lines)
         if part in table.lowered:
-            taken = table.lowered[part] / dense if dense else 0.0
+            apart, lowered = _apart(table, part), table.lowered[part]
             yield (
-                f"\nQuartiles of a level are up to {_apart(table, part):.1%} of its median apart, "
-                f"and the monotone fit lowered one by up to {taken:.1%} of the dense one."
+                f"\nQuartiles of a level are up to {apart:.1%} of its median apart, and the "
+                f"monotone fit lowered one by up to {lowered:.1%} of the dense one."
             )
     if table.anchors:
         lines = [f"\n| whole model | measured, {unit} | by the table | off |"]

@@ -13,7 +13,7 @@ from pruning.latency.anchors import anchors, scales
 from pruning.latency.clock import Timing, interleaved, speedup
 from pruning.latency.grid import Levels, Shape, heads, monotone, widths
 from pruning.latency.local import Local
-from pruning.latency.phases import Call, built, end_to_end, of_block, randomised_, resized
+from pruning.latency.phases import Call, end_to_end, of_block, randomised_, resized
 from pruning.latency.table import LatencyTable, combine, text
 from pruning.latency.workload import Phase, Workload
 from pruning.models.modeling_pruned import factorise_
@@ -42,8 +42,15 @@ def profile(model: PreTrainedModel, hardware: Local, of: list[Site]) -> LatencyT
     ValueError where the times are known less well than `hardware.noise`.
     """
     work = hardware.workload(model)
+    if work.compile and any(site.kind is Kind.LINEAR for site in of):
+        raise ValueError(
+            "hardware.compile=true is for methods that cut blocks: a projection compiled by itself "
+            "costs more than in its block; give hardware.compile=false, or another method"
+        )
     steps = work.steps()
-    alignment = hardware.alignment or aligned(model, steps[0][1], hardware.repetitions)
+    alignment = hardware.alignment or max(
+        aligned(model, of, step, hardware.repetitions) for _, step in steps
+    )
     tables = [(count, _profile(model, hardware, of, step, alignment)) for count, step in steps]
     if work.phase is not Phase.generate:
         return tables[0][1]
@@ -78,7 +85,8 @@ def _profile(
             empty = timings[NOTHING, 0].p50
             alone = {level: p50 - empty for level, p50 in ms.items()}
             ms = monotone(alone)
-            lowered[site.part] = max(alone[level] - ms[level] for level in ms)
+            most = max(alone[level] - ms[level] for level in ms)
+            lowered[site.part] = most / max(alone[site.whole], 1e-9)
             ms[site.gone] = 0.0
         parts[site.part] = ms
     of_parts = scales(parts, whole, {name: t.p50 for name, t in ends.items()})
@@ -146,7 +154,7 @@ def levels(
         if rank < site.units:
             module = factorise_(shrunk, site.module, rank)
         randomised_(module)
-        return built(lambda: module(inputs), work)
+        return lambda: module(inputs)
 
     calls: dict[Name, Call] = {(NOTHING, 0): call(resized(model, 0, 0, 0))}
     for site in of:

@@ -21,7 +21,7 @@ class LatencyTable:
 
     Parts are `attention` and `ffn`, or single projections by their path. `rest` is what the
     end-to-end time holds beside them: embedding, norms, head. `lowered` is the residual of the
-    monotone fit of each part.
+    monotone fit of each part: the most that it took off a level, as a share of the dense one.
     """
 
     parts: dict[str, Levels]
@@ -37,7 +37,7 @@ class LatencyTable:
     anchors: dict[str, list[float]] = field(default_factory=dict)  # models: measured, predicted
     raw: dict[str, list[float]] = field(default_factory=dict)  # every time taken, in ms
     quantiles: dict[str, list[float]] = field(default_factory=dict)  # of raw: p25, p50, p75, p90
-    lowered: dict[str, float] = field(default_factory=dict)  # of parts: the most, off a level
+    lowered: dict[str, float] = field(default_factory=dict)  # of parts
 
     def ms(self, site: Site, level: Shape) -> float:
         """Return the milliseconds of a site."""
@@ -134,6 +134,8 @@ def combine(tables: Sequence[tuple[float, LatencyTable]], setting: dict[str, Any
         blocks=first.blocks,
         spread=max(t.spread for _, t in tables),
         dense=sum(n * t.dense for n, t in tables),
+        basis=first.basis,
+        unit=first.unit,
         setting=first.setting | setting,
         environment=first.environment,
         anchors={

@@ -32,7 +32,7 @@ from pruning.models.sites import (
     weight,
 )
 from pruning.results.cache import digest
-from pruning.tasks.training import save_parameters
+from pruning.tasks.training import own, save_parameters
 
 LIMIT = 30.0  # shifts of log_alpha beyond which nothing changes
 
@@ -190,7 +190,7 @@ def _trained(
     share = 1 - s.calibration.held_out
     batches = s.text(round(method.steps * method.batch * s.calibration.sequence / share))
     key = {
-        "version": 5,
+        "version": 6,
         "start": list(ranks.values()),
         "moments": moments.identity,
         "batches": [batch.digest() for batch in batches],
@@ -203,17 +203,17 @@ def _trained(
     scratch = s.cache.root / "checkpoints" / digest(key)
 
     def build(directory: Path) -> None:
-        model = gated_(deepcopy(s.dense), moments, ranks, method, tokens)
+        model = gated_(own(s.dense), moments, ranks, method, tokens)
         history = train(model, sites, goal, method, batches, s.seed, scratch)
         save_parameters(model, directory)
         (directory / "history.json").write_text(json.dumps(history, indent=1))
 
     entry = s.cache.stage("training", key, build)
     shutil.rmtree(scratch, ignore_errors=True)
-    model = deepcopy(s.dense)
+    model = own(s.dense)
     state = load_file(entry / "parameters.safetensors", device=str(model.device))
     restored_(model, sites, state, method, tokens)
-    return model.eval(), json.loads((entry / "history.json").read_text())
+    return own(model, s.dense.dtype).eval(), json.loads((entry / "history.json").read_text())
 
 
 def _nearest(rank: float, offered: list[Shape]) -> Shape:

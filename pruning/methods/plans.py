@@ -13,9 +13,9 @@ from pruning.calibration.moments import Split
 from pruning.latency.table import Shape, Shapes
 from pruning.methods.levels import Levels
 from pruning.methods.method import Plan, Subject
-from pruning.methods.obs import Removal, batched, damped, greedy
+from pruning.methods.obs import Removal, batched, by_score, damped, greedy, wanda
 from pruning.methods.sequential import sequential
-from pruning.methods.slimgpt import HeadScore, SlimGPT
+from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
 from pruning.methods.solve import kept_units
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Allocation, Site, sites
@@ -115,6 +115,8 @@ class SchedulePlan(Plan):
     def _remove(
         self, W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None
     ) -> Removal:
+        if width == 1 and self.method.ffn_score is ChannelScore.wanda:
+            return by_score(wanda(W, H), width, steps, partition)
         H = damped(H.double(), self.method.damp)
         if width == 1:
             return batched(W, H, self.method.group_sizes(steps))

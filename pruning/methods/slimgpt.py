@@ -17,6 +17,13 @@ class HeadScore(StrEnum):
     grouped_cholesky = "grouped_cholesky"  # the published score
 
 
+class ChannelScore(StrEnum):
+    """What orders FFN channels."""
+
+    obs = "obs"  # Batched Greedy Pruning, the published score
+    wanda = "wanda"  # |w|^2 E[x^2] (arXiv:2306.11695), needs far fewer calibration tokens
+
+
 @dataclass
 class SlimGPT(Method):
     """Prunes block by block on the activations that the pruned blocks before it give.
@@ -32,6 +39,7 @@ class SlimGPT(Method):
 
     ratio: float | None = MISSING  # mean share of every block to remove; null: as speedup asks
     score: HeadScore = MISSING
+    ffn_score: ChannelScore = MISSING
     largest: int = MISSING  # channels that leave together, at most
     smallest: int = MISSING  # and at least
     decay: int = MISSING  # a group has half of what is left of the last one without these

@@ -63,6 +63,7 @@ class Lora:
     rank: int = MISSING
     alpha: float = MISSING  # the adapters' products count alpha / rank
     dropout: float = MISSING
+    modules: str = "*"  # glob of the projections' paths within a block
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, int) and self.rank < 1:

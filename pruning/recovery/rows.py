@@ -50,7 +50,7 @@ def rows_of(
             f"{field} is shorter than a row of recovery.sequence={r.sequence} tokens: give more "
             "text, or shorter rows"
         )
-    judged = [ids for _, _, part in suite.parts() for ids in part.reads(tokenizer, cache)]
+    judged = [ids for _, name, part in suite.parts() for ids in part.reads(name, tokenizer, cache)]
     special: list[int] = tokenizer.all_special_ids  # type: ignore[assignment]
     most = 1.0 if field == "task.train" else MOST  # pairs of some tasks share a text by design
     return disjoint(rows, judged, special, field, most)

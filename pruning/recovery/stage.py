@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 from pruning.calibration.batch import Row, digest_rows
 from pruning.models.source import fingerprint
 from pruning.recovery.recovery import Training
-from pruning.recovery.train import Quality, in_bfloat16, own, train
+from pruning.recovery.train import Quality, in_bfloat16, train
 from pruning.recovery.worker import spread, write
 from pruning.results.cache import Cache, digest
+from pruning.tasks.training import own
 
 
 @dataclass

@@ -4,11 +4,10 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
-from copy import deepcopy
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import Dataset
@@ -27,17 +26,6 @@ log = logging.getLogger(__name__)
 Quality = Callable[[PreTrainedModel], Mapping[str, float]]
 MOST = 10**7  # steps, where time is the budget
 LOGGED = 1000  # steps that the logged points are spread over, there
-
-
-def own(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Copy a model, with parameters that no other shares and that all can be trained.
-
-    Buffers keep their type: positions are rotated in float32 whatever the weights are.
-    """
-    copy = deepcopy(model)
-    for parameter in copy.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return copy.requires_grad_(True)
 
 
 class Endless(Dataset[Row]):
@@ -155,14 +143,23 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def adapted(student: PreTrainedModel, lora: Lora) -> PeftModel:
-    """Put adapters beside every projection of every block; nothing else is trained."""
-    within = f"{architecture(student).blocks}."
-    names = [
-        name
-        for name, module in student.named_modules()
-        if name.startswith(within) and isinstance(module, nn.Linear | Conv1D)
-    ]
-    assert names, f"no projection in {len(blocks(student))} blocks"
+    """Put adapters beside projections of every block; nothing else is trained.
+
+    ValueError where `lora.modules` names none.
+    """
+    path = architecture(student).blocks
+    there = {
+        f"{path}.{index}.{name}": name
+        for index, block in enumerate(blocks(student))
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
+    names = [whole for whole, name in there.items() if fnmatch(name, lora.modules)]
+    if not names:
+        raise ValueError(
+            f"recovery.lora.modules={lora.modules!r} fits no projection: there are "
+            f"{', '.join(dict.fromkeys(there.values()))}"
+        )
     transposed = any(isinstance(module, Conv1D) for module in student.modules())
     config = LoraConfig(
         r=lora.rank,

@@ -24,9 +24,9 @@ from transformers import PreTrainedModel
 from pruning.calibration.batch import Row
 from pruning.models import checkpoint
 from pruning.recovery.recovery import Training
-from pruning.recovery.train import own, train
+from pruning.recovery.train import train
 from pruning.results.turns import locked
-from pruning.tasks.training import save_parameters
+from pruning.tasks.training import own, save_parameters
 
 
 def spread(

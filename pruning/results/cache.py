@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -17,6 +18,7 @@ from pruning.results.turns import free, locked
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+UNFINISHED = re.compile(r"\.([0-9a-f]{16})-.+")  # names of directories that become entries
 
 
 def digest(key: Any) -> str:
@@ -33,7 +35,7 @@ def file_sha256(path: Path) -> str:
 
 @dataclass
 class Entry:
-    """A finished stage, or what a job that was killed left of one."""
+    """A finished stage, or what a job has of one, or had when it was killed."""
 
     path: Path
     stage: str
@@ -86,20 +88,27 @@ class Cache:
     def entries(self) -> list[Entry]:
         """List all stages, finished or not."""
         found = []
-        for path in sorted(path for path in self.root.glob("*/*") if path.is_dir()):
-            size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-            age = (time.time() - path.stat().st_mtime) / 86400
-            found.append(Entry(path, path.parent.name, size, age, not path.name.startswith(".")))
+        for path in sorted(self.root.glob("*/*")):
+            unfinished = UNFINISHED.fullmatch(path.name) is not None
+            if not (path / MANIFEST).is_file() and not (unfinished and path.is_dir()):
+                continue
+            try:
+                size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+                age = (time.time() - path.stat().st_mtime) / 86400
+            except FileNotFoundError:  # its job has just finished it
+                continue
+            found.append(Entry(path, path.parent.name, size, age, not unfinished))
         return found
 
-    def remove(self, entry: Entry) -> bool:
-        """Remove a stage, unless a job is at it now; say whether it went."""
-        name = entry.path.name.removeprefix(".").partition("-")[0]
-        lock = entry.path.with_name(f"{name}.lock")
-        with free(lock) as is_free:
-            if is_free:
+    def remove(self, entry: Entry, dry_run: bool = False) -> bool:
+        """Remove a stage, unless a job is at it now; say whether it went, or would go."""
+        unfinished = UNFINISHED.fullmatch(entry.path.name)
+        name = unfinished[1] if unfinished else entry.path.name
+        with free(entry.path.with_name(f"{name}.lock")) as is_free:
+            going = is_free and entry.path.exists()
+            if going and not dry_run:
                 shutil.rmtree(entry.path)
-        return is_free
+        return going
 
     @staticmethod
     def _seal(directory: Path, name: str, key: Any) -> None:

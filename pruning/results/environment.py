@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,26 @@ PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "numpy
 GIB = 2**30
 
 
-def peaks() -> tuple[float, float | None]:
-    """Return the peaks of this process so far in GiB: resident, and allocated on CUDA if there."""
+def forget_peaks() -> None:
+    """Let peaks be those from now on, where the system can: jobs of a sweep share a process."""
     import torch
 
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, KiB on Linux
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peaks() -> tuple[float, float | None]:
+    """Return the peaks of this process in GiB: resident, and allocated on CUDA if there."""
+    import torch
+
+    try:
+        status = Path("/proc/self/status").read_text()
+        host = int(status.partition("VmHWM:")[2].split()[0]) * 1024 / GIB
+    except (OSError, IndexError):  # not Linux: since the process began, in bytes on macOS
+        unit = 1 if sys.platform == "darwin" else 1024
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
     return host, torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else None
 
 

@@ -11,6 +11,7 @@ from pruning.results.report import is_metric, quantity
 from pruning.results.result import Result, read
 
 EQUAL = 0.03  # measured speedups within this share of the target count as equal
+SEEDS = ("method.seed", "task.seed")
 NOT_THE_RESULT = ("speedup", "seed", "study", "tracker", "cache", "dry_run")
 
 
@@ -61,21 +62,23 @@ class Point:
         return fmean(run.speedup.reached for run in runs), fmean(values)
 
     def spread(self, metric: str) -> float | None:
-        """Return half the range of a metric over runs; of a single one, its standard error."""
-        values = self.values(metric)
-        if len(values) > 1:
-            return (max(values) - min(values)) / 2
+        """Return half the range of a metric over runs, or its standard error where that is more."""
+        if not (values := self.values(metric)):
+            return None
         errors = (run.evaluation.pruned.get(f"{metric}_stderr") for run in self.runs)
-        return next((error for error in errors if error is not None), None) if values else None
+        found = [error for error in errors if error is not None]
+        if len(values) > 1:
+            found.append((max(values) - min(values)) / 2)
+        return max(found, default=None)
 
     def write(self, metric: str) -> str:
-        """Write the mean of a metric; with half the range where there are several runs."""
+        """Write the mean of a metric, and how far it may be off."""
         values = self.values(metric)
         if not values:
             asked = any(metric in run.evaluation.pruned for run in self.runs)
             return "not finite" if asked else ""
-        text = quantity({metric: fmean(values)}, metric)
-        return text if len(values) == 1 else f"{text} ± {self.spread(metric):.2g}"
+        text, spread = quantity({metric: fmean(values)}, metric), self.spread(metric)
+        return text if spread is None else f"{text} ± {spread:.2g}"
 
 
 def results_of(study: Path) -> list[Result]:
@@ -126,7 +129,7 @@ def _options(config: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(config)
-        if key.split(".")[0] not in NOT_THE_RESULT and key != "method.seed"
+        if key.split(".")[0] not in NOT_THE_RESULT and key not in SEEDS
     }
 
 

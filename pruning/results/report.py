@@ -54,16 +54,17 @@ def latency_rows(result: Result) -> list[tuple[str, str, str]]:
 
 def source(result: Result) -> str:
     """Say where a speed that was not measured comes from; nothing where it was."""
-    of, setting = result.table.get("environment"), result.table.get("setting", {})
-    if not of:
-        return ""
-    where = of.get("gpu") or f"{of['cpu']}, {of['threads']} threads"
-    said = f"The table was measured on {where}, with torch {of['packages']['torch']}"
+    of, setting = result.table.get("environment", {}), result.table.get("setting", {})
+    said = []
+    if where := of.get("gpu") or of.get("cpu"):
+        threads = "" if of.get("gpu") else f", {of.get('threads')} threads"
+        version = of.get("packages", {}).get("torch", "unknown")
+        said.append(f"The table was measured on {where}{threads}, with torch {version}.")
     if "between" in setting:
-        error = setting["interpolation"]
+        error = setting.get("interpolation")
         off = "unknown" if error is None else f"up to {error:.1%}"
-        said += "; between the batches {} and {}, error {}".format(*setting["between"], off)
-    return f"{said}."
+        said.append("Between batches {} and {}: error {}.".format(*setting["between"], off))
+    return " ".join(said)
 
 
 def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:

@@ -50,8 +50,11 @@ def markdown(study: str, points: Sequence[Point]) -> str:
     if winners:
         lines += ["", "Best at each target:", "", *winners]
     lines += ["", f"† more than {EQUAL:.0%} off the target: not compared."]
-    if any(len(p.runs) > 1 for p in points):
-        lines.append("± half the range over seeds, that is, over draws of the calibration text.")
+    if any(p.spread(key) is not None for p in points for key in keys):
+        lines.append(
+            "± one standard error, or half the range over seeds (draws of the text, and what was "
+            "trained on them) where that is more."
+        )
     return "\n".join(lines) + "\n"
 
 

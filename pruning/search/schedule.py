@@ -16,7 +16,8 @@ def ratios(schedule: Schedule, blocks: int, mean: float) -> list[float]:
         r_i proportional to first + (last - first) f(i),   i = 0 .. n-1
         f(i) = log(i + 1) / log(n)   (Eq. 6 of SlimGPT, with the model's own n),   or i / (n - 1)
 
-    A decreasing ramp is the increasing one read backwards.
+    A decreasing ramp is the increasing one read backwards. What would be above 1 is 1, and the
+    others give what is left.
     """
     if schedule.ramp is Ramp.uniform or blocks == 1:
         form = [1.0] * blocks
@@ -28,8 +29,15 @@ def ratios(schedule: Schedule, blocks: int, mean: float) -> list[float]:
         form = [schedule.first + (schedule.last - schedule.first) * x for x in f]
         if schedule.ramp in (Ramp.log_decrease, Ramp.linear_decrease):
             form.reverse()
-    scale = mean * blocks / sum(form)
-    return [scale * x for x in form]
+    largest = sorted(form, reverse=True)
+    scale = 0.0
+    for whole, most in enumerate(largest):  # so many blocks go whole
+        if most == 0:  # the others have nothing to give
+            break
+        scale = (mean * blocks - whole) / sum(largest[whole:])
+        if scale * most <= 1:
+            break
+    return [min(1.0, scale * x) for x in form]
 
 
 def share(site: Site, shape: Shape) -> float:

@@ -12,7 +12,7 @@ from pruning.calibration.batch import digest_rows
 from pruning.models.source import fingerprint
 from pruning.results.cache import Cache, digest
 from pruning.tasks.task import Task
-from pruning.tasks.training import Guard, arguments, collator, run
+from pruning.tasks.training import Guard, arguments, collator, own, run
 
 CLIP = 1.0  # largest norm of the gradient
 POOL = 50  # batches whose rows are sorted by length among each other
@@ -27,7 +27,7 @@ def finetuned(
     """
     examples = task.examples(tokenizer, cache)
     key = {
-        "version": 1,
+        "version": 2,
         "model": fingerprint(model),
         "examples": digest_rows(examples),
         "recipe": task.recipe(),
@@ -38,8 +38,9 @@ def finetuned(
         lengths = [len(row["input_ids"]) for row in examples]
         rows = order(lengths, task.epochs, task.batch, task.seed)
         steps = math.ceil(len(rows) / task.batch)
+        student = own(model)
         trainer = Trainer(
-            model,
+            student,
             arguments(
                 scratch,
                 model.device,
@@ -56,7 +57,7 @@ def finetuned(
             callbacks=[Guard("task.rate", CLIP, scratch)],
         )
         run(trainer, scratch)
-        model.save_pretrained(directory)
+        student.save_pretrained(directory)
 
     entry = cache.stage("finetune", key, build)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,24 @@ def collator(model: PreTrainedModel) -> Callable[[list[Row]], Row]:
     return collate
 
 
+def own(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Copy a model, with parameters that no other shares and that all can be trained.
+
+    In float32, since most steps are lost in bfloat16. Buffers keep their type: positions are
+    rotated in float32 whatever the weights are.
+    """
+    copy = deepcopy(model)
+    for parameter in copy.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return copy.requires_grad_(True)
+
+
 def arguments(
     directory: Path, device: torch.device, steps: int, **options: Any
 ) -> TrainingArguments:
     """Return the Trainer's arguments: some 50 logged points, two checkpoints kept, no reports.
+
+    Passes are computed in bfloat16 on CUDA, unless `options` say otherwise.
 
     ValueError for a CUDA device that the Trainer would not take: it takes the first.
     """
@@ -49,7 +64,7 @@ def arguments(
             f"hardware.device={device}: training takes the first device that is visible; give "
             f"hardware.device=cuda, and CUDA_VISIBLE_DEVICES={device.index} in the environment"
         )
-    options = {"logging_steps": max(1, steps // 50)} | options
+    options = {"logging_steps": max(1, steps // 50), "bf16": device.type == "cuda"} | options
     found = TrainingArguments(
         output_dir=str(directory),
         max_steps=steps,

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -46,6 +47,21 @@ def test_ranges_split_the_distinct_documents(jsonl, cache):
     second = Text(jsonl, column="body", start=0.5).documents(cache, FIELD)
     assert (first, second) == (DISTINCT[:2], DISTINCT[2:])
     assert Text(jsonl, column="body", limit=3).documents(cache, FIELD) == DISTINCT[:2]
+
+
+def test_all_documents_as_they_are(jsonl, cache):
+    text = Text(jsonl, column="body", distinct=False)
+    assert text.documents(cache, FIELD) == DOCUMENTS
+
+
+def test_a_hub_dataset_without_end_is_read_in_part(cache, monkeypatch, caplog):
+    def endless(*_):
+        return ({"text": f"document {number}"} for number in itertools.count())
+
+    monkeypatch.setattr(Text, "_load_hub", endless)
+    assert len(Text("some/where").documents(cache, FIELD)) == 100_000
+    assert "calibration.text.limit=null: only 100000 documents of some/where" in caplog.text
+    assert len(Text("some/where", limit=7).documents(cache, FIELD)) == 7
 
 
 def test_a_column_that_is_not_there(jsonl, cache):

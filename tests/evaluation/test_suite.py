@@ -138,6 +138,11 @@ def test_the_average_is_over_the_tasks(model, tokenizer, documents, tmp_path):
     bare = {key.removeprefix("tiny/"): value for key, value in normed.items()}
     averages = suite({}, average=["a", "b"])._averages(bare)
     assert averages == pytest.approx({"average/acc": 0.35, "average/acc_norm": 0.45})
+    of_all = {"a/acc_stderr": 0.03, "b/acc_stderr": 0.04, "a/acc_chance": 0.25, "b/acc_chance": 0.5}
+    averages = suite({}, average=["a", "b"])._averages(bare | of_all)
+    assert averages["average/acc_stderr"] == pytest.approx(0.05 / 2)  # of independent tasks
+    assert averages["average/acc_chance"] == pytest.approx(0.375)
+    assert "average/acc_norm_stderr" not in averages
 
 
 def test_a_folder_of_tasks_is_pooled_as_lm_eval_has_each(model, tokenizer, tmp_path, monkeypatch):
@@ -360,18 +365,15 @@ def test_what_cannot_be_had_is_one_plain_error(
         suite(tasks).evaluate(model, tokenizer, Cache(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize(
-    ("window", "message"),
-    [
-        (65, r"suite\.perplexity\.window=\[8, 65\] goes beyond the 64 positions"),
-        (32, r"suite\.perplexity\.window=\[8, 32\] is more than the 2 tokens"),
-    ],
-)
-def test_a_window_that_does_not_fit(model, tokenizer, tmp_path, window, message):
+def test_a_window_that_does_not_fit(model, tokenizer, tmp_path):
     (tmp_path / "text.txt").write_text("the sun")
     text = Text(path=str(tmp_path / "text.txt"))
-    tiny = suite({}, perplexity=Perplexity(text=text, window=[8, window], tokens=None))
-    with pytest.raises(ValueError, match=message):
+    tiny = suite({}, perplexity=Perplexity(text=text, window=[8, 65], tokens=None))
+    with pytest.raises(ValueError, match=r"window=\[8, 65\] goes beyond the 64 positions"):
+        tiny.check(model)
+    tiny = suite({}, perplexity=Perplexity(text=text, window=[8, 32], tokens=None))
+    tiny.check(model)
+    with pytest.raises(ValueError, match=r"window=\[8, 32\] is more than the 2 tokens"):
         tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache"))
 
 

@@ -7,9 +7,11 @@ from pruning.latency.alignment import CANDIDATES, aligned, finest, width
 from pruning.latency.clock import Timing
 from pruning.latency.profile import profile
 from pruning.latency.workload import Phase, Workload
-from pruning.models.sites import sites
+from pruning.models.sites import linears, sites
 from tests.families import GATED, llama, random_model
 from tests.latency.test_profile import hardware
+
+PREFILL = Workload(Phase.prefill, 2, 9)
 
 
 @pytest.mark.parametrize("units", [1536, 3072, 11008, 14336])
@@ -21,25 +23,28 @@ def test_a_width_is_a_multiple_of_its_step_and_of_nothing_coarser(units):
         assert units / 2 <= of <= 0.75 * units
 
 
-def tiles(of: int, tile: int) -> float:
+def tiles(of: int, tile: int, fixed: float = 0.0) -> float:
     """Let time be that of whole tiles, on a device that computes no smaller ones."""
-    return 5.0 + -(-of // tile) * tile / 100
+    return fixed + -(-of // tile) * tile / 100
 
 
-@pytest.mark.parametrize("tile", CANDIDATES)
-def test_the_alignment_is_the_tile(tile):
-    """Of 256 units, so that the part of a tile that is lost counts more than 3 %."""
-    at = {step: 256 + step for step in CANDIDATES}
-    timings = {of: Timing([tiles(of, tile)] * 3) for of in (0, *at.values())}
-    assert finest(at, timings) == tile
+@pytest.mark.parametrize("fixed", [0.0, 3.0])
+@pytest.mark.parametrize("tile", [8, 64, 128, 256])
+def test_the_alignment_is_the_tile_whatever_a_block_costs_beside_it(tile, fixed):
+    """Of widths that end one step behind a tile, where more is lost than 3 %."""
+    units = 1024
+    at = {step: 512 + step for step in CANDIDATES}
+    timings = {of: Timing([tiles(of, tile, fixed)] * 3) for of in (512, 1024, *at.values())}
+    assert finest(at, timings, units) == tile
 
 
 def test_what_cannot_be_told_apart_is_as_good():
     at = {8: 104, 16: 112}
-    timings = {0: Timing([0.0] * 3), 104: Timing([9.4, 11.4, 13.4]), 112: Timing([11.2] * 3)}
-    assert finest(at, timings) == 8
+    timings = {of: Timing([of / 10] * 3) for of in (64, 112, 128)}
+    timings[104] = Timing([9.4, 11.4, 13.4])  # 10 % above the line, give or take 20 %
+    assert finest(at, timings, 128) == 8
     timings[104] = Timing([11.4] * 3)
-    assert finest(at, timings) == 16
+    assert finest(at, timings, 128) == 16
 
 
 def test_a_profile_finds_its_alignment(monkeypatch):
@@ -50,18 +55,23 @@ def test_a_profile_finds_its_alignment(monkeypatch):
         return {of: Timing([tiles(of, 32)] * 3) for of in calls}
 
     monkeypatch.setattr("pruning.latency.alignment.interleaved", timed)
-    assert aligned(model, Workload(Phase.prefill, 2, 9), 3) == 32
+    assert aligned(model, sites(model), PREFILL, 3) == 32
     table = profile(model, hardware(alignment=None), sites(model)[:2])
     assert table.setting["alignment"] == 32
     assert all(level % 32 == 0 for level in table.parts["ffn"])
 
 
+def test_the_smallest_projection_keeps_eight_levels(monkeypatch):
+    model = random_model(type(llama().config)(**(GATED | {"intermediate_size": 256})))
+    least = min(site.units for site in linears(model))
+
+    def timed(calls, *_, **__):
+        return {of: Timing([tiles(of, 256)] * 3) for of in calls}
+
+    monkeypatch.setattr("pruning.latency.alignment.interleaved", timed)
+    assert 8 * aligned(model, linears(model), PREFILL, 3) <= max(least, 8)
+
+
 def test_a_small_model_has_no_alignment():
-    assert (
-        aligned(
-            random_model(type(llama().config)(**(GATED | {"intermediate_size": 48}))),
-            Workload(Phase.prefill, 2, 9),
-            3,
-        )
-        == 1
-    )
+    model = random_model(type(llama().config)(**(GATED | {"intermediate_size": 48})))
+    assert aligned(model, sites(model), PREFILL, 3) == 1

@@ -1,6 +1,7 @@
 """Hardware that is not here: counts against torch's own, a roofline by hand, files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,7 +194,7 @@ def test_a_batch_between_two_is_interpolated_with_its_error(tmp_path):
     [
         ("setting", "phase", ("prefill", "decode")),
         ("setting", "sequence", (8, 16)),
-        ("environment", "gpu", (None, "H100")),
+        ("environment", "gpu", ("A100", "H100")),
     ],
 )
 def test_tables_that_differ_in_more_than_the_batch(kind, key, values):
@@ -202,6 +203,18 @@ def test_tables_that_differ_in_more_than_the_batch(kind, key, values):
         getattr(table, kind)[key] = value
     with pytest.raises(ValueError, match=f"^here has tables of {key} {values[0]} and {values[1]}:"):
         at_batch(tables, 2, "here")
+    del getattr(tables[0], kind)[key]  # an older table that does not say
+    at_batch(tables, 2, "here")
+
+
+def test_between_two_estimates_is_an_estimate():
+    tables = [
+        replace(table_of(llama(), batch, 0.0), basis="estimated", unit="s") for batch in (1, 4)
+    ]
+    found = at_batch(tables, 2, "here")
+    assert (found.basis, found.unit) == ("estimated", "s")
+    with pytest.raises(ValueError, match=r"^here has tables of basis estimated and measured:"):
+        at_batch([tables[0], replace(tables[1], basis="measured")], 2, "here")
 
 
 @pytest.mark.parametrize(
@@ -274,7 +287,7 @@ def test_a_table_that_is_shipped_says_where_it_was_measured(path):
     assert table.basis == "measured"
     assert {"cpu", "gpu", "threads", "packages"} <= set(table.environment)
     size = "{phase}-{batch}x{sequence}-{dtype}".format(**table.setting)
-    assert path.stem.endswith(size)
+    assert path.stem.endswith(size + "-compiled" * table.setting.get("compile", False))
     assert all(len(times) > 3 for times in table.raw.values())
     for name, (measured, told) in table.anchors.items():
         if name != "neither":  # which the fit leaves out

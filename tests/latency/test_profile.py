@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -141,7 +142,21 @@ def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
 
 def test_a_loop_of_tokens_is_not_compiled():
     with pytest.raises(ValueError, match=r"^hardware\.compile=true does not go with .*generate"):
-        hardware(phase=Phase.generate, compile=True).workload(llama())
+        hardware(phase=Phase.generate, compile=True)
+
+
+def test_what_is_compiled_are_blocks_and_a_failure_is_one_line(monkeypatch):
+    model = llama()
+    linear = [site for site in linears(model) if site.block == 0]
+    with pytest.raises(ValueError, match=r"^hardware\.compile=true is for methods that cut blocks"):
+        profile(model, hardware(compile=True), linear)
+
+    def broken(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
+    with pytest.raises(ValueError, match=r"^hardware\.compile=true: torch cannot .*no compiler"):
+        compare(model, model, hardware(compile=True))
 
 
 def test_compiled_or_not_is_part_of_what_was_timed():
@@ -167,7 +182,7 @@ def test_a_slow_width_is_never_offered(monkeypatch):
     attention, ffn = sites(model)[2:4]
     assert table.levels(ffn) == [96, 80, 64, 32, 16, 0]
     # 9 ms, of which the block takes 1, and all four groups of two heads 1.3 x 6
-    assert table.lowered == pytest.approx({"attention": 8.0 - 7.8, "ffn": 0.0})
+    assert table.lowered == pytest.approx({"attention": (8.0 - 7.8) / 7.8, "ffn": 0.0})
     assert set(heads(4, 2)) - set(table.levels(attention)) == {(3, 2)}
 
 

@@ -11,7 +11,7 @@ from pruning.latency.local import Local
 from pruning.latency.workload import Phase
 from pruning.methods.method import Subject
 from pruning.methods.plans import SchedulePlan
-from pruning.methods.slimgpt import HeadScore, SlimGPT
+from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
 from pruning.models.sites import Kind, projection, set_weight_, shape, sites, weight
 from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
@@ -30,6 +30,7 @@ def slimgpt(**changes) -> SlimGPT:
         "slimgpt",
         ratio=None,
         score=HeadScore.exact,
+        ffn_score=ChannelScore.obs,
         largest=1024,
         smallest=8,
         decay=0,
@@ -106,6 +107,17 @@ def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, target, t
         # float32 moments and activations; the ridge bounds the condition
         torch.testing.assert_close(found[:, live[columns]], expected, rtol=1e-3, atol=2e-4)
         assert (found - W[:, columns]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("score", list(ChannelScore))
+def test_channels_leave_by_the_score_that_is_asked_for(score, tmp_path):
+    plan = slimgpt(ffn_score=score, smallest=1, largest=1).plan(subject(llama(), tmp_path))
+    torch.manual_seed(0)
+    W, X = torch.randn(7, 24).double(), torch.randn(200, 24).double() @ torch.randn(24, 24).double()
+    removal = plan._remove(W, X.T @ X, 1, 9, None)
+    of_inputs = (W**2).sum(0) * (X**2).sum(0)  # the definition, by hand
+    by_inputs = of_inputs.argsort()[:9].tolist()
+    assert (removal.order.tolist() == by_inputs) is (score is ChannelScore.wanda)
 
 
 def test_a_schedule_that_removes_nothing_gives_the_dense_model(tmp_path):

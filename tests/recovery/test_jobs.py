@@ -41,6 +41,8 @@ def test_a_killed_recovery_goes_on_and_is_reported(place, jobs):
     step = "pruning.recovery.student:Student.compute_loss"
     killed = jobs(*arguments, kill_at=step, call=7)  # two steps after a checkpoint
     assert killed.returncode == -9
+    (left,) = (place.root / "one").glob("*/pruned/met.json")
+    kept = json.loads(left.read_text())
     done = jobs(*arguments, kill_at=step, call=9)  # eight are left: the ninth would kill it
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = place.results("one")
@@ -54,6 +56,9 @@ def test_a_killed_recovery_goes_on_and_is_reported(place, jobs):
     assert [entry["step"] for entry in watched] == [6, 12]
     assert watched[-1][METRIC] == pytest.approx(evaluation["pruned"][METRIC])
     assert evaluation["one_shot"][METRIC] != evaluation["pruned"][METRIC]
+    assert not left.parent.exists()
+    assert result["speedup"]["rounds"][:-1] == kept["rounds"]  # not measured anew
+    assert result["latency"]["dense"]["all_ms"][: len(kept["dense"])] == kept["dense"]
     again = result["speedup"]["rounds"][-1]
     assert again["aim"] is None
     assert result["speedup"]["measured"] == again["measured"]

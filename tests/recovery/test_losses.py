@@ -12,7 +12,7 @@ from pruning.models.sites import Kind, sites
 from pruning.recovery.losses import distance, divergence
 from pruning.recovery.recovery import Loss
 from pruning.recovery.student import Lesson
-from pruning.recovery.train import own
+from pruning.tasks.training import own
 from tests.families import ENCODERS, EVERY, FAMILIES, reader
 from tests.tiny import padded_batches
 

@@ -295,6 +295,18 @@ def test_a_loss_of_nothing_is_refused():
         Lora(0, 1.0, 0.0)
 
 
+def test_adapters_of_some_projections(tmp_path):
+    dense, few = llama(), Lora(2, 4.0, 0.0, "mlp.*")
+    given = (dense, rows_for("llama"), Cache(tmp_path), 0, nothing)
+    found = recovered(training(name="lora", loss=TASK, lora=few, steps=4), half(dense), *given)
+    before = dict(half(dense).named_parameters())
+    now = found.model.named_parameters()
+    changed = {name for name, one in now if not torch.equal(one, before[name])}
+    assert changed == {name for name in before if ".mlp." in name}
+    with pytest.raises(ValueError, match=r"^recovery\.lora\.modules='h\.\*' fits no .*q_proj"):
+        recovered(training(lora=Lora(2, 4.0, 0.0, "h.*"), steps=4), half(dense), *given)
+
+
 def test_a_path_goes_through_the_targets_below():
     path = training(path=[1.25, 1.5, 2.0])
     assert [path.before(t) for t in (1.25, 1.5, 2.0, 3.0)] == [None, 1.25, 1.5, 2.0]

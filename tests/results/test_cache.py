@@ -55,9 +55,16 @@ def test_what_a_killed_job_left_goes_unless_a_job_is_at_it(tmp_path):
         copytree(out, tmp_path / "moments" / f"{out.name}9")  # of a job that was killed
 
     entry = cache.stage("moments", 1, build)
+    for foreign in ("moments/.git", "checkpoints/0123456789abcdef", "mine/src"):
+        (tmp_path / foreign).mkdir(parents=True)
     assert [e.finished for e in cache.entries()] == [False, True]
+    main(["--root", str(tmp_path), "prune", "--dry-run"])
+    assert len(cache.entries()) == 2
     main(["--root", str(tmp_path), "prune"])
     assert [e.path for e in cache.entries()] == [entry]
+    main(["--root", str(tmp_path), "prune", "--days", "0"])
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*") if p.is_dir()}
+    assert left == {"moments/.git", "checkpoints/0123456789abcdef", "mine/src"}
 
 
 def test_what_was_not_used_lately_goes_and_the_rest_stays(root, capsys):

@@ -1,6 +1,23 @@
 """What sets environments apart."""
 
-from pruning.results.environment import differences
+import sys
+
+import pytest
+import torch
+
+from pruning.results.environment import differences, forget_peaks, peaks
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere peaks are those of the process")
+def test_peaks_are_those_since_they_were_forgotten():
+    forget_peaks()
+    before = peaks()[0]
+    large = torch.ones(2**27)  # half a GiB
+    assert peaks()[0] > before + 0.4
+    del large
+    assert peaks()[0] > before + 0.4
+    forget_peaks()
+    assert peaks()[0] < before + 0.2
 
 
 def test_differences():

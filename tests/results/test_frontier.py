@@ -101,7 +101,7 @@ def test_tasks_become_one_row_with_glues_average(result, tmp_path):
     """Per task the mean of its metrics, then the mean over tasks; sst2 in two seeds."""
 
     def add(method: str, task: str, seed: int, metrics: dict[str, float]) -> None:
-        options = {"name": task, "epochs": 3 if task == "sst2" else 9}
+        options = {"name": task, "epochs": 3 if task == "sst2" else 9, "seed": seed}
         config = {"model": {"name": "m"}, "method": {"name": method}, "seed": seed}
         pruned = {f"glue/{task}/{key}": value for key, value in metrics.items()}
         dense = {key: 0.9 for key in pruned} | {f"glue/{task}/accuracy_chance": 0.5}

@@ -34,6 +34,18 @@ def test_a_mean_is_met_at_any_depth(blocks, ramp):
         assert max(found) / min(found) == pytest.approx(4)
 
 
+@pytest.mark.parametrize("mean", [0.7, 0.85, 0.99])
+@pytest.mark.parametrize("ramp", list(Ramp))
+def test_a_mean_is_met_where_the_last_blocks_have_no_more_to_give(ramp, mean):
+    found = ratios(schedule(ramp), 30, mean)
+    assert sum(found) / 30 == pytest.approx(mean, rel=1e-12)
+    assert max(found) <= 1
+    below = [x for x in found if x < 1]  # in the schedule's proportions still
+    form = ratios(schedule(ramp), 30, 0.3)
+    of = [f for f, x in zip(form, found, strict=True) if x < 1]
+    assert below == pytest.approx([f * below[0] / of[0] for f in of])
+
+
 @pytest.mark.parametrize("field", [{"first": 0.3}, {"last": 1.0}, {"first": 0.0, "last": 0.0}])
 def test_values_out_of_range(field):
     with pytest.raises(ValueError, match=r"^search\.(first|last)="):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
 from pruning.calibration.calibration import Calibration, Target, Weight
@@ -76,6 +77,20 @@ def test_a_model_learns_the_task_once(task, tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters()))  # noqa: B905
     assert task.teach(taught, *given) is taught  # it has a head of its own
     assert list((tmp_path / "cache" / "checkpoints").iterdir()) == []
+
+
+def test_weights_of_bfloat16_are_trained_in_float32(task, tmp_path, monkeypatch):
+    """Steps of this size are lost in bfloat16, where 1 + 1e-4 is 1."""
+    task.rate = 1e-4
+    before = encoder().to(torch.bfloat16)
+    taught = task.teach(before, word_tokenizer(), Cache(tmp_path / "cache"))
+    assert taught.dtype == before.dtype == torch.bfloat16
+    (saved,) = (tmp_path / "cache" / "finetune").glob("*/model.safetensors")
+    gains = load_file(saved)["bert.encoder.layer.0.output.LayerNorm.weight"]
+    assert gains.dtype == torch.float32
+    moved = (gains - 1).abs()
+    assert 0 < moved.max() < 2**-8
+    assert (moved > 0).float().mean() > 0.9
 
 
 def test_a_killed_training_goes_on_and_ends_the_same(task, tmp_path, monkeypatch):
