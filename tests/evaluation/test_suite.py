@@ -16,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from pruning.calibration.text import Text
+from pruning.evaluation.documents import documents as documents_of
 from pruning.evaluation.parts import Documents, Perplexity
 from pruning.evaluation.perplexity import token_perplexity
 from pruning.evaluation.suite import Suite
@@ -73,6 +74,20 @@ def lm_evals_own(
             include_path=str(tmp_path / "own"), include_defaults=False
         ),
     )["results"]
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv"])
+def test_sheets_are_documents_too(tmp_path, suffix):
+    """Of a .tsv a quote is a character like any other, as in GLUE's files."""
+    mark, quote = {".tsv": ("\t", '"'), ".csv": (",", "")}[suffix]
+    rows = [("goal", "sol1", "sol2", "label"), (f"{quote}to sit down", "a chair", "a cloud", "0")]
+    path = tmp_path / f"asked{suffix}"
+    path.write_text("".join(mark.join(row) + "\n" for row in rows))
+    found = documents_of(
+        Documents(str(path)), "path", Cache(tmp_path / "cache"), "suite.tasks.piqa"
+    )
+    (row,) = datasets.Dataset.from_parquet(str(found))
+    assert row == {"goal": f"{quote}to sit down", "sol1": "a chair", "sol2": "a cloud", "label": 0}
 
 
 @pytest.mark.parametrize("limit", [None, 7])

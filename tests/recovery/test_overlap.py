@@ -1,5 +1,6 @@
 """What is trained on holds nothing of what is evaluated on."""
 
+import json
 import logging
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from pruning.calibration.calibration import Calibration, Target, Weight
 from pruning.calibration.text import Text
-from pruning.evaluation.parts import Judged, Perplexity
+from pruning.evaluation.parts import Documents, Judged, Perplexity
 from pruning.evaluation.suite import Suite
 from pruning.recovery.overlap import LENGTH, disjoint, windows
 from pruning.recovery.rows import rows_of
@@ -82,7 +83,7 @@ def rows_from(tmp_path, judged, **values):
     options = {"tokens": 640, "sequence": 64, "batch": 4, "held_out": 0.5, "pack": True}
     options |= {"weight": Weight.none, "target": Target.local}
     given = Calibration("tiny", Text(str(path)), **options)
-    suite = Suite("mine", **judged, tasks={}, limit=None, batch=1)
+    suite = Suite("mine", **{"tasks": {}, **judged}, limit=None, batch=1)
     recovery = training(sequence=64, **values)
     return rows_of(recovery, given, None, suite, word_tokenizer(2000), Cache(tmp_path / "c"), 0)
 
@@ -105,5 +106,18 @@ def test_labelled_texts_are_looked_for_too(tmp_path):
     (tmp_path / "rows.tsv").write_text("one\tlabel\n" + " ".join(words[100:200]) + "\t1\n")
     judged = Judged(str(tmp_path / "rows.tsv"), columns=["one"])
     found = rows_from(tmp_path, {"perplexity": None, "labelled": {"mine": judged}}, steps=30)
+    whole = rows_from(tmp_path, {"perplexity": None, "labelled": {}}, steps=30)
+    assert 0 < len(whole) - len(found) <= 3
+
+
+def test_documents_of_lm_eval_are_looked_for_too(tmp_path):
+    words = [f"w{i}" for i in torch.randint(2000, (4000,)).tolist()]
+    (tmp_path / "text.txt").write_text(" ".join(words))
+    question = " ".join(words[100:200])
+    choices = {"text": ["one", "two"], "label": ["A", "B"]}
+    rows = [{"id": "0", "question": question, "choices": choices, "answerKey": "A"}]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {"arc_easy": Documents(str(tmp_path / "asked.jsonl"))}
+    found = rows_from(tmp_path, {"perplexity": None, "labelled": {}, "tasks": asked}, steps=30)
     whole = rows_from(tmp_path, {"perplexity": None, "labelled": {}}, steps=30)
     assert 0 < len(whole) - len(found) <= 3
