@@ -103,8 +103,8 @@ def _run(
     recovered = heal(experiment, met, dense, rows, tokenizer, suite, cache, clock)
     if recovered is not None:
         with clock("evaluate"):
-            evaluation.one_shot = evaluation.pruned
-            evaluation.pruned = suite.evaluate(met.pruned, tokenizer, cache).metrics
+            after = suite.evaluate(met.pruned, tokenizer, cache)
+            evaluation.one_shot, evaluation.pruned = evaluation.pruned, after.metrics
     found = result.compose(experiment, out.name, dense, met, table, evaluation, clock.total())
     if recovered is not None:
         found.recovery = recovered.cost | {"curve": recovered.curve}
@@ -112,6 +112,7 @@ def _run(
     found.break_even = break_even(dense, sites, table)
     found.command = command
     with clock("save"):
+        result.write_samples({"dense": before.samples, "pruned": after.samples}, out)
         checkpoint.save(met.pruned, tokenizer, out / "model", card(found))
         result.write_allocation(met.allocation, out / "allocation.json")
         table.write(out / "latency.json")

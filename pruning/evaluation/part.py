@@ -3,10 +3,10 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pruning.results.cache import Cache, file_sha256
 from pruning.rows import local
@@ -27,6 +27,7 @@ class Candidate:
     limit: int | None  # documents or rows; None: all
     batch: int  # sequences per forward pass
     seed: int | None = None  # of which ones; None: from the beginning
+    samples: int = 0  # documents of a task of lm-eval whose prompts and answers are kept
 
     def chosen(self, count: int) -> list[int]:
         """Return the numbers of the documents to measure on, of so many."""
@@ -47,6 +48,7 @@ class Measured:
 
     metrics: dict[str, float]
     read: dict[str, str]  # by part, the hash of what was asked, and of the right answers
+    samples: list[dict[str, Any]] = field(default_factory=list)  # prompts, answers, metrics
 
 
 class Part(ABC):

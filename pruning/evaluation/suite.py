@@ -35,6 +35,7 @@ class Suite:
     batch: int = MISSING  # sequences per forward pass
     questions: dict[str, Answered] = field(default_factory=dict)  # for readers, likewise
     seed: int | None = None  # of which ones `limit` takes; null: from the beginning
+    samples: int = 0  # documents of each task of lm-eval that samples.jsonl shows
     average: list[str] = field(default_factory=list)  # lm-eval tasks to take the mean over
 
     def __post_init__(self) -> None:
@@ -42,6 +43,8 @@ class Suite:
             raise ValueError(f"suite.limit={self.limit} must be at least 1, or null for all")
         if isinstance(self.batch, int) and self.batch < 1:
             raise ValueError(f"suite.batch={self.batch} must be at least 1")
+        if isinstance(self.samples, int) and self.samples < 0:
+            raise ValueError(f"suite.samples={self.samples} must be at least 0")
 
     def of(self, task: Task | None) -> "Suite":
         """Return the part for an encoder of this task: rows named as it is, or `<task>_<part>`.
@@ -103,7 +106,8 @@ class Suite:
         from pruning.models.source import fingerprint
 
         self.check(model)
-        candidate = Candidate(model, tokenizer, cache, self.limit, self.batch, self.seed)
+        which = self.limit, self.batch, self.seed, self.samples
+        candidate = Candidate(model, tokenizer, cache, *which)
         found = Measured({}, {})
         if not list(self.parts()):
             return found
@@ -115,6 +119,7 @@ class Suite:
                 of = _measured(name, part, candidate, of_both)
                 found.metrics |= of.metrics
                 found.read |= of.read
+                found.samples += of.samples
         finally:
             model.train(training)
         found.metrics |= self._averages(found.metrics)
@@ -184,6 +189,7 @@ def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) 
         "limit": candidate.limit,
         "seed": None if candidate.limit is None else candidate.seed,
         "batch": candidate.batch,
+        "samples": candidate.samples,
         "files": part.sums(),
         "lm_eval": version("lm_eval"),
         "device": candidate.model.device.type,

@@ -72,7 +72,7 @@ def evaluate_task(name: str, task: Documents, candidate: Candidate) -> Measured:
             task_dict=loaded,
             **which,
             bootstrap_iters=BOOTSTRAP,
-            log_samples=False,
+            log_samples=candidate.samples > 0,
         )
     assert report is not None, "lm-eval returns None on ranks other than 0 only"
     found = {
@@ -91,7 +91,23 @@ def evaluate_task(name: str, task: Documents, candidate: Candidate) -> Measured:
     asked = (
         (request.args, request.doc) for own in loaded["tasks"].values() for request in own.instances
     )
-    return Measured(found, {name: digest_of(asked)})
+    kept = [
+        {"task": of, **sample(entry)}
+        for of, entries in report.get("samples", {}).items()
+        for entry in entries[: candidate.samples]
+    ]
+    return Measured(found, {name: digest_of(asked)}, kept)
+
+
+def sample(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return of what lm-eval logs of a document the prompts, the answers and the metrics."""
+    return {
+        "document": entry["doc_id"],
+        "prompts": [[*request] for request in entry["arguments"]],
+        "answers": entry["filtered_resps"],
+        "target": entry["target"],
+        **{metric: entry[metric] for metric in entry["metrics"]},
+    }
 
 
 def _check_answer(task: Any, where: str) -> None:

@@ -247,6 +247,14 @@ def read_allocation(path: Path, sites: "Sequence[Site]") -> "Allocation":
     return found
 
 
+def write_samples(of: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
+    """Write what was asked and answered, a line of samples.jsonl per model and document, if any."""
+    lines = [{"model": model, **sample} for model, kept in of.items() for sample in kept]
+    if lines:
+        text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
+        write_text(text, out / "samples.jsonl")
+
+
 def write(result: Result, path: Path) -> None:
     """Write `result.json` by one rename, on disk before it appears; NaN and infinity become null.
 

@@ -105,10 +105,11 @@ class Guard(TrainerCallback):
         norm = nn.utils.clip_grad_norm_(self.weights(model), self.clip)
         others = [p.grad for p in model.parameters() if p.grad is not None]
         if not (norm.isfinite() and all(grad.isfinite().all() for grad in others)):
+            kept = last_checkpoint(self.directory)
+            good = f"The last good checkpoint is {kept}" if kept else "No checkpoint was there yet"
             raise ValueError(
                 f"{self.option}={args.learning_rate:g}: training left the finite numbers at step "
-                f"{state.global_step + 1}; lower it. The last good checkpoint is kept in "
-                f"{self.directory}"
+                f"{state.global_step + 1}; lower it. {good}"
             )
 
 

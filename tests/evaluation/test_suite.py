@@ -22,6 +22,7 @@ from pruning.evaluation.perplexity import token_perplexity
 from pruning.evaluation.suite import Suite
 from pruning.evaluation.tasks import TASKS, metric_name
 from pruning.results.cache import Cache
+from pruning.results.result import write_samples
 
 CONF = Path(__file__).parents[2] / "conf" / "suite"
 
@@ -105,6 +106,25 @@ def test_accuracy_is_lm_evals_own_on_the_saved_model(
         f"tiny/arc_easy/{metric}": pytest.approx(theirs[f"{metric},none"])
         for metric in ("acc", "acc_norm", "acc_stderr", "acc_norm_stderr")
     } | {f"tiny/arc_easy/{metric}_chance": pytest.approx(guessed) for metric in ("acc", "acc_norm")}
+
+
+def test_samples_are_the_first_documents_as_they_were_asked(model, tokenizer, documents, tmp_path):
+    tiny = suite({"arc_easy": Documents(path=str(documents))}, samples=2)
+    found = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache"))
+    assert [sample["document"] for sample in found.samples] == [0, 1]
+    rows = [json.loads(line) for line in documents.read_text().splitlines()]
+    hits = []
+    for row, sample in zip(rows, found.samples, strict=False):
+        asked = [" ".join(prompt) for prompt in sample["prompts"]]
+        assert all(row["question"] in text for text in asked)
+        assert len(asked) == len(sample["answers"]) == 4
+        likely = max(range(4), key=lambda i: float(sample["answers"][i][0]))
+        hits.append(float(likely == "ABCD".index(row["answerKey"])))
+    assert [sample["acc"] for sample in found.samples] == hits
+    write_samples({"dense": found.samples, "pruned": []}, tmp_path)
+    lines = (tmp_path / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["model"] for line in lines] == ["dense", "dense"]
+    assert json.loads(lines[0])["task"] == "arc_easy"
 
 
 def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_path, no_network):
