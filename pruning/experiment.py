@@ -169,6 +169,8 @@ def _nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]
 
 def register() -> None:
     """Give Hydra the types of every config group, and the `run_name` resolver."""
+    # Hydra copies the store once per group that --help lists, for seconds, and changes no copy
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     store = ConfigStore.instance()
     store.store(group="schema", name="experiment", node=Experiment)
     store.store(group="schema", name="model", node=Model)
