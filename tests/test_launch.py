@@ -612,7 +612,7 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
     "a ratio that a table does not hold": (
         [
             *("method=slimgpt", "method.ratio=0.3", "speedup=null"),
-            *("hardware=h200", "hardware.device=cpu"),
+            *("hardware=h200", "hardware.device=cpu", "hardware.sequence=64"),
         ],
         ["hardware=h200", "speedup", "hardware=local"],
     ),
