@@ -182,7 +182,10 @@ def expand(name: str, task: Documents) -> dict[str, Documents]:
 
 
 def pooled(name: str, sizes: dict[str, int], found: dict[str, float]) -> dict[str, float]:
-    """Put the metrics of all members in the place of theirs, weighted by their documents."""
+    """Put the metrics of all members in the place of theirs, weighted by their documents.
+
+    Where members have too few for errors of their own, an accuracy has that of the whole.
+    """
     total = sum(sizes.values())
     kept = {key: value for key, value in found.items() if key.split("/")[0] not in sizes}
     for metric in dict.fromkeys(key.split("/")[1] for key in found if key not in kept):
@@ -191,6 +194,10 @@ def pooled(name: str, sizes: dict[str, int], found: dict[str, float]) -> dict[st
             kept[f"{name}/{metric}"] = math.sqrt(sum((n * error) ** 2 for n, error in shares))
         else:
             kept[f"{name}/{metric}"] = sum(n * value for n, value in shares)
+    for metric in (f"{name}/acc", f"{name}/acc_norm"):
+        if metric in kept and f"{metric}_stderr" not in kept and total > 1:
+            variance = kept[metric] * (1 - kept[metric]) / (total - 1)
+            kept[f"{metric}_stderr"] = math.sqrt(variance)
     return kept
 
 

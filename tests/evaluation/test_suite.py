@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import lm_eval
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,7 +21,7 @@ from pruning.evaluation.documents import documents as documents_of
 from pruning.evaluation.parts import Documents, Perplexity
 from pruning.evaluation.perplexity import token_perplexity
 from pruning.evaluation.suite import Suite
-from pruning.evaluation.tasks import TASKS, metric_name
+from pruning.evaluation.tasks import TASKS, metric_name, pooled
 from pruning.results.cache import Cache
 from pruning.results.result import write_samples
 
@@ -349,6 +350,18 @@ def test_a_part_without_data_is_named_and_the_others_go_on(model, tokenizer, doc
         ValueError, match=r"^suite\.tasks\.arc_challenge\.path='\./gone\.jsonl' is "
     ):
         suite({"arc_challenge": of["arc_challenge"]}, perplexity=perplexity).available(cache)
+
+
+def test_pooled_members_of_one_document_have_the_error_of_the_whole():
+    """numpy's standard error of the mean of all answers."""
+    hits = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    found = pooled(
+        "of", {f"m{i}": 1 for i in range(7)}, {f"m{i}/acc": h for i, h in enumerate(hits)}
+    )
+    assert found == {
+        "of/acc": pytest.approx(np.mean(hits)),
+        "of/acc_stderr": pytest.approx(np.std(hits, ddof=1) / math.sqrt(7)),
+    }
 
 
 def test_a_metric_behind_a_filter_keeps_its_stderr_suffix():
