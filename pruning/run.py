@@ -16,7 +16,6 @@ from pruning.models import checkpoint
 from pruning.models.sites import composed
 from pruning.models.source import fingerprint
 from pruning.recovery.heal import heal, lessons
-from pruning.recovery.recovery import Training
 from pruning.recovery.settled import settled
 from pruning.results import report, result
 from pruning.results.cache import Cache
@@ -90,10 +89,7 @@ def _run(
         )
     )
     prune = partial(meet, dense, plan, table, experiment.hardware, experiment.speedup, clock)
-    if isinstance(experiment.recovery, Training):
-        met = settled(out / SETTLED, dense, experiment.model.implementation, prune)
-    else:
-        met = prune()
+    met = settled(experiment, out / SETTLED, dense, prune)
     if start is not None:
         former = result.read_allocation(start / "allocation.json", sites)
         met.allocation = composed(former, met.allocation)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from string import Formatter
 
 from pruning.results.cache import Cache
@@ -32,10 +33,9 @@ class Text(Rows):
                 f"{field}.start={self.start} and {field}.stop={self.stop} must satisfy "
                 "0 <= start < stop <= 1"
             )
-        limit = self.limit
-        if limit is None and not self.files(cache, field):
-            limit = MOST
-        found = list(islice(self._texts(cache, field), limit))
+        files = self.files(cache, field)
+        limit = self.limit if self.limit is not None or files else MOST
+        found = list(islice(self._texts(files, cache, field), limit))
         if self.limit is None and len(found) == limit:
             log.warning("%s.limit=null: only %d documents of %s are read", field, MOST, self.path)
         if self.distinct:
@@ -45,8 +45,8 @@ class Text(Rows):
             raise ValueError(f"{field}.path={self.path!r} holds no text in the chosen range")
         return found
 
-    def _texts(self, cache: Cache, field: str) -> Iterator[str]:
-        whole = [p for p in self.files(cache, field) if p.is_file() and kind(p) not in TABLES]
+    def _texts(self, files: list[Path], cache: Cache, field: str) -> Iterator[str]:
+        whole = [path for path in files if path.is_file() and kind(path) not in TABLES]
         if whole:
             yield from (path.read_text() for path in whole)
         else:

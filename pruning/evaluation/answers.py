@@ -12,7 +12,6 @@ from torchmetrics.functional.text import squad
 from pruning.calibration.batch import Batch
 from pruning.evaluation.part import Candidate, Measured, digest_of
 from pruning.evaluation.parts import Answered
-from pruning.models.sites import positions
 from pruning.results.progress import track
 from pruning.tasks.questions import Question
 from pruning.tasks.windows import windows
@@ -45,13 +44,7 @@ def judge(question: Question, answer: str) -> dict[str, float]:
 def answers(name: str, task: Answered, asked: list[Question], candidate: Candidate) -> list[str]:
     """Return the span of each context that the model scores highest, over all its windows."""
     best, model, batch = [(-math.inf, "")] * len(asked), candidate.model, candidate.batch
-    field, longest = f"suite.questions.{name}", positions(model)
-    if longest and task.sequence > longest:
-        raise ValueError(
-            f"{field}.sequence={task.sequence} goes beyond the {longest} positions of this model: "
-            "lower it"
-        )
-    cut = (candidate.tokenizer, task.sequence, task.stride, field)
+    cut = (candidate.tokenizer, task.sequence, task.stride, f"suite.questions.{name}")
     parts = list(windows(asked, *cut))
     for start in track(range(0, len(parts), batch), f"evaluate: {name}"):
         part = parts[start : start + batch]

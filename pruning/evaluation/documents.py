@@ -8,11 +8,11 @@ from typing import Any
 
 from pruning.evaluation.parts import Documents
 from pruning.results.cache import Cache, file_sha256
+from pruning.rows import TABLES, Rows
 from pruning.wheel import fetch
 
 PAGES = "pages.jsonl"
 FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-SHEETS = {".csv": ",", ".tsv": "\t"}
 
 
 def replace_documents(
@@ -50,10 +50,10 @@ def documents(task: Documents, option: str, cache: Cache, field: str) -> Path:
         return path
     if path.is_file() and path.suffix == ".raw":
         return cache.stage("documents", file_sha256(path), partial(_articles, path)) / PAGES
-    if not path.is_dir() and not (path.is_file() and path.suffix in {*FORMATS, *SHEETS}):
+    if not path.is_dir() and not (path.is_file() and path.suffix in TABLES):
         raise ValueError(
             f"{field}.{option}={given!r} is not there: give a datasets folder, a "
-            f"{', '.join([*FORMATS, *SHEETS])} file, or for wikitext a .raw file"
+            f"{', '.join(TABLES)} file, or for wikitext a .raw file"
         )
 
     def build(directory: Path) -> None:
@@ -61,12 +61,10 @@ def documents(task: Documents, option: str, cache: Cache, field: str) -> Path:
 
         if path.is_dir():
             split: Any = load_from_disk(str(path))
-        elif path.suffix in SHEETS:
-            quoting = 3 if path.suffix == ".tsv" else 0  # a quote in GLUE's files is one
-            options: Any = {"sep": SHEETS[path.suffix], "quoting": quoting}
-            split = load_dataset("csv", data_files=str(path), split="train", **options)
-        else:
+        elif path.suffix in FORMATS:
             split = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
+        else:
+            split = Dataset.from_list([*Rows(str(path)).rows(cache, field, [])])
         if not isinstance(split, Dataset):
             raise ValueError(
                 f"{field}.{option}={given!r} holds several splits: give one, of {sorted(split)}"

@@ -55,6 +55,7 @@ class Part(ABC):
     """A text, a task of lm-eval, labelled texts, or questions."""
 
     head: ClassVar[str]  # how the class names of the models end that it is for; "": decoders
+    extent: ClassVar[str] = ""  # the option with how many tokens it reads at once; "": what fits
 
     @abstractmethod
     def paths(self) -> list[str]:

@@ -26,6 +26,7 @@ class Perplexity(Part):
     """Token perplexity over non-overlapping windows of a text, once for each size of window."""
 
     head = ""
+    extent = "window"
     text: Text = MISSING
     window: list[int] = MISSING  # tokens
     tokens: int | None = MISSING  # how many of the text, from the beginning; null: all
@@ -202,6 +203,7 @@ class Answered(Questions, PartOfRows):
     """Questions that a reader's answers are judged on."""
 
     head = "ForQuestionAnswering"
+    extent = "sequence"
     unit = "questions"
     sequence: int = 384  # tokens of a window, the question among them
     stride: int = 128  # tokens that two windows of a long context share

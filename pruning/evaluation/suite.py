@@ -134,16 +134,10 @@ class Suite:
         return replace(self, **left, perplexity=None if "text" in names else self.perplexity)
 
     def check(self, model: "PreTrainedModel") -> None:
-        """Raise ValueError where a part is for other models."""
+        """Raise ValueError where a part is for other models, or for longer ones."""
         from pruning.models.sites import architecture, positions
 
-        name, encoder = type(model).__name__, architecture(model).encoder
-        longest, windows = positions(model), self.perplexity.window if self.perplexity else [0]
-        if longest and max(windows) > longest:
-            raise ValueError(
-                f"suite.perplexity.window={windows} goes beyond the {longest} positions of this "
-                f"model: give sizes of {longest} or less"
-            )
+        name, encoder, longest = type(model).__name__, architecture(model).encoder, positions(model)
         for path, _, part in self.parts():
             wrong = not name.endswith(part.head) if part.head else encoder
             if wrong:
@@ -151,6 +145,12 @@ class Suite:
                     f"suite={self.name!r}: {path} measures {part.head or 'decoders'}, and this is "
                     f"a {name}: use suite=quick or suite=wikitext for a decoder, suite=glue for a "
                     "classifier, suite=squad for a reader, or suite=none"
+                )
+            given = getattr(part, part.extent) if part.extent else 0
+            if longest and max(given if isinstance(given, list) else [given]) > longest:
+                raise ValueError(
+                    f"{path}.{part.extent}={given} goes beyond the {longest} positions of this "
+                    f"model: give {longest} or less"
                 )
 
     def _averages(self, found: dict[str, float]) -> dict[str, float]:
@@ -189,7 +189,7 @@ def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) 
         "limit": candidate.limit,
         "seed": None if candidate.limit is None else candidate.seed,
         "batch": candidate.batch,
-        "samples": candidate.samples,
+        "samples": candidate.samples if isinstance(part, Documents) else 0,
         "files": part.sums(),
         "lm_eval": version("lm_eval"),
         "device": candidate.model.device.type,

@@ -34,13 +34,9 @@ BOOTSTRAP = 100  # resamplings for the few metrics whose standard error has no c
 
 def evaluate_task(name: str, task: Documents, candidate: Candidate) -> Measured:
     """Return `<task>/<metric>` of one task of lm-eval, or of a folder or group of them."""
-    with quiet(), tempfile.TemporaryDirectory() as scratch:
-        members = expand(name, task)
-        where = f"suite.tasks.{name}"
-        tasks = [
-            load(of, member, candidate.cache, Path(scratch), where)
-            for of, member in members.items()
-        ]
+    with quiet():
+        members, where = expand(name, task), f"suite.tasks.{name}"
+        loaded = load_all(members, candidate.cache, where)
         # HFLM gives the tokenizer a padding token and ties weights anew: let it have a copy
         make: Any = HFLM  # its decorators hide their signatures, as evaluate()'s does
         lm = make(
@@ -51,10 +47,6 @@ def evaluate_task(name: str, task: Documents, candidate: Candidate) -> Measured:
         )
         # not simple_evaluate(), which seeds every generator of the process and runs nvidia-smi,
         # git and pip for its record; the task defaults below are all that it would add
-        loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
-        for part in tasks:
-            for kind in loaded:
-                loaded[kind] |= part.get(kind, {})
         for own in loaded["tasks"].values():
             _check_answer(own, where)
             if task.shots is not None or own.get_config("num_fewshot") is None:
@@ -148,11 +140,10 @@ def texts(name: str, task: Documents, cache: Cache) -> list[str]:
             for part in value:
                 walk(part)
 
-    with quiet(), tempfile.TemporaryDirectory() as scratch:
-        for of, member in expand(name, task).items():
-            loaded = load(of, member, cache, Path(scratch), f"suite.tasks.{name}")
-            for own in loaded["tasks"].values():
-                walk([*own.eval_docs])
+    with quiet():
+        loaded = load_all(expand(name, task), cache, f"suite.tasks.{name}")
+    for own in loaded["tasks"].values():
+        walk([*own.eval_docs])
     return list(found)
 
 
@@ -216,6 +207,17 @@ def metric_name(key: str) -> str:
     """Turn lm-eval's `metric,filter` into `metric`, or `filter_metric` where there is a filter."""
     metric, _, filtered = key.partition(",")
     return metric if filtered == "none" else f"{filtered}_{metric}"
+
+
+def load_all(members: dict[str, Documents], cache: Cache, where: str) -> dict[str, Any]:
+    """Return what lm-eval loads for several tasks, as one."""
+    found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, member in members.items():
+            part = load(name, member, cache, Path(scratch), where)
+            for kind in found:
+                found[kind] |= part.get(kind, {})
+    return found
 
 
 def load(name: str, task: Documents, cache: Cache, scratch: Path, where: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from pruning.latency.grid import Levels, widths
+from pruning.latency.phases import randomised_
 from pruning.latency.table import Shapes
 from pruning.models.modeling_pruned import factorise_, resize_block_
 from pruning.models.shrink import twin
@@ -71,8 +72,7 @@ def _factorised(model: PreTrainedModel, ranks: Shapes) -> PreTrainedModel:
         assert isinstance(rank, int)
         if rank == site.units:  # there is no lower one
             continue
-        for parameter in factorise_(blocks(shrunk)[site.block], site.module, rank).parameters():
-            parameter.detach().normal_(std=0.02)
+        randomised_(factorise_(blocks(shrunk)[site.block], site.module, rank))
     return shrunk
 
 

@@ -42,10 +42,9 @@ class Timing:
         return self.p90 / self.p50
 
     @property
-    def quartiles(self) -> tuple[float, float]:
-        """Return the 25th and the 75th percentile."""
-        low, high = np.percentile(self.values, [25, 75])
-        return float(low), float(high)
+    def quantiles(self) -> list[float]:
+        """Return the 25th, 50th, 75th and 90th percentile."""
+        return [float(value) for value in np.percentile(self.values, [25, 50, 75, 90])]
 
     @property
     def stderr(self) -> float:

@@ -112,9 +112,7 @@ def _profile(
     )
     of_levels = {f"{part} {text(level)}".strip(): t for (part, level), t in timings.items()}
     for name, timing in (of_levels | ends).items():
-        low, high = timing.quartiles
-        table.raw[name] = timing.values
-        table.quantiles[name] = [low, timing.p50, high, timing.p90]
+        table.raw[name], table.quantiles[name] = timing.values, timing.quantiles
     for anchor in whole:
         table.anchors[anchor.name] = [ends[anchor.name].p50, table.total(anchor.shapes)]
     off = {name: f"{share:+.1%}" for name, share in table.residuals().items()}

@@ -11,17 +11,24 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from pruning.experiment import Experiment
 from pruning.latency.clock import Timing
 from pruning.latency.meet import Met
 from pruning.models import checkpoint
 from pruning.models.sites import Kind, Site
+from pruning.recovery.recovery import Training
 from pruning.results.result import write_text
 
 
 def settled(
-    directory: Path, dense: PreTrainedModel, attention: str | None, prune: Callable[[], Met]
+    experiment: Experiment, directory: Path, dense: PreTrainedModel, prune: Callable[[], Met]
 ) -> Met:
-    """Return what an earlier start of this job pruned, or prune and keep it in `directory`."""
+    """Return what an earlier start of this job pruned, or prune and keep it in `directory`.
+
+    Without recovery nothing is kept.
+    """
+    if not isinstance(experiment.recovery, Training):
+        return prune()
     facts = directory / "met.json"  # written last
     if not facts.exists():
         write(prune(), directory, facts)
@@ -31,6 +38,7 @@ def settled(
         site = Site(**of | {"kind": Kind(of["kind"])})
         allocation[site] = torch.zeros(site.units, dtype=torch.bool)
         allocation[site][torch.tensor(units, dtype=torch.long)] = True
+    attention = experiment.model.implementation
     model = checkpoint.load(directory / "model", dense.dtype, dense.device, attention)
     timings = Timing(said["dense"]), Timing(said["pruned"])
     speed = said["target"], said["predicted"], said["measured"]
