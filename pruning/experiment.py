@@ -31,6 +31,7 @@ from pruning.recovery.recovery import NoRecovery, Recovery, Training
 from pruning.results.cache import digest
 from pruning.results.result import SCHEMA
 from pruning.results.tracker import Tracker
+from pruning.results.turns import card
 from pruning.search.search import Calibrated, NoSearch, Schedule, Search, Spdy, Uniform
 from pruning.tasks.task import Answering, Classification, Task
 
@@ -168,7 +169,7 @@ def _nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]
 
 
 def register() -> None:
-    """Give Hydra the types of every config group, and the `run_name` resolver."""
+    """Give Hydra the types of every config group, and the resolvers `run_name` and `card`."""
     # Hydra copies the store once per group that --help lists, for seconds, and changes no copy
     ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
     store = ConfigStore.instance()
@@ -192,7 +193,7 @@ def register() -> None:
         return run_name(_root_)
 
     OmegaConf.register_new_resolver("run_name", resolve, replace=True)
-    OmegaConf.register_new_resolver("modulo", lambda a, b: a % b, replace=True)
+    OmegaConf.register_new_resolver("card", card, replace=True)
 
 
 def compose(overrides: list[str]) -> Experiment:

@@ -65,6 +65,7 @@ def _run(
     with clock("calibrate"):
         source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
         batches = experiment.calibration.batches(**source)
+        shared = suite.shared([r for b in batches for r in b.rows()], tokenizer, cache)
         rows = lessons(experiment, dense, tokenizer, suite, cache)
     with clock("profile"):
         sites = experiment.method.sites(dense)
@@ -95,7 +96,7 @@ def _run(
         met.allocation = composed(former, met.allocation)
     with clock("evaluate"):
         after = suite.evaluate(met.pruned, tokenizer, cache)
-    evaluation = Evaluation(before.metrics, after.metrics, after.read, missing)
+    evaluation = Evaluation(before.metrics, after.metrics, after.read, missing, shared=shared)
     recovered = heal(experiment, met, dense, rows, tokenizer, suite, cache, clock)
     if recovered is not None:
         with clock("evaluate"):

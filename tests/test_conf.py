@@ -97,6 +97,9 @@ def test_a_task_brings_its_rows_and_its_suite():
     assert set(mnli.suite.of(mnli.task).labelled) == {"mnli_matched", "mnli_mismatched"}
     named = replace(given.suite, labelled={"my_task": given.suite.labelled["rte"]})
     assert named.of(replace(given.task, name="my_task")) == named
+    second = compose(["task=squad_v2"])
+    assert second.task.train.unanswerable
+    assert set(second.suite.of(second.task).questions) == {"squad_v2"}
     other = compose(["task=sst2", "suite=none", "calibration=wikipedia"])
     assert (other.suite.name, other.calibration.name) == ("none", "wikipedia")
     with pytest.raises(ValueError, match=r"^calibration=task takes the rows of a task"):

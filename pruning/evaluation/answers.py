@@ -1,4 +1,8 @@
-"""Readers of contexts on questions: the best span of a model, SQuAD's metrics by torchmetrics."""
+"""Readers of contexts on questions: the best span of a model, SQuAD's metrics by torchmetrics.
+
+Where questions may have no answer, a reader says so by its score of the token in front of all, as
+in SQuAD 2.0: `""` is its answer where the least such score of the windows is above the best span's.
+"""
 
 import math
 from functools import partial
@@ -32,18 +36,25 @@ def evaluate_questions(name: str, task: Answered, candidate: Candidate) -> Measu
 
 
 def judge(question: Question, answer: str) -> dict[str, float]:
-    """Return exact match and F1 of one answer, between 0 and 1, by the rules of SQuAD 1.1."""
+    """Return exact match and F1 of one answer, between 0 and 1, by the rules of SQuAD.
+
+    Where the question has no answer both are 1 for `""` and 0 for all else, as in SQuAD 2.0.
+    """
     found = squad(
         [{"id": "0", "prediction_text": answer}],
-        [{"id": "0", "answers": {"text": question.answers}}],  # type: ignore[dict-item]
+        [{"id": "0", "answers": {"text": question.answers or [""]}}],  # type: ignore[dict-item]
     )
     return {metric: float(value) / 100 for metric, value in found.items()}
 
 
 @torch.no_grad()
 def answers(name: str, task: Answered, asked: list[Question], candidate: Candidate) -> list[str]:
-    """Return the span of each context that the model scores highest, over all its windows."""
+    """Return the span of each context that the model scores highest, over all its windows.
+
+    With `task.unanswerable`, `""` where the model rather says that there is none.
+    """
     best, model, batch = [(-math.inf, "")] * len(asked), candidate.model, candidate.batch
+    none = [math.inf if task.unanswerable else -math.inf] * len(asked)
     cut = (candidate.tokenizer, task.sequence, task.stride, f"suite.questions.{name}")
     parts = list(windows(asked, *cut))
     for start in track(range(0, len(parts), batch), f"evaluate: {name}"):
@@ -57,10 +68,11 @@ def answers(name: str, task: Answered, asked: list[Question], candidate: Candida
                 for logits in (out.start_logits, out.end_logits)
             )
             first, last, score = span(starts, ends, characters[:, 1] > 0, task.longest)
+            none[window.question] = min(none[window.question], float(starts[0] + ends[0]))
             if score > best[window.question][0]:
                 text = asked[window.question].context[characters[first, 0] : characters[last, 1]]
                 best[window.question] = score, text
-    return [text for _, text in best]
+    return ["" if no > score else text for no, (score, text) in zip(none, best, strict=True)]
 
 
 def span(

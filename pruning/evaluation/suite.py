@@ -3,12 +3,12 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -19,6 +19,8 @@ from pruning.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pruning.calibration.batch import Row
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +128,27 @@ class Suite:
         found.metrics = {f"{self.name}/{key}": value for key, value in found.metrics.items()}
         return found
 
+    def shared(
+        self, rows: "Sequence[Row]", tokenizer: "PreTrainedTokenizerBase", cache: Cache
+    ) -> dict[str, float]:
+        """Return the share of the rows that hold some of what a part asks, where any do."""
+        from pruning.calibration.batch import digest_rows
+        from pruning.calibration.overlap import holding
+
+        found, identity = {}, digest_rows(rows)
+        special: list[int] = tokenizer.all_special_ids  # type: ignore[assignment]
+        for _, name, part in self.parts():
+
+            def build(directory: Path, name: str = name, part: Part = part) -> None:
+                held = holding(rows, part.reads(name, tokenizer, cache), special)
+                (directory / "share.json").write_text(json.dumps(fmean(held)))
+
+            key = {"rows": identity, "part": _identity(name, part), "files": part.sums()}
+            entry = cache.stage("overlap", key, build)
+            if share := json.loads((entry / "share.json").read_text()):
+                found[name] = share
+        return found
+
     def _without(self, names: set[str]) -> "Suite":
         left = {
             kind: {name: part for name, part in getattr(self, kind).items() if name not in names}
@@ -180,12 +203,16 @@ def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     return digest({k: v for k, v in found.items() if k not in ("truncation", "padding")})
 
 
+def _identity(name: str, part: Part) -> list[Any]:
+    return [type(part).__name__, name, asdict(part)]  # type: ignore[call-overload]
+
+
 def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) -> Measured:
     """Measure one part, or find it in the cache; `identity` is that of model and tokenizer."""
     key = {
         "version": 4,
         "model": identity,
-        "part": [type(part).__name__, name, asdict(part)],  # type: ignore[call-overload]
+        "part": _identity(name, part),
         "limit": candidate.limit,
         "seed": None if candidate.limit is None else candidate.seed,
         "batch": candidate.batch,

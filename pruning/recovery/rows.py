@@ -6,8 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pruning.calibration.batch import Row, shuffled
 from pruning.calibration.calibration import Calibration
+from pruning.calibration.overlap import MOST, disjoint
 from pruning.evaluation.suite import Suite
-from pruning.recovery.overlap import MOST, disjoint
 from pruning.recovery.recovery import Training
 from pruning.results.cache import Cache
 from pruning.tasks.task import Task

@@ -87,6 +87,11 @@ def measured(result: Result) -> str:
         + "\n\n± is one standard error. A task cut short by the suite's `limit` compares the two "
         "models with each other, not with published numbers."
         + "".join(f"\n\nNot run: {reason}." for reason in result.evaluation.not_run.values())
+        + "".join(
+            f"\n\n{share:.1%} of the calibration rows hold text that `{part}` asks: its numbers "
+            "speak too well of the pruned model."
+            for part, share in result.evaluation.shared.items()
+        )
     )
 
 

@@ -31,6 +31,8 @@ def table(result: Result) -> Table:
         found.add_row(*row)
     for part in result.evaluation.not_run:
         found.add_row(part, "not run", "not run")
+    for part, share in result.evaluation.shared.items():
+        found.add_row(f"calibration rows with text of {part}", "", f"{share:.1%}")
     device = result.memory.peak_device_gib
     found.add_row("peak memory of the job, host", "", f"{result.memory.peak_host_gib:.2f} GiB")
     if device is not None:

@@ -106,6 +106,7 @@ class Evaluation:
     read: dict[str, str] = field(default_factory=dict)  # by part, the hash of what was asked
     not_run: dict[str, str] = field(default_factory=dict)  # by part, what was wrong with its data
     one_shot: Mapping[str, float | None] = field(default_factory=dict)  # pruned, before recovery
+    shared: dict[str, float] = field(default_factory=dict)  # share of calibration rows, by part
 
 
 @dataclass

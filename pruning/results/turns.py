@@ -11,8 +11,10 @@ import fcntl
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -134,6 +136,39 @@ def alone(device: "torch.device") -> Iterator[None]:
                 yield
         finally:
             turn.close()
+
+
+_cards: list[IO[str]] = []  # open while this process lives, and so locked
+
+
+@cache
+def card(count: int) -> str:
+    """Return which of `count` GPUs is this process's alone, for as long as it lives.
+
+    Of those in CUDA_VISIBLE_DEVICES, where that is set. Waits for a free one. A worker of a
+    launcher runs job after job and stays on the GPU that it used first, whatever
+    CUDA_VISIBLE_DEVICES says later, so that a GPU goes with a process and not with a job.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = list(map(str, range(count))) if visible is None else visible.split(",")
+    if len(names) < count:
+        raise ValueError(
+            f"hydra.launcher.n_jobs={count}: CUDA_VISIBLE_DEVICES={visible} names fewer GPUs; "
+            "lower the one or extend the other"
+        )
+    said = False
+    while True:
+        for name in names[:count]:
+            path = Path(tempfile.gettempdir()) / f"pruning-{os.getuid()}-card-{name}.lock"
+            file = path.open("w")
+            if _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                _cards.append(file)
+                return name
+            file.close()
+        if not said:
+            log.info("waiting for one of %s GPUs: other processes have them all", count)
+            said = True
+        time.sleep(0.2)
 
 
 def _taken(file: IO[str], how: int) -> bool:

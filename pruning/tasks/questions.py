@@ -16,8 +16,8 @@ class Question:
 
     text: str
     context: str
-    answers: list[str]
-    start: int  # character of the context where the first answer begins
+    answers: list[str]  # none: the context does not say
+    start: int  # character of the context where the first answer begins; -1 without one
 
 
 @dataclass
@@ -25,13 +25,15 @@ class Questions(Rows):
     """Rows of a question, a context and answers.
 
     Answers are as in SQuAD, `{"text": [...], "answer_start": [...]}` or a list of such with one
-    each; or one text or several, of which the first is then looked for in the context.
+    each; or one text or several, of which the first is then looked for in the context. With
+    `unanswerable` there may be none, as in SQuAD 2.0.
     """
 
     question: str = "question"  # columns
     context: str = "context"
     answers: str = "answers"
     pattern: str | None = None  # regular expression that splits `context` into both, by group names
+    unanswerable: bool = False  # some questions have no answer
 
     def read(self, cache: Cache, field: str, limit: int | None = None) -> list[Question]:
         """Return the questions; ValueError where the file, a column or an answer is not there."""
@@ -52,10 +54,11 @@ class Questions(Rows):
                     f"name columns of texts: a row has {text!r} and {str(context)[:40]!r}"
                 )
             answers, start = _answers(row[self.answers], context)
-            if start < 0:
+            if start < 0 and (answers or not self.unanswerable):
                 raise ValueError(
                     f"{field}.answers={self.answers!r}: the context of {text!r} holds no answer "
-                    f"{answers[:1]}; leave out questions without one (SQuAD 2.0 has some)"
+                    f"{answers[:1]}; correct or leave out such questions, or with "
+                    f"{field}.unanswerable=true let those without any stay (SQuAD 2.0 has some)"
                 )
             yield Question(text, context, answers, start)
 
@@ -77,6 +80,7 @@ def _answers(given: Any, context: str) -> tuple[list[str], int]:
     elif not isinstance(given, dict) and all(isinstance(answer, dict) for answer in given):
         given = {key: [of[key] for of in given] for key in ("text", "answer_start")}
     texts = [str(text) for text in (given["text"] if isinstance(given, dict) else given)]
+    texts = [text for text in texts if text]
     if not texts:
         return [], -1
     if not isinstance(given, dict):

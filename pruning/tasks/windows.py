@@ -26,15 +26,20 @@ class Window:
     def labelled(self, question: Question) -> Row:
         """Return the row with the first and last token of the answer.
 
-        Both are 0, the token in front of all, where the window does not hold all of the answer.
+        Both are 0, the token in front of all, where the window does not hold all of the answer, or
+        where there is none.
         """
+        first, last = self._place(question) if question.answers else (0, 0)
+        places = {"start_positions": first, "end_positions": last}
+        return self.row | {name: torch.tensor(place) for name, place in places.items()}
+
+    def _place(self, question: Question) -> tuple[int, int]:
         start, end = question.start, question.start + len(question.answers[0])
         begins, ends = self.characters.T
-        inside = ((begins < end) & (ends > start)).nonzero()[:, 0]
-        first = last = torch.tensor(0)
-        if len(inside) and begins[inside[0]] <= start and ends[inside[-1]] >= end:
-            first, last = inside[0], inside[-1]
-        return self.row | {"start_positions": first, "end_positions": last}
+        inside = ((begins < end) & (ends > start)).nonzero()[:, 0].tolist()
+        if inside and begins[inside[0]] <= start and ends[inside[-1]] >= end:
+            return inside[0], inside[-1]
+        return 0, 0
 
 
 def windows(

@@ -6,6 +6,7 @@ import random
 import re
 import string
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,11 @@ def suite(tmp_path, **options) -> Suite:
 
 
 def official(answer: str, truths: list[str]) -> tuple[float, float]:
-    """Follow the rules of SQuAD 1.1: lower case, no punctuation, no articles, then words."""
+    """Follow the rules of SQuAD: lower case, no punctuation, no articles, then words.
+
+    Of SQuAD 2.0: "" stands for no answer, and agrees with nothing else.
+    """
+    truths = truths or [""]
 
     def words(text: str) -> list[str]:
         text = "".join(c for c in text.lower() if c not in string.punctuation)
@@ -45,6 +50,8 @@ def official(answer: str, truths: list[str]) -> tuple[float, float]:
 
     def f1(truth: str) -> float:
         ours, theirs = words(answer), words(truth)
+        if not ours or not theirs:
+            return float(ours == theirs)
         common = sum((Counter(ours) & Counter(theirs)).values())
         return 2 * common / (len(ours) + len(theirs)) if common else 0.0
 
@@ -57,6 +64,9 @@ def test_exact_match_and_f1_follow_the_official_rules():
         exact, f1 = official(answer, truths)
         found = judge(Question("", "", truths, 0), answer)
         assert found == {"exact_match": exact, "f1": pytest.approx(f1)}
+    for answer, right in (("", 1.0), ("Broncos", 0.0)):
+        assert official(answer, []) == (right, right)
+        assert judge(Question("", "", [], -1), answer) == {"exact_match": right, "f1": right}
 
 
 def test_the_best_span_is_that_of_brute_force():
@@ -80,15 +90,16 @@ def test_answers_are_the_best_spans_of_all_windows(family, tmp_path):
     if family == "bert":
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     model.get_input_embeddings().weight.mul_(10)
-    words, said = CONTEXT.split(), []
+    words, said, rather = CONTEXT.split(), [], []
     for row in ROWS:
-        found = []
+        found, none = [], []
         start, asked, size = 0, row["question"].split(), 14
         while True:
             part = words[start : start + size]
             ids = tokenizer.convert_tokens_to_ids(asked + part)
             types = {"token_type_ids": torch.tensor([[0, 0] + [1] * len(part)])}
             out = model(input_ids=torch.tensor([ids]), **(types if family == "bert" else {}))
+            none.append(float(out.start_logits[0, 0] + out.end_logits[0, 0]))
             for i in range(len(part)):
                 for j in range(i, min(i + 3, len(part))):
                     score = out.start_logits[0, 2 + i] + out.end_logits[0, 2 + j]
@@ -96,12 +107,16 @@ def test_answers_are_the_best_spans_of_all_windows(family, tmp_path):
             if start + size >= len(words):
                 break
             start += size - 5
-        said.append(max(found)[1])
+        score, text = max(found)
+        said.append(text)
+        rather.append("" if min(none) > score else text)
     assert len(set(said)) > 2
     one = suite(tmp_path)
     task, cache = one.questions["mine"], Cache(tmp_path / "cache")
     asked = task.read(cache, "here")
-    assert answers("mine", task, asked, Candidate(model, tokenizer, cache, None, 4)) == said
+    candidate = Candidate(model, tokenizer, cache, None, 4)
+    assert answers("mine", task, asked, candidate) == said
+    assert answers("mine", replace(task, unanswerable=True), asked, candidate) == rather
     scores = [official(a, row["answers"]) for a, row in zip(said, ROWS, strict=True)]
     metrics = one.evaluate(model, tokenizer, cache).metrics
     for metric, values in zip(("exact_match", "f1"), zip(*scores, strict=True), strict=True):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pruning.calibration.calibration import Calibration, Target, Weight
+from pruning.calibration.overlap import LENGTH, disjoint, windows
 from pruning.calibration.text import Text
 from pruning.evaluation.parts import Documents, Judged, Perplexity
 from pruning.evaluation.suite import Suite
-from pruning.recovery.overlap import LENGTH, disjoint, windows
 from pruning.recovery.rows import rows_of
 from pruning.results.cache import Cache
 from tests.recovery.test_stage import training
@@ -121,3 +121,19 @@ def test_documents_of_lm_eval_are_looked_for_too(tmp_path):
     found = rows_from(tmp_path, {"perplexity": None, "labelled": {}, "tasks": asked}, steps=30)
     whole = rows_from(tmp_path, {"perplexity": None, "labelled": {}}, steps=30)
     assert 0 < len(whole) - len(found) <= 3
+
+
+def test_shares_of_the_calibration_rows_by_part(tmp_path, monkeypatch):
+    words = [f"w{i}" for i in torch.randint(2000, (40 * 64,)).tolist()]
+    (tmp_path / "judged.txt").write_text(" ".join(words[: 10 * 64]))
+    (tmp_path / "rows.tsv").write_text("one\tlabel\n" + " ".join(words[:30]) + " w0 w0 w0\t1\n")
+    text = Perplexity(Text(str(tmp_path / "judged.txt")), [64], None)
+    labelled = {"mine": Judged(str(tmp_path / "rows.tsv"), columns=["one"])}
+    suite = Suite("tiny", text, tasks={}, labelled=labelled, limit=None, batch=1)
+    tokenizer, cache = word_tokenizer(2000), Cache(tmp_path / "c")
+    ids = torch.tensor(tokenizer(" ".join(words)).input_ids)
+    rows = [row(part) for part in ids.split(64)]
+    assert suite.shared(rows, tokenizer, cache) == {"text": 10 / 40}
+    assert suite.shared(rows[10:], tokenizer, cache) == {}
+    monkeypatch.setattr(Perplexity, "reads", None)  # the share is in the cache
+    assert suite.shared(rows, tokenizer, cache) == {"text": 10 / 40}

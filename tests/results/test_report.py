@@ -7,7 +7,7 @@ import yaml
 from rich.console import Console
 
 from pruning.results.card import card
-from pruning.results.report import is_metric, quantity, show, titled
+from pruning.results.report import is_metric, quantity, show, table, titled
 
 NUMBERS = ["134.5 M", "101.2 M (75.3%)", "812.5 ms", "651.6 ms", "830.2 ms", "660.4 ms"]
 NUMBERS += ["1.250x", "1.310x", "1.247x", "22.02", "31.42", "0.500 ± 0.080", "3.21 GiB", "313 s"]
@@ -58,6 +58,15 @@ def test_the_card_says_what_how_and_what_came_of_it(result):
     assert "| 1 | 0 | 0 | 1024 |" in body
     assert result.environment["cpu"] in body
     assert "from_pretrained" in body
+    assert "calibration rows" not in body
+
+
+def test_calibration_on_what_is_judged_is_said(result):
+    result.evaluation.shared = {"boolq": 0.953}
+    assert "95.3% of the calibration rows hold text that `boolq` asks" in card(result)
+    console = Console(record=True, width=100)
+    console.print(table(result))
+    assert "calibration rows with text of boolq" in console.export_text()
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """Jobs at the same time: some compute, one times, none of them waits for ever."""
 
 import multiprocessing
+import os
+import tempfile
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from pruning.results.cache import Cache
-from pruning.results.turns import alone, free, locked, rest, sharing
+from pruning.results.turns import alone, card, free, locked, rest, sharing
 
 CPU = torch.device("cpu")
 fork = multiprocessing.get_context("fork")
@@ -110,3 +113,42 @@ def test_jobs_that_see_different_gpus_do_not_wait_for_one_another(tmp_path, monk
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
         with alone(torch.device("cuda:0")):
             pass
+
+
+def _works(jobs: int, told) -> None:
+    """Stand for a worker of a launcher: job after job, and then no longer there."""
+    card.cache_clear()
+    for _ in range(jobs):
+        told.put((os.getpid(), card(2)))
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("visible", "names"), [(None, {"0", "1"}), ("6,3,5", {"6", "3"})])
+def test_a_worker_keeps_its_gpu_and_shares_it_with_nobody(monkeypatch, tmp_path, visible, names):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    told = fork.SimpleQueue()
+    workers = [fork.Process(target=_works, args=(jobs, told)) for jobs in (1, 5, 3)]
+    for worker in workers:  # the third waits for the first one's end
+        worker.start()
+        time.sleep(0.05)
+    for worker in workers:
+        worker.join(20)
+        assert worker.exitcode == 0
+    had: dict[int, set[str]] = {}
+    while not told.empty():
+        pid, name = told.get()
+        had.setdefault(pid, set()).add(name)
+    first, second, third = (had[worker.pid] for worker in workers)
+    assert first | second == names
+    assert first == third
+    assert all(len(of) == 1 for of in had.values())
+
+
+def test_more_jobs_than_gpus(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    card.cache_clear()
+    with pytest.raises(ValueError, match=r"^hydra\.launcher\.n_jobs=2: CUDA_VISIBLE_DEVICES=3"):
+        card(2)

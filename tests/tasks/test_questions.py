@@ -76,6 +76,20 @@ def test_what_is_wrong_is_said(tmp_path):
             ValueError, match=r"^here\.answers='answers': the context of 'w100 w101'"
         ):
             source(tmp_path, rows).read(cache, "here")
+        if answers and answers != {"text": [], "answer_start": []}:  # an answer that is not there
+            with pytest.raises(ValueError, match=r"^here\.answers='answers': the context of"):
+                source(tmp_path, rows, unanswerable=True).read(cache, "here")
+
+
+@pytest.mark.parametrize("none", [{"text": [], "answer_start": []}, None, [], "", [""]])
+def test_questions_without_an_answer(tmp_path, none):
+    rows = [{**ROWS[0], "answers": none}, ROWS[1]]
+    first, second = source(tmp_path, rows, unanswerable=True).read(Cache(tmp_path / "c"), "here")
+    assert (first.answers, first.start) == ([], -1)
+    assert second.answers == ["w29", "w0"]
+    for window in windows([first], word_tokenizer(), 14, 4, "here"):
+        labelled = window.labelled(first)
+        assert labelled["start_positions"] == labelled["end_positions"] == 0
 
 
 def test_windows_cover_the_context_and_mark_the_answer(tmp_path):

@@ -1,4 +1,4 @@
-"""Text that is evaluated on is never trained on: rows that hold some of it are left out."""
+"""Rows that hold text which is evaluated on: never trained on, and counted where calibrated on."""
 
 import logging
 from collections.abc import Sequence
@@ -25,10 +25,29 @@ def disjoint(
 ) -> list[Row]:
     """Return the rows that hold nothing of the texts that are judged on.
 
-    A row holds some of a text if it has one of the text's consecutive runs of `LENGTH` tokens (so
-    any `2 LENGTH - 1` in common are found), or if it is all of a text shorter than that; `special`
-    tokens are left out of both. ValueError, naming `field`, where that is more than the share
-    `most` of the rows, or all of them.
+    ValueError, naming `field`, where those that do are more than the share `most`, or all of them.
+    """
+    held = holding(rows, judged, special)
+    left = [row for row, holds in zip(rows, held, strict=True) if not holds]
+    out = sum(held)
+    if out > most * len(rows) or not left:
+        raise ValueError(
+            f"{field}: {out} of {len(rows)} rows hold text that the suite evaluates on: train on "
+            "other text, or evaluate on other text"
+        )
+    if out:
+        log.warning("%d of %d rows hold text of the suite and are left out", out, len(rows))
+    return left
+
+
+def holding(
+    rows: Sequence[Row], judged: Sequence[Sequence[int]], special: Sequence[int]
+) -> list[bool]:
+    """Say of every row whether it holds some of the texts that are judged on.
+
+    That is if it has one of a text's consecutive runs of `LENGTH` tokens (so any `2 LENGTH - 1` in
+    common are found), or if it is all of a text shorter than that; `special` tokens are left out of
+    both.
     """
 
     def plain(ids: Sequence[int]) -> Tokens:
@@ -39,21 +58,8 @@ def disjoint(
     runs = [windows(text)[::LENGTH] for text in texts if len(text) >= LENGTH]
     seen = np.unique(np.concatenate(runs)) if runs else np.zeros(0, np.uint64)
     short = {text.tobytes() for text in texts if len(text) < LENGTH}
-    left = []
-    for row in rows:
-        ids = plain(row["input_ids"].tolist())
-        if ids.tobytes() in short or np.isin(windows(ids), seen).any():
-            continue
-        left.append(row)
-    out = len(rows) - len(left)
-    if out > most * len(rows) or not left:
-        raise ValueError(
-            f"{field}: {out} of {len(rows)} rows hold text that the suite evaluates on: train on "
-            "other text, or evaluate on other text"
-        )
-    if out:
-        log.warning("%d of %d rows hold text of the suite and are left out", out, len(rows))
-    return left
+    tokens = (plain(row["input_ids"].tolist()) for row in rows)
+    return [ids.tobytes() in short or bool(np.isin(windows(ids), seen).any()) for ids in tokens]
 
 
 def windows(ids: Tokens) -> UInt64[np.ndarray, " windows"]:
