@@ -16,8 +16,7 @@ from pathlib import Path
 
 from pruning.experiment import compose
 from pruning.results.cache import Cache
-from pruning.results.points import results_of
-from pruning.results.result import Result
+from pruning.results.result import Result, read
 from pruning.tasks.questions import Question
 
 FINETUNED = ("task.epochs=4", "task.batch=16", "task.rate=0.0002")  # small data, high rate
@@ -45,7 +44,8 @@ def job(train: Path, judge: Path, out: Path, overrides: list[str]) -> Result:
     paths = [f"task.train.path={train}", f"suite.questions.squad.path={judge}"]
     given = [*FINETUNED, *paths, f"hydra.run.dir={out}", *overrides]
     subprocess.run([*command, *given], check=True, stdout=sys.stderr)
-    (result,) = results_of(out.parent)
+    result = read(out / "result.json")
+    assert result is not None
     return result
 
 
@@ -54,6 +54,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folds", type=int, default=2)
     arguments, overrides = parser.parse_known_args()
+    if arguments.folds < 2:
+        parser.error(f"--folds={arguments.folds} leaves no questions to train on: give 2 or more")
     divided = parts(arguments.folds)
     total = sum(map(len, divided))
     means: dict[str, dict[str, float]] = {"dense": {}, "pruned": {}}
@@ -66,8 +68,8 @@ def main() -> None:
             scores = {"dense": result.evaluation.dense, "pruned": result.evaluation.pruned}
             for side, of in means.items():
                 for name, value in scores[side].items():
-                    if name.endswith(("exact_match", "/f1")):
-                        of[name] = of.get(name, 0.0) + (value or 0.0) * len(asked) / total
+                    if name.endswith(("exact_match", "/f1")) and value is not None:
+                        of[name] = of.get(name, 0.0) + value * len(asked) / total
             counts = {"trained_on": len(others), "judged_on": len(asked)}
             print(json.dumps({**counts, **scores}), file=sys.stderr, flush=True)
     print(json.dumps({"benchmark": "squad_folds", "questions": total, **means}))

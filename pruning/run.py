@@ -65,7 +65,6 @@ def _run(
     with clock("calibrate"):
         source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
         batches = experiment.calibration.batches(**source)
-        shared = suite.shared([r for b in batches for r in b.rows()], tokenizer, cache)
         rows = lessons(experiment, dense, tokenizer, suite, cache)
     with clock("profile"):
         sites = experiment.method.sites(dense)
@@ -74,6 +73,7 @@ def _run(
             table.check(experiment.speedup, sites, experiment.hardware.name)
     with clock("evaluate"):  # before the long stages, so that a bad suite is noticed now
         before = suite.evaluate(dense, tokenizer, cache, identity)
+        shared = suite.shared([r for b in batches for r in b.rows()], tokenizer, cache)
     plan = experiment.method.plan(
         Subject(
             given,

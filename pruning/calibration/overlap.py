@@ -1,4 +1,4 @@
-"""Rows that hold text which is evaluated on: never trained on, and counted where calibrated on."""
+"""Rows that hold text which is evaluated on: recovery leaves them out, calibration counts them."""
 
 import logging
 from collections.abc import Sequence

@@ -22,7 +22,11 @@ from pruning.tasks.windows import windows
 
 
 def evaluate_questions(name: str, task: Answered, candidate: Candidate) -> Measured:
-    """Return `<task>/exact_match` and `<task>/f1`, means, each with its standard error."""
+    """Return `<task>/exact_match` and `<task>/f1`, means, each with its standard error.
+
+    With `task.unanswerable` also the means over the questions with an answer, `HasAns_...`, and
+    over those without, `NoAns_...`, as the evaluation of SQuAD 2.0 has them.
+    """
     asked = candidate.take(partial(task.read, candidate.cache, f"suite.questions.{name}"))
     said = answers(name, task, asked, candidate)
     scores = [judge(question, text) for question, text in zip(asked, said, strict=True)]
@@ -32,6 +36,10 @@ def evaluate_questions(name: str, task: Answered, candidate: Candidate) -> Measu
         found[f"{name}/{metric}"] = fmean(values)
         spread = stdev(values) if len(values) > 1 else 0.0
         found[f"{name}/{metric}_stderr"] = spread / math.sqrt(len(values))
+        for kind in (True, False) if task.unanswerable else ():
+            of = [v for v, q in zip(values, asked, strict=True) if bool(q.answers) is kind]
+            if of:
+                found[f"{name}/{'HasAns' if kind else 'NoAns'}_{metric}"] = fmean(of)
     return Measured(found, {name: digest_of(asked)})
 
 

@@ -156,6 +156,7 @@ class Metric(StrEnum):
 class PartOfRows(Part):
     """What is read as rows; goes with a class of `Rows` that has `read`."""
 
+    group: ClassVar[str]  # config path of such parts
     unit: ClassVar[str]  # what a row is
     path: str
     wheel: str | None
@@ -178,7 +179,8 @@ class PartOfRows(Part):
     def reads(
         self, name: str, tokenizer: "PreTrainedTokenizerBase", cache: Cache
     ) -> list[list[int]]:
-        return [plain(tokenizer, self.texts(row)) for row in self.read(cache, "suite")]
+        rows = self.read(cache, f"{self.group}.{name}")
+        return [plain(tokenizer, self.texts(row)) for row in rows]
 
 
 @dataclass
@@ -186,6 +188,7 @@ class Judged(Labelled, PartOfRows):
     """Labelled rows that a classifier's predictions are judged on."""
 
     head = "ForSequenceClassification"
+    group = "suite.labelled"
     unit = "rows"
     metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
 
@@ -203,6 +206,7 @@ class Answered(Questions, PartOfRows):
     """Questions that a reader's answers are judged on."""
 
     head = "ForQuestionAnswering"
+    group = "suite.questions"
     extent = "sequence"
     unit = "questions"
     sequence: int = 384  # tokens of a window, the question among them

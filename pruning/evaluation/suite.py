@@ -49,7 +49,7 @@ class Suite:
             raise ValueError(f"suite.samples={self.samples} must be at least 0")
 
     def of(self, task: Task | None) -> "Suite":
-        """Return the part for an encoder of this task: rows named as it is, or `<task>_<part>`.
+        """Return the part for an encoder of this task: named as it is, or labelled `<task>_<part>`.
 
         ValueError where there are none, or where several tasks have rows and none is named.
         """
@@ -57,7 +57,8 @@ class Suite:
         if not given:
             return self
         name = "" if task is None else task.name
-        named = {key for key in given if key == name or key.startswith(f"{name}_")}
+        named = {key for key in given if key == name}
+        named |= {key for key in self.labelled if key.startswith(f"{name}_")}
         if not named and (task is not None or len(given) > 1):
             use = f"for task={name}" if name else "without a task"
             raise ValueError(
@@ -143,7 +144,14 @@ class Suite:
                 held = holding(rows, part.reads(name, tokenizer, cache), special)
                 (directory / "share.json").write_text(json.dumps(fmean(held)))
 
-            key = {"rows": identity, "part": _identity(name, part), "files": part.sums()}
+            key = {
+                "version": 1,
+                "rows": identity,
+                "tokenizer": _tokenizer_digest(tokenizer),
+                "part": _identity(name, part),
+                "files": part.sums(),
+                "lm_eval": version("lm_eval"),
+            }
             entry = cache.stage("overlap", key, build)
             if share := json.loads((entry / "share.json").read_text()):
                 found[name] = share

@@ -88,8 +88,8 @@ def measured(result: Result) -> str:
         "models with each other, not with published numbers."
         + "".join(f"\n\nNot run: {reason}." for reason in result.evaluation.not_run.values())
         + "".join(
-            f"\n\n{share:.1%} of the calibration rows hold text that `{part}` asks: its numbers "
-            "speak too well of the pruned model."
+            f"\n\n{share:.1%} of the calibration rows hold text of `{part}`'s documents: its "
+            "numbers may flatter the pruned model."
             for part, share in result.evaluation.shared.items()
         )
     )

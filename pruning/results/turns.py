@@ -143,30 +143,30 @@ _cards: list[IO[str]] = []  # open while this process lives, and so locked
 
 @cache
 def card(count: int) -> str:
-    """Return which of `count` GPUs is this process's alone, for as long as it lives.
+    """Return which of `count` GPUs is this worker's, and no other's of its sweep, while it lives.
 
-    Of those in CUDA_VISIBLE_DEVICES, where that is set. Waits for a free one. A worker of a
-    launcher runs job after job and stays on the GPU that it used first, whatever
-    CUDA_VISIBLE_DEVICES says later, so that a GPU goes with a process and not with a job.
+    Of those in CUDA_VISIBLE_DEVICES, where that is set. A worker of a launcher runs job after job
+    and stays on the GPU that it used first, whatever CUDA_VISIBLE_DEVICES says later, so that a GPU
+    goes with a worker and not with a job. Waits for the end of another where all are taken.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = list(map(str, range(count))) if visible is None else visible.split(",")
-    if len(names) < count:
+    if not 0 < count <= len(names):
         raise ValueError(
-            f"hydra.launcher.n_jobs={count}: CUDA_VISIBLE_DEVICES={visible} names fewer GPUs; "
-            "lower the one or extend the other"
+            f"hydra.launcher.n_jobs={count} must be a number of GPUs"
+            + ("" if visible is None else f", at most the {len(names)} of CUDA_VISIBLE_DEVICES")
         )
-    said = False
+    said, sweep = False, f"pruning-{os.getuid()}-sweep-{os.getppid()}"
     while True:
-        for name in names[:count]:
-            path = Path(tempfile.gettempdir()) / f"pruning-{os.getuid()}-card-{name}.lock"
+        for name in map(str.strip, names[:count]):
+            path = Path(tempfile.gettempdir()) / f"{sweep}-{name.replace('/', '-')}.lock"
             file = path.open("w")
             if _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 _cards.append(file)
                 return name
             file.close()
         if not said:
-            log.info("waiting for one of %s GPUs: other processes have them all", count)
+            log.info("waiting for one of %s GPUs: other workers have them all", count)
             said = True
         time.sleep(0.2)
 

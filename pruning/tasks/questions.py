@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 from pruning.results.cache import Cache
@@ -79,11 +79,14 @@ def _answers(given: Any, context: str) -> tuple[list[str], int]:
         given = [] if given is None else [given]
     elif not isinstance(given, dict) and all(isinstance(answer, dict) for answer in given):
         given = {key: [of[key] for of in given] for key in ("text", "answer_start")}
-    texts = [str(text) for text in (given["text"] if isinstance(given, dict) else given)]
-    texts = [text for text in texts if text]
-    if not texts:
+    if isinstance(given, dict):
+        starts = chain(given["answer_start"], repeat(-1))  # of the first text at least
+        pairs = zip(given["text"], starts, strict=False)
+    else:
+        pairs = ((text, context.find(str(text))) for text in given)
+    found = [(str(text), int(start)) for text, start in pairs if str(text)]
+    if not found:
         return [], -1
-    if not isinstance(given, dict):
-        return texts, context.find(texts[0])
-    start = int(given["answer_start"][0])
-    return texts, start if context.startswith(texts[0], start) else -1
+    first, start = found[0]
+    there = start >= 0 and context.startswith(first, start)
+    return [text for text, _ in found], start if there else -1

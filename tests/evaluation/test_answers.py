@@ -29,9 +29,9 @@ ROWS = [
 ]
 
 
-def suite(tmp_path, **options) -> Suite:
+def suite(tmp_path, rows=ROWS, **options) -> Suite:
     path = tmp_path / "questions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"path": str(path), "sequence": 16, "stride": 5, "longest": 3} | options
     asked = {"mine": Answered(**settings)}
     return Suite("tiny", None, tasks={}, labelled={}, limit=None, batch=4, questions=asked)
@@ -82,6 +82,21 @@ def test_the_best_span_is_that_of_brute_force():
         assert score == pytest.approx(float(starts[first] + ends[last]))
 
 
+class Doubting(torch.nn.Module):
+    """A reader whose scores of the token in front of all are higher by half of `doubt` each."""
+
+    def __init__(self, model, doubt: float):
+        super().__init__()
+        self.model, self.doubt = model, doubt
+        self.config, self.device = model.config, model.device
+
+    def forward(self, **inputs):
+        out = self.model(**inputs)
+        out.start_logits[:, 0] += self.doubt / 2
+        out.end_logits[:, 0] += self.doubt / 2
+        return out
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", ENCODERS)
 def test_answers_are_the_best_spans_of_all_windows(family, tmp_path):
@@ -90,7 +105,7 @@ def test_answers_are_the_best_spans_of_all_windows(family, tmp_path):
     if family == "bert":
         tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     model.get_input_embeddings().weight.mul_(10)
-    words, said, rather = CONTEXT.split(), [], []
+    words, said, doubts = CONTEXT.split(), [], []
     for row in ROWS:
         found, none = [], []
         start, asked, size = 0, row["question"].split(), 14
@@ -109,14 +124,19 @@ def test_answers_are_the_best_spans_of_all_windows(family, tmp_path):
             start += size - 5
         score, text = max(found)
         said.append(text)
-        rather.append("" if min(none) > score else text)
+        doubts.append((score - min(none), score - max(none)))
     assert len(set(said)) > 2
     one = suite(tmp_path)
     task, cache = one.questions["mine"], Cache(tmp_path / "cache")
     asked = task.read(cache, "here")
     candidate = Candidate(model, tokenizer, cache, None, 4)
     assert answers("mine", task, asked, candidate) == said
-    assert answers("mine", replace(task, unanswerable=True), asked, candidate) == rather
+    doubting = replace(task, unanswerable=True)
+    assert all(least > most for least, most in doubts)
+    for doubt in (-1e3, *(sum(of) / 2 for of in doubts), 1e3):  # windows of one disagree at each
+        candidate.model = Doubting(model, doubt)
+        rather = ["" if doubt > of else text for (of, _), text in zip(doubts, said, strict=True)]
+        assert answers("mine", doubting, asked, candidate) == rather
     scores = [official(a, row["answers"]) for a, row in zip(said, ROWS, strict=True)]
     metrics = one.evaluate(model, tokenizer, cache).metrics
     for metric, values in zip(("exact_match", "f1"), zip(*scores, strict=True), strict=True):
@@ -124,6 +144,23 @@ def test_answers_are_the_best_spans_of_all_windows(family, tmp_path):
         assert metrics[f"tiny/mine/{metric}"] == pytest.approx(mean)
         error = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
         assert metrics[f"tiny/mine/{metric}_stderr"] == pytest.approx(error)
+
+
+@torch.no_grad()
+def test_questions_with_and_without_an_answer_have_means_of_their_own(tmp_path):
+    rows = [row | {"answers": []} if i < 4 else row for i, row in enumerate(ROWS)]
+    one = suite(tmp_path, rows, unanswerable=True)
+    tokenizer, cache = word_tokenizer(), Cache(tmp_path / "cache")
+    model = reader("bert")
+    model.get_input_embeddings().weight.mul_(10)
+    task = one.questions["mine"]
+    asked = task.read(cache, "here")
+    said = answers("mine", task, asked, Candidate(model, tokenizer, cache, None, 4))
+    scores = [official(a, row["answers"])[1] for a, row in zip(said, rows, strict=True)]
+    found = one.evaluate(model, tokenizer, cache).metrics
+    assert found["tiny/mine/NoAns_f1"] == pytest.approx(sum(scores[:4]) / 4)
+    assert found["tiny/mine/HasAns_f1"] == pytest.approx(sum(scores[4:]) / 5)
+    assert found["tiny/mine/f1"] == pytest.approx(sum(scores) / 9)
 
 
 def test_values_out_of_range(tmp_path):

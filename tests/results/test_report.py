@@ -63,7 +63,7 @@ def test_the_card_says_what_how_and_what_came_of_it(result):
 
 def test_calibration_on_what_is_judged_is_said(result):
     result.evaluation.shared = {"boolq": 0.953}
-    assert "95.3% of the calibration rows hold text that `boolq` asks" in card(result)
+    assert "95.3% of the calibration rows hold text of `boolq`'s documents" in card(result)
     console = Console(record=True, width=100)
     console.print(table(result))
     assert "calibration rows with text of boolq" in console.export_text()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import queue
 import tempfile
 import time
 from pathlib import Path
@@ -115,40 +116,44 @@ def test_jobs_that_see_different_gpus_do_not_wait_for_one_another(tmp_path, monk
             pass
 
 
-def _works(jobs: int, told) -> None:
+def _works(jobs: int, told, end) -> None:
     """Stand for a worker of a launcher: job after job, and then no longer there."""
     card.cache_clear()
     for _ in range(jobs):
         told.put((os.getpid(), card(2)))
-        time.sleep(0.1)
+    end.wait(20)
 
 
-@pytest.mark.parametrize(("visible", "names"), [(None, {"0", "1"}), ("6,3,5", {"6", "3"})])
+@pytest.mark.parametrize(("visible", "names"), [(None, {"0", "1"}), ("6, 3,5", {"6", "3"})])
 def test_a_worker_keeps_its_gpu_and_shares_it_with_nobody(monkeypatch, tmp_path, visible, names):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    told = fork.SimpleQueue()
-    workers = [fork.Process(target=_works, args=(jobs, told)) for jobs in (1, 5, 3)]
-    for worker in workers:  # the third waits for the first one's end
+    told, ends = fork.Queue(), [fork.Event() for _ in range(3)]
+    workers = [fork.Process(target=_works, args=(3, told, end)) for end in ends]
+    had: dict[int, list[str]] = {}
+    for worker in workers[:2]:
         worker.start()
-        time.sleep(0.05)
-    for worker in workers:
-        worker.join(20)
-        assert worker.exitcode == 0
-    had: dict[int, set[str]] = {}
-    while not told.empty():
-        pid, name = told.get()
-        had.setdefault(pid, set()).add(name)
-    first, second, third = (had[worker.pid] for worker in workers)
+        had[worker.pid] = [told.get(timeout=20)[1] for _ in range(3)]
+    workers[2].start()
+    with pytest.raises(queue.Empty):
+        told.get(timeout=0.5)  # it waits
+    ends[0].set()
+    had[workers[2].pid] = [told.get(timeout=20)[1] for _ in range(3)]
+    first, second, third = (set(had[worker.pid]) for worker in workers)
     assert first | second == names
     assert first == third
-    assert all(len(of) == 1 for of in had.values())
+    assert all(len(of) == 1 for of in (first, second))
+    for end, worker in zip(ends, workers, strict=True):
+        end.set()
+        worker.join(20)
+        assert worker.exitcode == 0
 
 
-def test_more_jobs_than_gpus(monkeypatch):
+@pytest.mark.parametrize("count", [-1, 0, 2])
+def test_jobs_are_a_number_of_gpus(monkeypatch, count):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     card.cache_clear()
-    with pytest.raises(ValueError, match=r"^hydra\.launcher\.n_jobs=2: CUDA_VISIBLE_DEVICES=3"):
-        card(2)
+    with pytest.raises(ValueError, match=rf"^hydra\.launcher\.n_jobs={count} must be .* the 1 of"):
+        card(count)

@@ -76,7 +76,7 @@ def test_what_is_wrong_is_said(tmp_path):
             ValueError, match=r"^here\.answers='answers': the context of 'w100 w101'"
         ):
             source(tmp_path, rows).read(cache, "here")
-        if answers and answers != {"text": [], "answer_start": []}:  # an answer that is not there
+        if answers in (["w99"], "w99", moved):  # an answer that is not there
             with pytest.raises(ValueError, match=r"^here\.answers='answers': the context of"):
                 source(tmp_path, rows, unanswerable=True).read(cache, "here")
 
