@@ -321,7 +321,14 @@ def test_kill_9_at_every_stage_and_the_same_command_completes(tmp_path_factory, 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dial", [["speedup=1.3"], ["method.ratio=0.3", "speedup=null"]])
+@pytest.mark.parametrize(
+    "dial",
+    [
+        ["speedup=1.3"],
+        ["method.ratio=0.3", "speedup=null"],
+        ["method.ratio=0.31", "speedup=null", "hardware=params", "hardware.alignment=1"],
+    ],
+)
 def test_slimgpt_gives_a_checkpoint_like_any_other(place, job, jobs, dial):
     before = place.entries()
     outputs = dial[0].replace("=", "-")
@@ -335,7 +342,7 @@ def test_slimgpt_gives_a_checkpoint_like_any_other(place, job, jobs, dial):
     assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
     if "speedup=null" in dial:
         assert result["speedup"]["target"] is None
-        assert "-0.3-" in out.name
+        assert f"-{dial[0].removeprefix('method.ratio=')}-" in out.name
         assert "| speedup target |  | none |" in (out / "model" / "README.md").read_text()
     else:
         assert result["speedup"]["target"] == 1.3
@@ -614,7 +621,7 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
             *("method=slimgpt", "method.ratio=0.3", "speedup=null"),
             *("hardware=h200", "hardware.device=cpu", "hardware.sequence=64"),
         ],
-        ["hardware=h200", "speedup", "hardware=local"],
+        ["hardware=h200", "speedup", "hardware=local", "hardware.alignment=1"],
     ),
     "both ratio and speedup": (
         ["method=slimgpt", "method.ratio=0.2"],
