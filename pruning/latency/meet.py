@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pruning.latency.clock import Timing
 from pruning.latency.clock import speedup as ratio
-from pruning.latency.hardware import Hardware, Working
+from pruning.latency.hardware import Hardware
 from pruning.latency.local import Local
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.method import Plan
@@ -146,10 +146,9 @@ def foretold(
         assert speedup is not None
         raise _impossible(plan, table, hardware, speedup)
     if not table.knows(shapes):
-        finer = "hardware.alignment=1, " if isinstance(hardware, Working) else ""
         raise ValueError(
             f"hardware={hardware.name} cannot tell how fast these shapes are, since its table does "
-            f"not hold them: give {finer}hardware=local, or a speedup in the place of the ratio"
+            "not hold them: give a speedup in the place of the ratio, or hardware=local"
         )
     with clock("prune"):
         model, allocation = plan.build(shapes)
