@@ -24,23 +24,31 @@ from pruning.tasks.windows import windows
 def evaluate_questions(name: str, task: Answered, candidate: Candidate) -> Measured:
     """Return `<task>/exact_match` and `<task>/f1`, means, each with its standard error.
 
-    With `task.unanswerable` also the means over the questions with an answer, `HasAns_...`, and
-    over those without, `NoAns_...`, as the evaluation of SQuAD 2.0 has them.
+    With `task.unanswerable` the same over the questions with an answer, `HasAns_...`, and over
+    those without, `NoAns_...`, as the evaluation of SQuAD 2.0 has them.
     """
     asked = candidate.take(partial(task.read, candidate.cache, f"suite.questions.{name}"))
     said = answers(name, task, asked, candidate)
     scores = [judge(question, text) for question, text in zip(asked, said, strict=True)]
+    kinds = {"": scores}
+    if task.unanswerable:
+        pairs = list(zip(scores, asked, strict=True))
+        kinds["HasAns_"] = [score for score, question in pairs if question.answers]
+        kinds["NoAns_"] = [score for score, question in pairs if not question.answers]
+    found: dict[str, float] = {}
+    for kind, of in kinds.items():
+        found |= {f"{name}/{kind}{key}": value for key, value in _means(of).items()}
+    return Measured(found, {name: digest_of(asked)})
+
+
+def _means(scores: list[dict[str, float]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for metric in scores[0] if scores else ():
         values = [score[metric] for score in scores]
-        found[f"{name}/{metric}"] = fmean(values)
+        found[metric] = fmean(values)
         spread = stdev(values) if len(values) > 1 else 0.0
-        found[f"{name}/{metric}_stderr"] = spread / math.sqrt(len(values))
-        for kind in (True, False) if task.unanswerable else ():
-            of = [v for v, q in zip(values, asked, strict=True) if bool(q.answers) is kind]
-            if of:
-                found[f"{name}/{'HasAns' if kind else 'NoAns'}_{metric}"] = fmean(of)
-    return Measured(found, {name: digest_of(asked)})
+        found[f"{metric}_stderr"] = spread / math.sqrt(len(values))
+    return found
 
 
 def judge(question: Question, answer: str) -> dict[str, float]:

@@ -134,28 +134,13 @@ class Suite:
     ) -> dict[str, float]:
         """Return the share of the rows that hold some of what a part asks, where any do."""
         from pruning.calibration.batch import digest_rows
-        from pruning.calibration.overlap import holding
 
-        found, identity = {}, digest_rows(rows)
-        special: list[int] = tokenizer.all_special_ids  # type: ignore[assignment]
-        for _, name, part in self.parts():
-
-            def build(directory: Path, name: str = name, part: Part = part) -> None:
-                held = holding(rows, part.reads(name, tokenizer, cache), special)
-                (directory / "share.json").write_text(json.dumps(fmean(held)))
-
-            key = {
-                "version": 1,
-                "rows": identity,
-                "tokenizer": _tokenizer_digest(tokenizer),
-                "part": _identity(name, part),
-                "files": part.sums(),
-                "lm_eval": version("lm_eval"),
-            }
-            entry = cache.stage("overlap", key, build)
-            if share := json.loads((entry / "share.json").read_text()):
-                found[name] = share
-        return found
+        identity = [digest_rows(rows), _tokenizer_digest(tokenizer)]
+        shares = {
+            name: _share(name, part, rows, tokenizer, cache, identity)
+            for _, name, part in self.parts()
+        }
+        return {name: share for name, share in shares.items() if share}
 
     def _without(self, names: set[str]) -> "Suite":
         left = {
@@ -211,8 +196,33 @@ def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     return digest({k: v for k, v in found.items() if k not in ("truncation", "padding")})
 
 
-def _identity(name: str, part: Part) -> list[Any]:
-    return [type(part).__name__, name, asdict(part)]  # type: ignore[call-overload]
+def _asked(name: str, part: Part) -> dict[str, Any]:
+    """Return what tells the documents of a part, and how they are asked, from others."""
+    return {
+        "part": [type(part).__name__, name, asdict(part)],  # type: ignore[call-overload]
+        "files": part.sums(),
+        "lm_eval": version("lm_eval"),
+    }
+
+
+def _share(
+    name: str,
+    part: Part,
+    rows: "Sequence[Row]",
+    tokenizer: "PreTrainedTokenizerBase",
+    cache: Cache,
+    identity: list[str],
+) -> float:
+    """Compare rows with one part, or find that in the cache; `identity`: of rows and tokenizer."""
+    from pruning.calibration.overlap import holding
+
+    def build(directory: Path) -> None:
+        special: list[int] = tokenizer.all_special_ids  # type: ignore[assignment]
+        held = holding(rows, part.reads(name, tokenizer, cache), special)
+        (directory / "share.json").write_text(json.dumps(fmean(held)))
+
+    key = {"version": 1, "rows": identity, **_asked(name, part)}
+    return json.loads((cache.stage("overlap", key, build) / "share.json").read_text())
 
 
 def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) -> Measured:
@@ -220,13 +230,11 @@ def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) 
     key = {
         "version": 4,
         "model": identity,
-        "part": _identity(name, part),
+        **_asked(name, part),
         "limit": candidate.limit,
         "seed": None if candidate.limit is None else candidate.seed,
         "batch": candidate.batch,
         "samples": candidate.samples if isinstance(part, Documents) else 0,
-        "files": part.sums(),
-        "lm_eval": version("lm_eval"),
         "device": candidate.model.device.type,
     }
 
