@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
 from pruning.experiment import register, run_name, to_experiment
-from pruning.results.journal import Ended, journal, note, read
+from pruning.job.journal import Ended, journal, note, read
 from pruning.results.result import finished
-from pruning.results.turns import locked
+from pruning.system.device_locks import locked
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 USER_ERRORS = (ValueError, HydraException, OmegaConfError)
@@ -48,13 +48,13 @@ def job(config: DictConfig, out: Path, command: str) -> None:
     if (target := experiment.recovery.before(experiment.speedup)) is not None:
         start = earlier(config, target, out, command)
     if experiment.dry_run:
-        from pruning.rehearsal import rehearse
+        from pruning.job.dry_run import rehearse
 
         rehearse(experiment, out.name)
         return
     (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
     from pruning import report
-    from pruning.run import run
+    from pruning.job.run import run
 
     run(experiment, out, command, start)
     print(f"\nAll results of study {experiment.study!r}: {report.write(out.parent)}")

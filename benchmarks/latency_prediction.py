@@ -21,7 +21,7 @@ from pruning.latency.local import Local
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Kind, Site, sites
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 
 
 def draw(of: list[Site], table: LatencyTable, generator: random.Random) -> Shapes:

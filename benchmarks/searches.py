@@ -18,10 +18,10 @@ from pruning.experiment import compose
 from pruning.methods.leveled import Leveled
 from pruning.methods.levels import Levels
 from pruning.models.source import fingerprint
-from pruning.results.cache import Cache
 from pruning.search.problem import pose
 from pruning.search.search import LevelSearch, Objective
 from pruning.search.trial import Trial, evaluation_text
+from pruning.system.cache import Cache
 
 SEARCHES = {
     "uniform": ["search=uniform"],

@@ -13,9 +13,9 @@ import sys
 import torch
 from transformers import PreTrainedModel
 
-from pruning.calibration.batch import Batch
 from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Moments
+from pruning.data.batch import Batch
 from pruning.evaluation.perplexity import token_perplexity, tokenize
 from pruning.experiment import Experiment, compose
 from pruning.latency.table import LatencyTable
@@ -25,9 +25,9 @@ from pruning.methods.method import Subject
 from pruning.methods.sequential import sequential
 from pruning.models.sites import Allocation, Kind, projection, set_weight_, sites, weight
 from pruning.models.source import fingerprint
-from pruning.results.cache import Cache
-from pruning.results.progress import track
-from pruning.results.stopwatch import Stopwatch
+from pruning.system.cache import Cache
+from pruning.system.progress import track
+from pruning.system.stopwatch import Stopwatch
 
 REMOVED = 0.2
 WINDOW, WINDOWS = 1024, 8

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 
 ROOT = os.environ.get("PRUNING_CACHE", "~/.cache/pruning")
 MIB = 2**20

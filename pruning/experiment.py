@@ -18,7 +18,7 @@ from pruning.latency.local import Local
 from pruning.methods.dense import Dense
 from pruning.methods.depth import Depth
 from pruning.methods.flap import Flap
-from pruning.methods.flop import FLOP
+from pruning.methods.flop.flop import FLOP
 from pruning.methods.magnitude import Magnitude
 from pruning.methods.method import Method
 from pruning.methods.random import Random
@@ -28,11 +28,11 @@ from pruning.methods.wanda_sp import WandaSp
 from pruning.methods.ziplm import ZipLM
 from pruning.models.source import Model
 from pruning.recovery.recovery import NoRecovery, Recovery, Training
-from pruning.results.cache import digest
 from pruning.results.result import SCHEMA
 from pruning.results.tracker import Tracker
-from pruning.results.turns import card
 from pruning.search.search import Calibrated, NoSearch, Schedule, Search, Spdy, Uniform
+from pruning.system.cache import digest
+from pruning.system.device_locks import card
 from pruning.tasks.task import Answering, Classification, Task
 
 METHODS = {

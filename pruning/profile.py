@@ -20,7 +20,7 @@ PROFILES = Path("outputs/profiles")
 
 def measure(overrides: list[str]) -> Path:
     """Profile the hardware that a config names and write the table; return where it is."""
-    from pruning.results.cache import Cache
+    from pruning.system.cache import Cache
 
     experiment = compose(overrides)
     cache, hardware = Cache(experiment.cache), experiment.hardware

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from pruning.results import kept
-from pruning.results.drawing import png, svg
 from pruning.results.page.page import page
 from pruning.results.plot import plot
 from pruning.results.points import gather, results_of
 from pruning.results.result import times, write_bytes, write_text
 from pruning.results.tables import markdown, table
+from pruning.system.drawing import png, svg
 
 
 def write(study: Path, html: bool = False) -> Path | None:

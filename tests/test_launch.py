@@ -534,7 +534,7 @@ FLOP = ("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch=
 def test_learned_ranks_go_the_same_way(place, job, jobs, dial):
     outputs = "flop-" + dial[0].replace("=", "-")
     arguments = place.arguments(*FLOP, *dial, "hardware.alignment=16", outputs=outputs)
-    step = "pruning.methods.training:GateTrainer.compute_loss"
+    step = "pruning.methods.flop.training:GateTrainer.compute_loss"
     killed = jobs(*arguments, kill_at=step, call=7)  # two steps after a checkpoint
     assert killed.returncode == -9
     done = jobs(*arguments, kill_at=step, call=9)  # eight are left: the ninth would kill it

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from pruning.evaluation.tasks import load
 from pruning.experiment import compose
 from pruning.models import checkpoint
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 
 pytestmark = pytest.mark.slow
 

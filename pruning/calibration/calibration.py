@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from pruning.calibration.text import Text
-from pruning.results.cache import Cache
+from pruning.data.text import Text
+from pruning.system.cache import Cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from pruning.calibration.batch import Batch
+    from pruning.data.batch import Batch
     from pruning.tasks.task import Task
 
 
@@ -85,7 +85,7 @@ class Calibration:
         task: "Task | None" = None,
     ) -> list["Batch"]:
         """Return batches of so many tokens, or of all there are; more begin with the same ones."""
-        from pruning.calibration.batch import pad, shuffled
+        from pruning.data.batch import pad, shuffled
 
         if self.text is None:
             assert task is not None, "Experiment asks for a text where there is no task"
@@ -111,7 +111,7 @@ class Calibration:
         self, documents: list[str], tokens: int, tokenizer: "PreTrainedTokenizerBase", seed: int
     ) -> "Batch":
         """Tokenise shuffled documents, packed or padded, up to so many tokens."""
-        from pruning.calibration.batch import cut, pack, pad
+        from pruning.data.batch import cut, pack, pad
 
         if self.pack:
             return pack(tokenizer, documents, self.sequence, tokens, seed)

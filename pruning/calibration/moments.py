@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.calibration.batch import Batch
 from pruning.calibration.calibration import Calibration, Weight
-from pruning.calibration.stream import State, behind, enter
+from pruning.data.batch import Batch
+from pruning.models.blockwise import State, behind, enter
 from pruning.models.sites import Site, blocks, projection
 from pruning.models.sites import weight as matrix
-from pruning.results.cache import Cache
-from pruning.results.progress import track
+from pruning.system.cache import Cache
+from pruning.system.progress import track
 
 PANEL = 512
 Outputs = dict[Site, list[Float[Tensor, "tokens rows"]]]  # of a block's sites, per state

@@ -13,11 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics.functional.text import squad
 
-from pruning.calibration.batch import Batch
+from pruning.data.batch import Batch
+from pruning.data.questions import Question
 from pruning.evaluation.part import Candidate, Measured, digest_of
 from pruning.evaluation.parts import Answered
-from pruning.results.progress import track
-from pruning.tasks.questions import Question
+from pruning.system.progress import track
 from pruning.tasks.windows import windows
 
 

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from pruning.evaluation.part import Candidate, Measured, digest_of
 from pruning.evaluation.parts import Judged, Metric
 from pruning.models.sites import positions
-from pruning.results.progress import track
+from pruning.system.progress import track
 
 
 def evaluate_labelled(name: str, task: Judged, candidate: Candidate) -> Measured:

@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pruning.data.rows import TABLES, Rows
 from pruning.evaluation.parts import Documents
-from pruning.results.cache import Cache, file_sha256
-from pruning.rows import TABLES, Rows
-from pruning.wheel import fetch
+from pruning.system.cache import Cache, file_sha256
+from pruning.system.wheel import fetch
 
 PAGES = "pages.jsonl"
 FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}

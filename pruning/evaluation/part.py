@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pruning.results.cache import Cache, file_sha256
-from pruning.rows import local
+from pruning.data.rows import local
+from pruning.system.cache import Cache, file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
-from pruning.calibration.text import Text
+from pruning.data.labelled import Labelled
+from pruning.data.questions import Question, Questions
+from pruning.data.text import Text
 from pruning.evaluation.part import Candidate, Measured, Part, digest_of
-from pruning.results.cache import Cache
-from pruning.tasks.labelled import Labelled
-from pruning.tasks.questions import Question, Questions
+from pruning.system.cache import Cache
 
 if TYPE_CHECKING:
     from torch import Tensor

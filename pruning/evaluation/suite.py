@@ -14,13 +14,13 @@ from omegaconf import MISSING
 
 from pruning.evaluation.part import Candidate, Measured, Part
 from pruning.evaluation.parts import Answered, Documents, Judged, Perplexity
-from pruning.results.cache import Cache, digest
+from pruning.system.cache import Cache, digest
 from pruning.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from pruning.calibration.batch import Row
+    from pruning.data.batch import Row
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Suite:
         self, rows: "Sequence[Row]", tokenizer: "PreTrainedTokenizerBase", cache: Cache
     ) -> dict[str, float]:
         """Return the share of the rows that hold some of what a part asks, where any do."""
-        from pruning.calibration.batch import digest_rows
+        from pruning.data.batch import digest_rows
 
         identity = [digest_rows(rows), _tokenizer_digest(tokenizer)]
         shares = {
@@ -214,7 +214,7 @@ def _share(
     identity: list[str],
 ) -> float:
     """Compare rows with one part, or find that in the cache; `identity`: of rows and tokenizer."""
-    from pruning.calibration.overlap import holding
+    from pruning.data.contamination import holding
 
     def build(directory: Path) -> None:
         special: list[int] = tokenizer.all_special_ids  # type: ignore[assignment]

@@ -26,7 +26,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from pruning.evaluation.documents import documents, replace_documents
 from pruning.evaluation.part import Candidate, Measured, digest_of
 from pruning.evaluation.parts import Documents
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 
 TASKS = Path(lm_eval.__file__).parent / "tasks"
 BOOTSTRAP = 100  # resamplings for the few metrics whose standard error has no closed form

@@ -7,9 +7,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from pruning.latency.clock import Timing, interleaved
-from pruning.latency.phases import of_block, resized
-from pruning.latency.workload import Workload
 from pruning.models.sites import Kind, Site, sites
+from pruning.runtimes.torch_eager import of_block, resized
+from pruning.runtimes.workload import Workload
 
 log = logging.getLogger(__name__)
 

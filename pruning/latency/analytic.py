@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 
 from pruning.latency.grid import Levels, Shape, heads, monotone, widths
 from pruning.latency.table import LatencyTable
-from pruning.latency.workload import Phase, Workload
 from pruning.models.sites import Kind, Site, architecture, blocks, sites, weight
+from pruning.runtimes.workload import Phase, Workload
 
 NORM = 6  # kernels of an RMSNorm in eager PyTorch: cast, square, mean, rsqrt, two products
 ROTARY = 10  # kernels that rotate queries and keys

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
-from pruning.latency.workload import Phase, Workload
-from pruning.results.cache import Cache
+from pruning.runtimes.workload import Phase, Workload
+from pruning.system.cache import Cache
 
 if TYPE_CHECKING:
     import torch

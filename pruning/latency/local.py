@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from pruning.latency.hardware import Working, at_least
-from pruning.latency.workload import Phase, Workload
-from pruning.results.cache import Cache
-from pruning.results.turns import alone
+from pruning.runtimes.workload import Phase, Workload
+from pruning.system.cache import Cache
+from pruning.system.device_locks import alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,7 +74,7 @@ class Local(Working):
     def _identity(self, model: "PreTrainedModel", of: "list[Site]") -> dict:
         """Return what a profile depends on: shapes, precision, work, environment."""
         from pruning.models.sites import blocks
-        from pruning.results.environment import environment
+        from pruning.system.environment import environment
 
         config = model.config
         return {

@@ -13,12 +13,12 @@ from pruning.latency.anchors import anchors, scales
 from pruning.latency.clock import Timing, interleaved, speedup
 from pruning.latency.grid import Levels, Shape, heads, monotone, widths
 from pruning.latency.local import Local
-from pruning.latency.phases import Call, end_to_end, of_block, randomised_, resized
 from pruning.latency.table import LatencyTable, combine, text
-from pruning.latency.workload import Phase, Workload
 from pruning.models.modeling_pruned import factorise_
 from pruning.models.sites import Kind, Site, blocks, projection, weight
-from pruning.results.environment import environment
+from pruning.runtimes.torch_eager import Call, end_to_end, of_block, randomised_, resized
+from pruning.runtimes.workload import Phase, Workload
+from pruning.system.environment import environment
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from pruning.methods.leveled import Leveled
 from pruning.methods.obs import least_squares
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Allocation, Site, add_bias_, projection, set_weight_, weight
-from pruning.results.cache import Cache
-from pruning.results.progress import track
+from pruning.system.cache import Cache
+from pruning.system.progress import track
 
 
 @dataclass

@@ -12,12 +12,12 @@ from pruning.search.search import Search
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pruning.calibration.batch import Batch
     from pruning.calibration.calibration import Calibration
+    from pruning.data.batch import Batch
     from pruning.latency.table import LatencyTable, Shapes
     from pruning.models.sites import Allocation, Site
-    from pruning.results.cache import Cache
-    from pruning.results.stopwatch import Stopwatch
+    from pruning.system.cache import Cache
+    from pruning.system.stopwatch import Stopwatch
 
 
 @dataclass

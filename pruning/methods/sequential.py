@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Split, block_moments, outputs
-from pruning.calibration.stream import enter
 from pruning.methods.method import Subject
 from pruning.methods.obs import least_squares
 from pruning.methods.solve import HeldOut, choose_ridge
+from pruning.models.blockwise import enter
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import (
     Allocation,
@@ -23,7 +23,7 @@ from pruning.models.sites import (
     sites,
     weight,
 )
-from pruning.results.progress import track
+from pruning.system.progress import track
 
 Keep = Bool[Tensor, " units"]
 

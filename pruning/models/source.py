@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from pruning.results.cache import Cache, file_sha256
-from pruning.wheel import fetch
+from pruning.system.cache import Cache, file_sha256
+from pruning.system.wheel import fetch
 
 if TYPE_CHECKING:
     import torch

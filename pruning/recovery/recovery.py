@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from pruning.calibration.text import Text
+from pruning.data.text import Text
 
 BUDGETS = ("steps", "tokens", "minutes")
 

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pruning.results.environment import environment, peaks
+from pruning.system.environment import environment, peaks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.experiment import Experiment
-    from pruning.latency.meet import Met
+    from pruning.job.closed_loop import Met
     from pruning.latency.table import LatencyTable
     from pruning.models.sites import Allocation, Site
 
@@ -82,7 +82,7 @@ class Latencies:
 
     def text(self) -> str:
         """Write the setting for people."""
-        from pruning.latency.workload import Phase, Workload
+        from pruning.runtimes.workload import Phase, Workload
 
         size = (self.batch, self.sequence, self.tokens, self.compile)
         return str(Workload(Phase(self.phase), *size))

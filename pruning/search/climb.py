@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pruning.results.progress import track
 from pruning.search.knapsack import Row
 from pruning.search.problem import Problem, scaled
 from pruning.search.search import Calibrated, Chooser, Spdy
+from pruning.system.progress import track
 
 Coefficients = np.ndarray
 

@@ -10,9 +10,9 @@ import numpy as np
 from pruning.latency.table import LatencyTable, Shape
 from pruning.methods.levels import Levels
 from pruning.models.sites import Site
-from pruning.results.cache import Cache
 from pruning.search.knapsack import Row, knapsack
 from pruning.search.trial import Trial
+from pruning.system.cache import Cache
 
 
 @dataclass

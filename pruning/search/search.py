@@ -12,7 +12,7 @@ from omegaconf import MISSING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pruning.calibration.batch import Batch
+    from pruning.data.batch import Batch
     from pruning.latency.table import Shapes
     from pruning.methods.levels import Levels
     from pruning.search.problem import Problem

@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import Subset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from pruning.calibration.batch import digest_rows
+from pruning.data.batch import digest_rows
 from pruning.models.source import fingerprint
-from pruning.results.cache import Cache, digest
+from pruning.system.cache import Cache, digest
 from pruning.tasks.task import Task
 from pruning.tasks.training import Guard, arguments, collator, own, run
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
-from pruning.results.cache import Cache
-from pruning.tasks.labelled import Labelled
-from pruning.tasks.questions import Questions
+from pruning.data.labelled import Labelled
+from pruning.data.questions import Questions
+from pruning.system.cache import Cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from pruning.calibration.batch import Row
+    from pruning.data.batch import Row
 
 
 @dataclass

@@ -6,8 +6,8 @@ import torch
 from pruning.latency.alignment import CANDIDATES, aligned, finest, width
 from pruning.latency.clock import Timing
 from pruning.latency.profile import profile
-from pruning.latency.workload import Phase, Workload
 from pruning.models.sites import linears, sites
+from pruning.runtimes.workload import Phase, Workload
 from tests.families import GATED, llama, random_model
 from tests.latency.test_profile import hardware
 

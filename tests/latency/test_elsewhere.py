@@ -12,12 +12,12 @@ from pruning.experiment import compose
 from pruning.latency.analytic import Counter
 from pruning.latency.elsewhere import Counted, File, Proxy, Roofline
 from pruning.latency.imported import at_batch, from_text
-from pruning.latency.phases import end_to_end
 from pruning.latency.table import LatencyTable
-from pruning.latency.workload import Phase, Workload
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Kind, architecture, linears, sites
-from pruning.results.cache import Cache
+from pruning.runtimes.torch_eager import end_to_end
+from pruning.runtimes.workload import Phase, Workload
+from pruning.system.cache import Cache
 from tests.families import EVERY, llama
 from tests.tiny import linear_table
 

@@ -9,20 +9,20 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from pruning.job.closed_loop import meet
 from pruning.latency.anchors import anchors
 from pruning.latency.clock import SECONDS, Timing
 from pruning.latency.grid import heads, widths
 from pruning.latency.local import Local
-from pruning.latency.meet import meet
 from pruning.latency.profile import NOTHING, compare, profile, total, within
 from pruning.latency.table import LatencyTable
-from pruning.latency.workload import Phase
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import architecture, blocks, linears, sites
 from pruning.models.source import Attention, Dtype, Model
-from pruning.results.cache import Cache
-from pruning.results.stopwatch import Stopwatch
+from pruning.runtimes.workload import Phase
 from pruning.search.problem import pose
+from pruning.system.cache import Cache
+from pruning.system.stopwatch import Stopwatch
 from tests.families import EVERY, GATED, llama, random_model
 from tests.models.allocations import mixed
 from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels, word_tokenizer

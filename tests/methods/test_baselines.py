@@ -16,7 +16,7 @@ from pruning.methods.random import Random
 from pruning.methods.wanda_sp import WandaSp
 from pruning.models import checkpoint
 from pruning.models.sites import Kind, Site, projection, shape, sites, weight
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 from tests.families import FAMILIES, llama
 from tests.methods.data import inputs, moment, weights
 from tests.tiny import INF, levels_plan, linear_table, padded_batches

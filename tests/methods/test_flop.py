@@ -10,12 +10,12 @@ import torch
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.latency.table import LatencyTable
-from pruning.methods.constraint import Cost, Lagrangian, counts
-from pruning.methods.flop import FLOP, Embedding
-from pruning.methods.gates import GatedLowRank, Gates
-from pruning.methods.gating import gated_, restored_
-from pruning.methods.learned import LearnedPlan
-from pruning.methods.training import Goal, train
+from pruning.methods.flop.constraint import Cost, Lagrangian, counts
+from pruning.methods.flop.flop import FLOP, Embedding
+from pruning.methods.flop.gates import GatedLowRank, Gates
+from pruning.methods.flop.gating import gated_, restored_
+from pruning.methods.flop.learned import LearnedPlan
+from pruning.methods.flop.training import Goal, train
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, projection, weight
 from tests.families import ENCODERS, EVERY, FAMILIES, llama
@@ -308,7 +308,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     class Killed(BaseException):
         """As good as kill -9 for what is on disk: nothing catches it."""
 
-    from pruning.methods.training import GateTrainer
+    from pruning.methods.flop.training import GateTrainer
 
     normal = GateTrainer.compute_loss
 

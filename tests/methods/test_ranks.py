@@ -5,10 +5,10 @@ import torch
 
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, Split, block_moments, collect
-from pruning.calibration.stream import enter
 from pruning.latency.table import LatencyTable
 from pruning.methods.ranks import Ranks, components, rank_levels
 from pruning.methods.svd import SVD
+from pruning.models.blockwise import enter
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, blocks, linears, projection, sites, weight
 from tests.families import EVERY, llama

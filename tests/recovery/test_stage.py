@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pruning.calibration.text import Text
+from pruning.data.text import Text
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import Kind, architecture, blocks, linears, projection, sites, weight
 from pruning.recovery.recovery import Lora, Loss, Precision, Shape, Training
 from pruning.recovery.stage import recovered
 from pruning.recovery.student import Student
 from pruning.recovery.train import steps_of, train
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 from tests.families import ENCODERS, EVERY, llama
 from tests.tiny import padded_batches
 

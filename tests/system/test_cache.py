@@ -1,0 +1,102 @@
+"""The cache command: sizes, and removing what was not used lately."""
+
+import os
+import time
+from shutil import copytree
+
+import pytest
+
+from pruning.cache import main
+from pruning.system.cache import Cache
+from pruning.system.device_locks import locked
+
+
+@pytest.fixture
+def root(tmp_path):
+    for stage, days, size in (("moments", 40, 3000), ("moments", 1, 500), ("levels", 40, 200)):
+
+        def build(out, size=size):
+            (out / "data").write_bytes(bytes(size))
+
+        entry = Cache(tmp_path).stage(stage, [days, size], build)
+        os.utime(entry, times=(0, time.time() - days * 86400))
+    return tmp_path
+
+
+def test_sizes_are_shown_by_stage(root, capsys):
+    assert main(["--root", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "moments" in out
+    assert "levels" in out
+    found = Cache(root).entries()
+    sizes = {e.path: sum(p.stat().st_size for p in e.path.iterdir()) for e in found}
+    assert [e.size for e in found] == [sizes[e.path] for e in found]
+    assert sum(e.size for e in found) > 3700
+
+
+@pytest.mark.parametrize("manifest", ["", "{}", "[]", '{"files": 3}', '{"files": {"data": 3}}'])
+def test_a_manifest_that_is_none_is_damage(tmp_path, manifest):
+    def build(out):
+        (out / "data").write_text("right")
+
+    entry = Cache(tmp_path).stage("levels", 1, build)
+    (entry / "data").write_text("wrong")
+    (entry / "manifest.json").write_text(manifest)
+    assert (Cache(tmp_path).stage("levels", 1, build) / "data").read_text() == "right"
+
+
+def test_what_a_killed_job_left_goes_unless_a_job_is_at_it(tmp_path):
+    cache = Cache(tmp_path)
+
+    def build(out):
+        (out / "data").write_text("half")
+        main(["--root", str(tmp_path), "prune"])
+        assert (out / "data").exists()
+        copytree(out, tmp_path / "moments" / f"{out.name}9")  # of a job that was killed
+
+    entry = cache.stage("moments", 1, build)
+    for foreign in ("moments/.git", "checkpoints/0123456789abcdef", "mine/src"):
+        (tmp_path / foreign).mkdir(parents=True)
+    assert [e.finished for e in cache.entries()] == [False, True]
+    main(["--root", str(tmp_path), "prune", "--dry-run"])
+    assert len(cache.entries()) == 2
+    main(["--root", str(tmp_path), "prune"])
+    assert [e.path for e in cache.entries()] == [entry]
+    main(["--root", str(tmp_path), "prune", "--days", "0"])
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*") if p.is_dir()}
+    assert left == {"moments/.git", "checkpoints/0123456789abcdef", "mine/src"}
+
+
+def test_what_was_not_used_lately_goes_and_the_rest_stays(root, capsys):
+    main(["--root", str(root), "prune", "--days", "30", "--dry-run"])
+    assert len(Cache(root).entries()) == 3
+    main(["--root", str(root), "prune", "--days", "30", "--stage", "levels"])
+    assert [e.stage for e in Cache(root).entries()] == ["moments", "moments"]
+    main(["--root", str(root), "prune", "--days", "30"])
+    (left,) = Cache(root).entries()
+    assert left.days < 2
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in said] == [
+        "would remove 2 of 3 entries",
+        "removed 1 of 3 entries",
+        "removed 1 of 2 entries",
+    ]
+
+
+def test_what_a_job_works_at_stays(root, capsys):
+    old = next(e for e in Cache(root).entries() if e.stage == "levels")
+    with locked(old.path.with_suffix(".lock")):
+        main(["--root", str(root), "prune", "--stage", "levels"])
+    assert old.path.is_dir()
+    assert "stay" in capsys.readouterr().out
+
+
+def test_use_renews_an_entry(root):
+    old = next(e for e in Cache(root).entries() if e.stage == "levels")
+
+    def never(directory):
+        raise AssertionError
+
+    Cache(root).stage("levels", [40, 200], never)
+    (entry,) = (e for e in Cache(root).entries() if e.path == old.path)
+    assert entry.days < 0.01
