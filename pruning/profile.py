@@ -37,7 +37,7 @@ def show(path: Path) -> None:
     """Print a table, and draw it beside its file."""
     from pruning.latency.picture import draw, tables
     from pruning.latency.table import LatencyTable
-    from pruning.results.result import write_text
+    from pruning.system.files import write_text
 
     try:
         table = LatencyTable.read(path)

@@ -10,9 +10,10 @@ from pruning.results import kept
 from pruning.results.page.page import page
 from pruning.results.plot import plot
 from pruning.results.points import gather, results_of
-from pruning.results.result import times, write_bytes, write_text
+from pruning.results.result import times
 from pruning.results.tables import markdown, table
 from pruning.system.drawing import png, svg
+from pruning.system.files import write_bytes, write_text
 
 
 def write(study: Path, html: bool = False) -> Path | None:

@@ -291,7 +291,7 @@ KILLS = {  # where: what is being called, which call, and the stages finished be
     "local search": ("pruning.search.problem:Problem.evaluate", 1, 6),
     "measure": ("pruning.latency.profile:compare", 1, 6),
     "evaluate pruned": ("pruning.evaluation.suite:Suite.evaluate", 1, 6),
-    "allocation": ("pruning.results.result:write_allocation", 1, 6),
+    "allocation": ("pruning.job.run:write_allocation", 1, 6),
     "result": ("os:replace", 2, 6),  # allocation.json, then result.json, which is all there
 }
 

@@ -17,7 +17,7 @@ from pruning.latency.clock import Timing
 from pruning.models import checkpoint
 from pruning.models.sites import Kind, Site
 from pruning.recovery.recovery import Training
-from pruning.results.result import write_text
+from pruning.system.files import write_text
 
 
 def settled(

@@ -10,12 +10,13 @@ import transformers
 
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import meet
+from pruning.job.outcome import compose
 from pruning.job.recover import heal, lessons
 from pruning.job.resume import settled
 from pruning.latency.profile import break_even
 from pruning.methods.method import Subject
 from pruning.models import checkpoint
-from pruning.models.sites import composed
+from pruning.models.allocation import composed, read_allocation, write_allocation
 from pruning.models.source import fingerprint
 from pruning.results import report, result
 from pruning.results.card import card
@@ -92,7 +93,7 @@ def _run(
     prune = partial(meet, dense, plan, table, experiment.hardware, experiment.speedup, clock)
     met = settled(experiment, out / SETTLED, dense, prune)
     if start is not None:
-        former = result.read_allocation(start / "allocation.json", sites)
+        former = read_allocation(start / "allocation.json", sites)
         met.allocation = composed(former, met.allocation)
     with clock("evaluate"):
         after = suite.evaluate(met.pruned, tokenizer, cache)
@@ -102,7 +103,7 @@ def _run(
         with clock("evaluate"):
             after = suite.evaluate(met.pruned, tokenizer, cache)
             evaluation.one_shot, evaluation.pruned = evaluation.pruned, after.metrics
-    found = result.compose(experiment, out.name, dense, met, table, evaluation, clock.total())
+    found = compose(experiment, out.name, dense, met, table, evaluation, clock.total())
     if recovered is not None:
         found.recovery = recovered.cost | {"curve": recovered.curve}
     found.training, found.search = list(plan.history), list(plan.searched)
@@ -111,7 +112,7 @@ def _run(
     with clock("save"):
         result.write_samples({"dense": before.samples, "pruned": after.samples}, out)
         checkpoint.save(met.pruned, tokenizer, out / "model", card(found))
-        result.write_allocation(met.allocation, out / "allocation.json")
+        write_allocation(met.allocation, out / "allocation.json")
         table.write(out / "latency.json")
     found.seconds = clock.total()
     result.write(found, out / "result.json")

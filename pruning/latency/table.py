@@ -8,7 +8,7 @@ from typing import Any
 
 from pruning.latency.grid import Levels, Shape, contains, offered
 from pruning.models.sites import Allocation, Site, shape
-from pruning.results.result import write_text
+from pruning.system.files import write_text
 
 Shapes = dict[Site, Shape]  # what is left of every site
 
