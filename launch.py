@@ -53,11 +53,11 @@ def job(config: DictConfig, out: Path, command: str) -> None:
         rehearse(experiment, out.name)
         return
     (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
-    from pruning import report
     from pruning.job.run import run
+    from pruning.results import frontier
 
     run(experiment, out, command, start)
-    print(f"\nAll results of study {experiment.study!r}: {report.write(out.parent)}")
+    print(f"\nAll results of study {experiment.study!r}: {frontier.write(out.parent)}")
 
 
 def earlier(config: DictConfig, target: float, out: Path, command: str) -> Path:
@@ -106,10 +106,10 @@ def shell() -> int:
         jobs = read(path)
     studies = [Path(job.directory).parent for job in jobs]
     for study in dict.fromkeys(study for study in studies if studies.count(study) > 1):
-        from pruning import report
+        from pruning.results import frontier
         from pruning.results.tracker import publish
 
-        if written := report.write(study, html=True):
+        if written := frontier.write(study, html=True):
             publish(study)
             print("", written.read_text(), sep="\n")
     failed = [job for job in jobs if job.failure]

@@ -642,7 +642,7 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
     "a task for a decoder": (["task=sst2"], ["task=sst2", "model=tiny", "leave the task out"]),
     "missing table": (
         ["hardware=file", "hardware.path=/nowhere/table.json"],
-        ["hardware.path", "/nowhere/table.json", "pruning.profile"],
+        ["hardware.path", "/nowhere/table.json", "pruning profile"],
     ),
     "a phase of encoders": (["hardware.phase=encode"], ["hardware.phase=encode", "leave it auto"]),
     "too long for the model": (
@@ -716,20 +716,21 @@ def test_a_roofline_prunes_for_a_device_that_is_not_there(place, jobs):
 
 
 def test_prune_for_a_table_from_a_file(place, jobs, tmp_path, monkeypatch, capsys):
-    from pruning import profile
+    from pruning import cli
+    from pruning.job import profile
 
     monkeypatch.setattr(profile, "PROFILES", tmp_path)
     monkeypatch.setenv("PRUNING_CACHE", str(place.cache))
     shapes = ["model=gpt2", "model.name=tiny", f"model.path={place.root / 'dense'}"]
-    assert profile.main([*shapes, *WHERE]) == 0
+    assert cli.profile([*shapes, *WHERE]) == 0
     (path,) = tmp_path.glob("*.json")
     assert path.name == "tiny-local-prefill-1x128-float32.json"
     assert path.with_suffix(".svg").read_text().startswith("<?xml")
     assert "| no attention |" in capsys.readouterr().out
-    assert profile.main(["show", str(path)]) == 0
-    assert profile.main(["show", str(tmp_path / "none.json")]) == 1
+    assert cli.profile(["show", str(path)]) == 0
+    assert cli.profile(["show", str(tmp_path / "none.json")]) == 1
     assert "error:" in capsys.readouterr().err
-    assert profile.main(["sideways"]) == 2
+    assert cli.profile(["sideways"]) == 2
     done = jobs(
         *place.arguments(
             *("hardware=file", f"hardware.path={path}", "speedup=1.3", "hardware.device=cpu"),

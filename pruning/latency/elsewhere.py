@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class File(Hardware):
-    """A table that `python -m pruning.profile` wrote, here or on another machine."""
+    """A table that `python -m pruning profile` wrote, here or on another machine."""
 
     path: str = MISSING  # of a table; or a pattern, of tables that differ in the batch alone
     batch: int | None = MISSING  # sequences at once, between those of the tables; null: the table's

@@ -124,7 +124,7 @@ class Tracker:
             return told
         if has_key():
             return "online"
-        log.info("no W&B API key: the run stays offline; `python -m pruning.sync` uploads it later")
+        log.info("no W&B API key: the run stays offline; `python -m pruning sync` uploads it later")
         return "offline"
 
 

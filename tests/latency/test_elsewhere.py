@@ -233,7 +233,7 @@ def test_a_file_that_is_no_table(content, said, tmp_path):
             (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=r"^hardware\.path=.* is no latency table") as error:
             file(tmp_path / name).profile(llama(), sites(llama()), Cache(tmp_path))
-        assert "pruning.profile" in str(error.value)
+        assert "pruning profile" in str(error.value)
         if name == "table.json":
             assert said in str(error.value)
 

@@ -6,7 +6,7 @@ from shutil import copytree
 
 import pytest
 
-from pruning.cache import main
+from pruning.cli import cache as main
 from pruning.system.cache import Cache
 from pruning.system.device_locks import locked
 

@@ -1,17 +1,8 @@
-"""Build the W&B workspace and report of a study: what to look at, as code.
+"""The W&B workspace and report of a study: what to look at, as code."""
 
-    python -m pruning.dashboard outputs/frontier [entity=me] [project=pruning]
-
-Needs the extra `dashboard`, and a W&B account to save them in.
-"""
-
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.experiment import compose
-from pruning.results.points import results_of
 from pruning.results.report import is_metric
 from pruning.results.result import Result
 
@@ -98,26 +89,3 @@ def report(study: str, results: Sequence[Result], entity: str, project: str) -> 
         description=about,
         blocks=blocks,
     )
-
-
-def main(arguments: list[str]) -> int:
-    """Save workspace and report of a study, and print where they are."""
-    if not arguments or "=" in arguments[0]:
-        sys.exit("usage: python -m pruning.dashboard outputs/<study> [entity=me] [project=name]")
-    study = Path(arguments[0])
-    tracker = compose(["tracker=wandb", *(f"tracker.{given}" for given in arguments[1:])]).tracker
-    results = results_of(study)
-    if not results:
-        sys.exit(f"error: {study} holds no result.json of a finished job; run some first")
-    where = (study.name, results, tracker.entity or "", tracker.project)
-    try:
-        made = [workspace(*where), report(*where)]
-    except ImportError:
-        sys.exit("error: install the extra first: pip install 'inference-aware-pruning[dashboard]'")
-    for page in made:
-        print(page.save().url)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,9 +1,8 @@
 """The report of a study: all results as tables, as plots for papers, and as one page to look at.
 
-python -m pruning.report outputs/compare
+python -m pruning report outputs/compare
 """
 
-import sys
 from pathlib import Path
 
 from pruning.results import kept
@@ -37,23 +36,3 @@ def write(study: Path, html: bool = False) -> Path | None:
         write_text(page(study, points), study / "frontier.html")
     write_text(markdown(study.name, points), study / "frontier.md")
     return study / "frontier.md"
-
-
-def main(arguments: list[str]) -> int:
-    """Write the report of a study and print its table."""
-    if len(arguments) != 1:
-        print("usage: python -m pruning.report outputs/<study>", file=sys.stderr)
-        return 2
-    written = write(Path(arguments[0]).resolve(), html=True)
-    if written is None:
-        print(
-            f"error: {arguments[0]} holds no result.json of a finished job; run some first",
-            file=sys.stderr,
-        )
-        return 1
-    print(written.read_text())
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from pruning.dashboard import main, panels, report, workspace
+from pruning.cli import dashboard as main
+from pruning.results.dashboard import panels, report, workspace
 from tests.results.conftest import result  # noqa: F401  (a fixture)
 
 pytest.importorskip("wandb_workspaces", reason="the extra dashboard")
