@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from omegaconf import MISSING
 
@@ -12,8 +12,7 @@ from pruning.system.cache import Cache
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from pruning.data.batch import Batch
-    from pruning.tasks.task import Task
+    from pruning.data.batch import Batch, Row
 
 
 class Weight(StrEnum):
@@ -28,6 +27,15 @@ class Target(StrEnum):
 
     local = "local"  # what the dense weights make of the same inputs
     dense = "dense"  # what the dense model has there
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """What has rows with labels: a task."""
+
+    def examples(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "list[Row]":
+        """Tokenise the training rows, in order."""
+        ...
 
 
 @dataclass
@@ -60,7 +68,7 @@ class Calibration:
         tokenizer: "PreTrainedTokenizerBase",
         cache: Cache,
         seed: int,
-        task: "Task | None" = None,
+        task: Examples | None = None,
     ) -> list["Batch"]:
         """Tokenise shuffled documents into batches; every tenth or so (`held_out`) is held out.
 
@@ -82,7 +90,7 @@ class Calibration:
         tokenizer: "PreTrainedTokenizerBase",
         cache: Cache,
         seed: int,
-        task: "Task | None" = None,
+        task: Examples | None = None,
     ) -> list["Batch"]:
         """Return batches of so many tokens, or of all there are; more begin with the same ones."""
         from pruning.data.batch import pad, shuffled

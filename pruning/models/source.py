@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from omegaconf import MISSING
 
@@ -14,8 +14,6 @@ from pruning.system.wheel import fetch
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from pruning.tasks.task import Task
 
 
 LARGE = 4 * 2**30  # bytes of a model whose weights are worth to be had only once
@@ -37,6 +35,20 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+@runtime_checkable
+class Headed(Protocol):
+    """What a model is loaded for, where it has a head that is not its own: a task."""
+
+    head: ClassVar[str]  # the class of transformers that loads it
+    name: str
+    sequence: int  # tokens per row at most
+    seed: int  # of a new head
+
+    def loading(self) -> dict[str, Any]:
+        """Return options that a model with a new head is loaded with."""
+        ...
 
 
 @dataclass
@@ -61,7 +73,7 @@ class Model:
         return None if self.attention is Attention.auto else str(self.attention)
 
     def load(
-        self, cache: Cache, device: "torch.device", task: "Task | None" = None
+        self, cache: Cache, device: "torch.device", task: Headed | None = None
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Return the dense model on `device`, in evaluation mode, and its tokenizer.
 
@@ -118,7 +130,7 @@ class Model:
         return model.eval(), tokenizer
 
     def skeleton(
-        self, cache: Cache, device: "torch.device", task: "Task | None" = None
+        self, cache: Cache, device: "torch.device", task: Headed | None = None
     ) -> "PreTrainedModel":
         """Return a model of these shapes with random weights, for what depends on shapes alone.
 

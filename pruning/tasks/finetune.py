@@ -2,42 +2,59 @@
 
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Subset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, Trainer
 
-from pruning.data.batch import digest_rows
+from pruning.data.batch import Row, digest_rows
 from pruning.models.source import fingerprint
 from pruning.system.cache import Cache, digest
-from pruning.tasks.task import Task
 from pruning.tasks.training import Guard, arguments, collator, own, run
 
 CLIP = 1.0  # largest norm of the gradient
 POOL = 50  # batches whose rows are sorted by length among each other
 
 
+@dataclass
+class Schedule:
+    """How long a model is trained, and in which steps."""
+
+    epochs: float
+    batch: int  # rows per step
+    rate: float  # learning rate: rises for a tenth of the steps, then falls to 0
+    save: int  # steps between checkpoints, from which a killed run goes on
+    seed: int  # of the order of the rows
+
+
 def finetuned(
-    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
+    model: PreTrainedModel,
+    examples: list[Row],
+    schedule: Schedule,
+    recipe: dict[str, Any],
+    cache: Cache,
 ) -> PreTrainedModel:
     """Return the fine-tuned model, from the cache if it is there.
 
-    While it trains, the Trainer's checkpoints are in `checkpoints/` of the cache.
+    `recipe` is what it depends on beside its rows. While it trains, the Trainer's checkpoints are
+    in `checkpoints/` of the cache.
     """
-    examples = task.examples(tokenizer, cache)
+    s = schedule
     key = {
         "version": 2,
         "model": fingerprint(model),
         "examples": digest_rows(examples),
-        "recipe": task.recipe(),
+        "recipe": recipe,
     }
     scratch = cache.root / "checkpoints" / digest(key)
 
     def build(directory: Path) -> None:
         lengths = [len(row["input_ids"]) for row in examples]
-        rows = order(lengths, task.epochs, task.batch, task.seed)
-        steps = math.ceil(len(rows) / task.batch)
+        rows = order(lengths, s.epochs, s.batch, s.seed)
+        steps = math.ceil(len(rows) / s.batch)
         student = own(model)
         trainer = Trainer(
             student,
@@ -45,12 +62,12 @@ def finetuned(
                 scratch,
                 model.device,
                 steps,
-                per_device_train_batch_size=task.batch,
-                learning_rate=task.rate,
+                per_device_train_batch_size=s.batch,
+                learning_rate=s.rate,
                 warmup_steps=steps // 10,
                 train_sampling_strategy="sequential",
-                save_steps=task.save,
-                seed=task.seed,
+                save_steps=s.save,
+                seed=s.seed,
             ),
             data_collator=collator(model),
             train_dataset=Subset(examples, rows),  # type: ignore[arg-type]

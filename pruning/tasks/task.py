@@ -51,11 +51,12 @@ class Task(ABC):
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cache: Cache
     ) -> "PreTrainedModel":
         """Return the model fine-tuned; itself where it came with a head for such a task."""
-        from pruning.tasks.finetune import finetuned
+        from pruning.tasks.finetune import Schedule, finetuned
 
         if type(model).__name__ in (model.config.architectures or ()):
             return model
-        return finetuned(self, model, tokenizer, cache)
+        schedule = Schedule(self.epochs, self.batch, self.rate, self.save, self.seed)
+        return finetuned(model, self.examples(tokenizer, cache), schedule, self.recipe(), cache)
 
     def recipe(self) -> dict:
         """Return what a fine-tuned model depends on beside its rows."""

@@ -7,13 +7,12 @@ import pytest
 
 from pruning.cli import dashboard as main
 from pruning.results.dashboard import panels, report, workspace
-from tests.results.conftest import result  # noqa: F401  (a fixture)
 
 pytest.importorskip("wandb_workspaces", reason="the extra dashboard")
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")
 
 
-def test_it_shows_quality_over_speed_what_was_kept_and_costs(result):  # noqa: F811
+def test_it_shows_quality_over_speed_what_was_kept_and_costs(result):
     other = replace(result, seconds={"levels": 3.0})
     made = workspace("frontier", [result, other], "me", "pruning")
     spec = json.loads(made._to_model().model_dump_json())["spec"]
@@ -33,7 +32,7 @@ def test_it_shows_quality_over_speed_what_was_kept_and_costs(result):  # noqa: F
     assert (group["key"]["name"], group["value"]) == ("group", "frontier")
 
 
-def test_the_report_has_the_same_panels(result):  # noqa: F811
+def test_the_report_has_the_same_panels(result):
     spec = json.loads(report("frontier", [result], "me", "pruning")._to_model().model_dump_json())
     blocks = spec["spec"]["blocks"]
     heads = [b["children"][0]["text"] for b in blocks if b["type"] == "heading"]
