@@ -30,6 +30,10 @@ from pruning.models.source import Model
 from pruning.recovery.recovery import NoRecovery, Recovery, Training
 from pruning.results.result import SCHEMA
 from pruning.results.tracker import Tracker
+from pruning.runtimes.runtime import Runtime
+from pruning.runtimes.torch_compile import TorchCompile
+from pruning.runtimes.torch_eager import TorchEager
+from pruning.runtimes.workload import Phase
 from pruning.search.search import Calibrated, NoSearch, Schedule, Search, Spdy, Uniform
 from pruning.system.cache import digest
 from pruning.system.device_locks import card
@@ -48,6 +52,7 @@ METHODS = {
     "flop": FLOP,
 }
 HARDWARE = {"local": Local, "file": File, "roofline": Roofline, "proxy": Proxy}
+RUNTIMES = {"torch": TorchEager, "torch_compile": TorchCompile}
 SEARCHES = {
     "calibrated": Calibrated,
     "spdy": Spdy,
@@ -67,6 +72,7 @@ class Experiment:
     model: Model = MISSING
     method: Method = MISSING
     hardware: Hardware = MISSING
+    runtime: Runtime = MISSING
     calibration: Calibration = MISSING
     search: Search = MISSING
     suite: Suite = MISSING
@@ -90,6 +96,15 @@ class Experiment:
             raise ValueError(
                 f"search={self.search.name} does not go with method={self.method.name}: leave it "
                 "out, and the method's own default is taken"
+            )
+        if (
+            isinstance(self.runtime, Runtime)
+            and not self.runtime.generates
+            and getattr(self.hardware, "phase", None) is Phase.generate
+        ):
+            raise ValueError(
+                f"runtime={self.runtime.name} does not go with hardware.phase=generate, whose loop "
+                "it does not run: choose prefill or decode, or runtime=torch"
             )
         if (
             self.task is None
@@ -182,6 +197,8 @@ def register() -> None:
         store.store(group="schema/method", name=name, node=node)
     for name, node in HARDWARE.items():
         store.store(group="schema/hardware", name=name, node=node)
+    for name, node in RUNTIMES.items():
+        store.store(group="schema/runtime", name=name, node=node)
     for name, node in TASKS.items():
         store.store(group="schema/task", name=name, node=node)
     for name, node in SEARCHES.items():

@@ -68,6 +68,11 @@ def _search(name: str):
     return compose([f"search={name}", "method=dense" if name == "none" else "method=ziplm"]).search
 
 
+def test_a_loop_of_tokens_is_not_compiled():
+    with pytest.raises(ValueError, match=r"^runtime=torch_compile does not go with .*generate"):
+        compose(["runtime=torch_compile", "hardware.phase=generate"])
+
+
 def test_every_group_is_there():
     groups = {option.parts[0] for option in OPTIONS}
     assert groups == {p.name for p in CONF.iterdir() if p.is_dir()} - {"hydra"}  # launchers

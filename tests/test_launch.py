@@ -289,7 +289,7 @@ KILLS = {  # where: what is being called, which call, and the stages finished be
     "levels": ("pruning.methods.ziplm:ZipLM.site_levels", 3, 4),
     "sensitivities": ("pruning.search.trial:Trial._loss", 4, 5),
     "local search": ("pruning.search.problem:Problem.evaluate", 1, 6),
-    "measure": ("pruning.latency.profile:compare", 1, 6),
+    "measure": ("pruning.latency.measurement:Measurement.compare", 1, 6),
     "evaluate pruned": ("pruning.evaluation.suite:Suite.evaluate", 1, 6),
     "allocation": ("pruning.job.run:write_allocation", 1, 6),
     "result": ("os:replace", 2, 6),  # allocation.json, then result.json, which is all there

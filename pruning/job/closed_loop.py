@@ -10,11 +10,13 @@ from transformers import PreTrainedModel
 from pruning.latency.clock import Timing
 from pruning.latency.clock import speedup as ratio
 from pruning.latency.hardware import Hardware
-from pruning.latency.local import Local
+from pruning.latency.measurement import Measurement
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.method import Plan
 from pruning.models.sites import Allocation, shape
 from pruning.results.result import times
+from pruning.runtimes.runtime import Runtime
+from pruning.runtimes.torch_eager import EAGER
 from pruning.system.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ def meet(
     hardware: Hardware,
     speedup: float | None,
     clock: Stopwatch,
+    runtime: Runtime = EAGER,
 ) -> Met:
     """Prune to `speedup` as measured end to end, within `hardware.tolerance` where it can be had.
 
@@ -59,7 +62,7 @@ def meet(
     Without a speedup the plan's own shapes are built and timed. Where the hardware is not here, the
     table decides alone.
     """
-    if not isinstance(hardware, Local):
+    if (how := hardware.measurement(dense, runtime)) is None:
         return foretold(plan, table, hardware, speedup, clock)
     rounds: list[dict[str, float | None]] = []
     of_shapes: dict[tuple, tuple[Timing, Timing]] = {}
@@ -68,7 +71,7 @@ def meet(
         with clock("prune"):
             model, allocation = make(shapes)
         with clock("measure"):
-            timings = hardware.compare(dense, model)
+            timings = how.compare(dense, model)
         slow, fast = of_shapes.setdefault(tuple(shapes.items()), (Timing([]), Timing([])))
         slow.values += timings[0].values
         fast.values += timings[1].values
@@ -89,7 +92,7 @@ def meet(
         return timed(plan.build, plan.given, None)
     aim, best, settled = speedup, None, None
     factors: list[float] = []
-    for _ in range(hardware.rounds):
+    for _ in range(how.rounds):
         shapes = plan.choose(table.budget(aim))
         if shapes is None:
             log.warning("no allocation is predicted to reach %.2fx: keeping the nearest round", aim)
@@ -98,7 +101,7 @@ def meet(
         nearer = best is None or abs(met.reached - speedup) < abs(best.reached - speedup)
         if nearer or shapes == settled:  # the same shapes again: known better now
             best, settled = met, shapes
-        if abs(met.reached / speedup - 1) <= hardware.tolerance or speedup == 1:
+        if abs(met.reached / speedup - 1) <= how.tolerance or speedup == 1:
             break
         assert met.predicted is not None
         factors.append(met.reached / met.predicted)
@@ -107,31 +110,31 @@ def meet(
         raise _impossible(plan, table, hardware, speedup)
     if plan.costly:
         best = timed(plan.build, settled, best.rounds[-1]["aim"])
-    if abs(best.reached / speedup - 1) > hardware.tolerance and speedup > 1:
+    if abs(best.reached / speedup - 1) > how.tolerance and speedup > 1:
         log.warning(
             "the nearest measured speedup after %d rounds is %.3fx, not %.3fx within %.0f %%",
             len(rounds),
             best.reached,
             speedup,
-            100 * hardware.tolerance,
+            100 * how.tolerance,
         )
     return best
 
 
-def timed_again(met: Met, dense: PreTrainedModel, hardware: Local) -> None:
+def timed_again(met: Met, dense: PreTrainedModel, how: Measurement) -> None:
     """Time a model whose weights are others now, and note it as a round.
 
     Its shapes are those of before, so that what was timed then counts along.
     """
-    slow, fast = hardware.compare(dense, met.pruned)
+    slow, fast = how.compare(dense, met.pruned)
     met.dense_timing.values += slow.values
     met.pruned_timing.values += fast.values
     met.measured, doubt = ratio(met.dense_timing, met.pruned_timing)
     found = {"aim": None, "predicted": met.predicted, "measured": met.measured, "stderr": doubt}
     met.rounds.append(found)
     log.info("measured again after recovery: %.3fx ± %.3f", met.measured, doubt)
-    if met.target and abs(met.measured / met.target - 1) > hardware.tolerance:
-        log.warning("after recovery it is not within %.0f %%", 100 * hardware.tolerance)
+    if met.target and abs(met.measured / met.target - 1) > how.tolerance:
+        log.warning("after recovery it is not within %.0f %%", 100 * how.tolerance)
 
 
 def foretold(

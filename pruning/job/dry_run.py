@@ -125,7 +125,8 @@ def _rows(
     read = None if suite.perplexity is None else _read(suite.perplexity)
     table = None
     try:
-        table = experiment.hardware.profile(dense, experiment.method.sites(dense), cache)
+        of = experiment.method.sites(dense)
+        table = experiment.hardware.profile(dense, of, cache, experiment.runtime)
         found.add("profile", "cached", None)
     except Absent:
         found.add("profile", "to compute", None)

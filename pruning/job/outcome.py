@@ -45,7 +45,7 @@ def compose(
         for t in (met.dense_timing, met.pruned_timing)
     )
     latency = {key: setting[key] for key in ("phase", "batch", "sequence", "tokens")}
-    latency["compile"] = setting.get("compile", False)  # of older tables, and of other tools
+    latency["runtime"] = table.runtime
     whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, met.pruned))
     return Result(
         name=name,

@@ -16,9 +16,10 @@ def measure(overrides: list[str]) -> Path:
     experiment = compose(overrides)
     cache, hardware = Cache(experiment.cache), experiment.hardware
     model = experiment.model.skeleton(cache, hardware.open(), experiment.task)
-    table = hardware.profile(model, experiment.method.sites(model), cache)
+    sites = experiment.method.sites(model)
+    table = hardware.profile(model, sites, cache, experiment.runtime)
     size = "{phase}-{batch}x{sequence}-{dtype}".format(**table.setting)
-    size += "-compiled" * table.setting.get("compile", False)
+    size += "" if table.runtime == "torch" else f"-{table.runtime}"
     path = PROFILES / f"{experiment.model.name}-{hardware.name}-{size}.json"
     table.write(path)
     return path

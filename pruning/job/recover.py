@@ -9,7 +9,6 @@ from pruning.data.batch import Row
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import Met, timed_again
-from pruning.latency.local import Local
 from pruning.models.sites import positions
 from pruning.recovery.recovery import Training
 from pruning.recovery.rows import rows_of
@@ -64,9 +63,9 @@ def heal(
         watched = quality, digest(asdict(suite))
         found = recovered(recovery, met.pruned, dense, rows, cache, _seed(experiment), *watched)
     met.pruned = found.model
-    if isinstance(experiment.hardware, Local):
+    if (how := experiment.hardware.measurement(dense, experiment.runtime)) is not None:
         with clock("measure"):
-            timed_again(met, dense, experiment.hardware)
+            timed_again(met, dense, how)
     return found
 
 

@@ -69,7 +69,7 @@ def _run(
         rows = lessons(experiment, dense, tokenizer, suite, cache)
     with clock("profile"):
         sites = experiment.method.sites(dense)
-        table = experiment.hardware.profile(dense, sites, cache)
+        table = experiment.hardware.profile(dense, sites, cache, experiment.runtime)
         if experiment.speedup is not None:
             table.check(experiment.speedup, sites, experiment.hardware.name)
     with clock("evaluate"):  # before the long stages, so that a bad suite is noticed now
@@ -90,7 +90,8 @@ def _run(
             clock,
         )
     )
-    prune = partial(meet, dense, plan, table, experiment.hardware, experiment.speedup, clock)
+    where = experiment.hardware, experiment.speedup, clock, experiment.runtime
+    prune = partial(meet, dense, plan, table, *where)
     met = settled(experiment, out / SETTLED, dense, prune)
     if start is not None:
         former = read_allocation(start / "allocation.json", sites)

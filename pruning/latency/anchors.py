@@ -14,7 +14,7 @@ from pruning.latency.table import Shapes
 from pruning.models.modeling_pruned import factorise_, resize_block_
 from pruning.models.shrink import twin
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
-from pruning.runtimes.torch_eager import randomised_
+from pruning.runtimes.calls import randomised_
 
 SHARE = 4  # the rank of projections in an anchor is a full one over this
 

@@ -9,6 +9,8 @@ from omegaconf import MISSING
 
 from pruning.data.rows import local
 from pruning.latency.hardware import Hardware, Working, at_least
+from pruning.runtimes.runtime import Runtime
+from pruning.runtimes.torch_eager import EAGER
 from pruning.system.cache import Cache
 
 if TYPE_CHECKING:
@@ -30,7 +32,13 @@ class File(Hardware):
         super().__post_init__()
         at_least(self, "batch")
 
-    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+    def profile(
+        self,
+        model: "PreTrainedModel",
+        of: "list[Site]",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> "LatencyTable":
         """Read the table, or interpolate tables; ValueError where none is of these shapes."""
         from pruning.latency.imported import at_batch, read
 
@@ -80,7 +88,13 @@ class Roofline(Working):
             if isinstance(value, float) and value < 0:
                 raise ValueError(f"hardware.{field}={value} must not be negative")
 
-    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+    def profile(
+        self,
+        model: "PreTrainedModel",
+        of: "list[Site]",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> "LatencyTable":
         """Estimate every level; ValueError for a dtype without a peak."""
         from pruning.latency.analytic import estimate
 
@@ -115,7 +129,13 @@ class Proxy(Working):
 
     of: Counted = MISSING
 
-    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+    def profile(
+        self,
+        model: "PreTrainedModel",
+        of: "list[Site]",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> "LatencyTable":
         """Count every level."""
         from pruning.latency.analytic import estimate
 

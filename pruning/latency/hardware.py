@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+from pruning.runtimes.runtime import Runtime
+from pruning.runtimes.torch_eager import EAGER
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from pruning.latency.measurement import Measurement
     from pruning.latency.table import LatencyTable
     from pruning.models.sites import Site
 
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 class Hardware(ABC):
     """Where the pruned model is to be fast, and on which device of this machine jobs run."""
 
-    measures: ClassVar[bool] = False  # whether whole models are timed on it, here
     name: str = MISSING
     device: str = MISSING  # auto (CUDA where there is one), cpu, cuda, cuda:1 ...
     threads: int | None = MISSING  # CPU threads; null: one per physical core that torch reports
@@ -49,8 +51,20 @@ class Hardware(ABC):
         return device
 
     @abstractmethod
-    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+    def profile(
+        self,
+        model: "PreTrainedModel",
+        of: "list[Site]",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> "LatencyTable":
         """Return what the sites of each block cost at every level, and all that is beside them."""
+
+    def measurement(
+        self, model: "PreTrainedModel", runtime: Runtime = EAGER
+    ) -> "Measurement | None":
+        """Return how models are timed on it in a runtime; None where it is not here."""
+        return None
 
 
 def at_least(part: Hardware, *fields: str, least: int = 1) -> None:

@@ -1,20 +1,21 @@
 """`hardware=local`: this machine, measured."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
 from pruning.latency.hardware import Working, at_least
-from pruning.runtimes.workload import Phase, Workload
+from pruning.runtimes.runtime import Runtime
+from pruning.runtimes.torch_eager import EAGER
 from pruning.system.cache import Cache
 from pruning.system.device_locks import alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pruning.latency.clock import Timing
+    from pruning.latency.measurement import Measurement
     from pruning.latency.table import LatencyTable
     from pruning.models.sites import Site
 
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 class Local(Working):
     """A device of this machine: parts of a block are profiled, whole models are measured."""
 
-    measures = True
     alignment: int | None = MISSING  # type: ignore[assignment]  # null: found by measuring
-    compile: bool = MISSING  # time what torch.compile makes of the models
     repetitions: int = MISSING  # interleaved measurements of everything that is timed
     tolerance: float = MISSING  # accepted distance of measured from target speedup
     rounds: int = MISSING  # measure-and-correct rounds at most
@@ -38,51 +37,52 @@ class Local(Working):
             raise ValueError(f"hardware.tolerance={self.tolerance} must lie between 0 and 1")
         if isinstance(self.noise, float) and not 0 < self.noise < 1:
             raise ValueError(f"hardware.noise={self.noise} must lie between 0 and 1, or be null")
-        if self.compile is True and self.phase is Phase.generate:
-            raise ValueError(
-                "hardware.compile=true does not go with hardware.phase=generate, whose loop is not "
-                "compiled: choose prefill or decode"
-            )
 
-    def workload(self, model: "PreTrainedModel") -> Workload:
-        """Return the work in full, compiled or not; ValueError where it cannot be done."""
-        return replace(super().workload(model), compile=self.compile)
-
-    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+    def profile(
+        self,
+        model: "PreTrainedModel",
+        of: "list[Site]",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> "LatencyTable":
         """Time what the sites of each block have at every level, once per shape and environment."""
         from pruning.latency.profile import profile
         from pruning.latency.table import LatencyTable
 
+        how = self.measurement(model, runtime)
         first = [site for site in of if site.block == of[0].block]
 
         def build(directory: Path) -> None:
             with alone(model.device):
-                profile(model, self, first).write(directory / "table.json")
+                profile(model, how, first).write(directory / "table.json")
 
-        entry = cache.stage("profile", self._identity(model, first), build)
+        entry = cache.stage("profile", self._identity(model, first, how), build)
         return LatencyTable.read(entry / "table.json")
 
-    def compare(
-        self, dense: "PreTrainedModel", pruned: "PreTrainedModel"
-    ) -> "tuple[Timing, Timing]":
-        """Time both models end to end, interleaved."""
-        from pruning.latency.profile import compare
+    def measurement(self, model: "PreTrainedModel", runtime: Runtime = EAGER) -> "Measurement":
+        """Return how models are timed on it; ValueError where it cannot do the work."""
+        from pruning.latency.measurement import Measurement
 
-        with alone(dense.device):
-            return compare(dense, pruned, self)
+        work = self.workload(model)
+        repeats = self.repetitions, self.alignment, self.noise, self.tolerance, self.rounds
+        return Measurement(runtime, work, *repeats)
 
-    def _identity(self, model: "PreTrainedModel", of: "list[Site]") -> dict:
+    def _identity(
+        self, model: "PreTrainedModel", of: "list[Site]", how: "Measurement"
+    ) -> dict[str, Any]:
         """Return what a profile depends on: shapes, precision, work, environment."""
         from pruning.models.sites import blocks
         from pruning.system.environment import environment
 
-        config = model.config
+        config, runtime = model.config, how.runtime
+        # eager PyTorch is told by the environment alone
+        engine = [] if runtime == EAGER else [runtime.name, runtime.version]
         return {
             "version": 6,
             "shape": [config.model_type, config.hidden_size, len(blocks(model))]
             + [str(site) for site in of]
             + [config.vocab_size, config._attn_implementation, str(model.dtype)],
-            "setting": [str(model.device), str(self.workload(model)), self.threads],
+            "setting": [str(model.device), str(how.work), self.threads, *engine],
             # a table that noise may have spoilt is none for those who would have refused it
             "measurement": [self.repetitions, self.alignment, self.noise is None],
             "environment": {

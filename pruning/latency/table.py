@@ -39,6 +39,12 @@ class LatencyTable:
     quantiles: dict[str, list[float]] = field(default_factory=dict)  # of raw: p25, p50, p75, p90
     lowered: dict[str, float] = field(default_factory=dict)  # of parts
 
+    @property
+    def runtime(self) -> str:
+        """Return what executed the models; older tables say whether they were compiled."""
+        older = "torch_compile" if self.setting.get("compile") else "torch"
+        return self.setting.get("runtime", older)
+
     def ms(self, site: Site, level: Shape) -> float:
         """Return the milliseconds of a site."""
         return self.parts[site.part][level]

@@ -68,14 +68,14 @@ class Latencies:
     sequence: int  # tokens per sequence; in decode, those in the KV cache
     tokens: int = 0  # generated behind each prompt
     unit: str = "ms"  # of the numbers of latency; of a proxy, parameters or flop
-    compile: bool = False  # by torch.compile
+    runtime: str = "torch"  # that executed them
 
     def text(self) -> str:
         """Write the setting for people."""
         from pruning.runtimes.workload import Phase, Workload
 
-        size = (self.batch, self.sequence, self.tokens, self.compile)
-        return str(Workload(Phase(self.phase), *size))
+        work = Workload(Phase(self.phase), self.batch, self.sequence, self.tokens)
+        return str(work) if self.runtime == "torch" else f"{work}, {self.runtime}"
 
 
 @dataclass
@@ -166,6 +166,8 @@ def read(path: Path) -> Result | None:
         data = json.loads(path.read_text())
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']!r}, not {SCHEMA}")
+        if data["latency"].pop("compile", False):  # of older results
+            data["latency"]["runtime"] = "torch_compile"
         return parse(Result, data)
     except FileNotFoundError:
         return None

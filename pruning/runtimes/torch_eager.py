@@ -1,144 +1,37 @@
-"""The phases of inference as calls: of whole models, and of single blocks as they run in one."""
+"""`runtime=torch`: PyTorch as it is, operation by operation."""
 
 from collections.abc import Callable
-from copy import deepcopy
-from types import FunctionType
-from typing import Any
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from jaxtyping import Int
-from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
-from transformers import DynamicCache, PreTrainedModel
+from pruning.runtimes.runtime import Call, Runtime
+from pruning.runtimes.workload import Workload
 
-from pruning.models.blockwise import behind, record
-from pruning.models.modeling_pruned import block_shape, resize_block_
-from pruning.models.sites import architecture, blocks
-from pruning.runtimes.workload import Phase, Workload
-
-Call = Callable[[], object]
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
-class Held(DynamicCache):
-    """A KV cache that forgets every token that is added, so that all calls meet the same one."""
+@dataclass
+class TorchEager(Runtime):
+    """Modules are called as they are."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
-        """Return the cached tokens with the new ones, as a growing cache does."""
-        layer: Any = self.layers[layer_idx]
-        pairs = ((layer.keys, key_states), (layer.values, value_states))
-        keys, values = (torch.cat(pair, dim=-2) for pair in pairs)
-        return keys, values
+    projections: ClassVar[bool] = True
 
-    def of(self, groups: int) -> "Held":
-        """Return a cache of which the first layer has so many KV heads."""
-        if not groups:
-            return self
-        layer: Any = self.layers[0]
-        keys, values = (of[:, :groups].contiguous() for of in (layer.keys, layer.values))
-        made = Held()
-        DynamicCache.update(made, keys, values, 0)
-        return made
+    @property
+    def version(self) -> str:
+        return version("torch")
 
+    def end_to_end(self, model: "PreTrainedModel", work: Workload) -> Call:
+        from pruning.runtimes.calls import end_to_end
 
-def random_tokens(
-    model: PreTrainedModel, batch: int, sequence: int
-) -> Int[Tensor, "batch sequence"]:
-    """Draw tokens; what they are does not matter to the time."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.config.vocab_size, (batch, sequence), generator=generator)
-    return ids.to(model.device)
+        return end_to_end(model, work)
+
+    def block(self, model: "PreTrainedModel", work: Workload) -> "Callable[[nn.Module], Call]":
+        from pruning.runtimes.calls import of_block
+
+        return of_block(model, work)
 
 
-def filled(model: PreTrainedModel, work: Workload) -> Held:
-    """Let a model read what is in the KV cache while it decodes."""
-    ids = random_tokens(model, work.batch, work.sequence)
-    cache = Held()
-    cache.layers = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values.layers
-    return cache
-
-
-@torch.no_grad()
-def end_to_end(model: PreTrainedModel, work: Workload) -> Call:
-    """Return a call of a whole model: it ends with logits, of a prompt's last token only."""
-    if work.phase is Phase.decode:
-        last, cache = random_tokens(model, work.batch, 1), filled(model, work)
-        return built(lambda: model(input_ids=last, past_key_values=cache, use_cache=True), work)
-    ids = random_tokens(model, work.batch, work.sequence)
-    if work.phase is Phase.encode:
-        return built(lambda: model(input_ids=ids), work)
-    if work.phase is Phase.prefill:
-        return built(lambda: model(input_ids=ids, use_cache=False, logits_to_keep=1), work)
-    options: dict[str, Any] = {
-        "attention_mask": torch.ones_like(ids),
-        "do_sample": False,
-        "max_new_tokens": work.tokens,
-        "min_new_tokens": work.tokens,
-        "pad_token_id": 0,
-    }
-    return lambda: model.generate(ids, **options)  # type: ignore[operator]
-
-
-@torch.no_grad()
-def of_block(model: PreTrainedModel, work: Workload) -> Callable[[nn.Module], Call]:
-    """Return what makes a call of a shrunken copy of the first block; not for generate."""
-    cache = None
-    if work.phase is Phase.decode:
-        cache = filled(model, work)
-        ids = random_tokens(model, work.batch, 1)
-        hidden, calls = record(model, input_ids=ids, past_key_values=cache, use_cache=True)
-    else:
-        ids = random_tokens(model, work.batch, work.sequence)
-        options = {} if work.phase is Phase.encode else {"use_cache": False}
-        hidden, calls = record(model, input_ids=ids, **options)
-    args, kwargs = calls[0]
-
-    def call(block: nn.Module) -> Call:
-        mine = (args, kwargs)
-        if cache is not None:
-            own = cache.of(block_shape(block, architecture(model))[0])
-            mine = (
-                tuple(own if value is cache else value for value in args),
-                {key: own if value is cache else value for key, value in kwargs.items()},
-            )
-        return built(lambda: behind(block, hidden, mine), work)
-
-    return call
-
-
-@torch.no_grad()
-def resized(model: PreTrainedModel, groups: int, per_group: int, width: int) -> nn.Module:
-    """Return a copy of the first block of other sizes, with random weights."""
-    block = deepcopy(blocks(model)[0])
-    resize_block_(block, architecture(model), groups, per_group, width)
-    return randomised_(block)
-
-
-def randomised_(module: nn.Module) -> nn.Module:
-    """Give a module random weights; return it."""
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.02)
-    return module
-
-
-def built(call: FunctionType, work: Workload) -> Call:
-    """Return the call as it is, or compiled for its own shapes; a ValueError if that fails.
-
-    torch keeps what it compiled with the code of a function, tries all of it at every call, and
-    gives up after a few shapes; so each call has a copy of the code, and all is in one graph.
-    """
-    if not work.compile:
-        return call
-    own = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-    fast = torch.compile(own, dynamic=False, fullgraph=True)
-
-    def compiled() -> object:
-        try:
-            return fast()
-        except TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"hardware.compile=true: torch cannot compile this model here ({reason}): it needs "
-                "a C++ compiler, on CUDA triton; or give hardware.compile=false"
-            ) from error
-
-    return compiled
+EAGER = TorchEager("torch")  # what measures where no other runtime is named

@@ -22,15 +22,14 @@ class Workload:
     batch: int  # sequences at once
     sequence: int  # tokens of each; in decode those of the KV cache
     tokens: int = 0  # generated behind each prompt; 0 in other phases
-    compile: bool = False  # by torch.compile, for these shapes
 
     def __str__(self) -> str:
-        of, how = f"{self.batch} x {self.sequence} tokens", ", compiled" if self.compile else ""
+        of = f"{self.batch} x {self.sequence} tokens"
         if self.phase is Phase.decode:
-            return f"decode, {self.batch} x 1 token behind {self.sequence}{how}"
+            return f"decode, {self.batch} x 1 token behind {self.sequence}"
         if self.phase is Phase.generate:
             return f"generate, {of} and {self.tokens} more each"
-        return f"{self.phase}, {of}{how}"
+        return f"{self.phase}, {of}"
 
     def steps(self) -> "list[tuple[float, Workload]]":
         """Return what it consists of, each phase with how often it happens.

@@ -15,7 +15,7 @@ from pruning.latency.imported import at_batch, from_text
 from pruning.latency.table import LatencyTable
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Kind, architecture, linears, sites
-from pruning.runtimes.torch_eager import end_to_end
+from pruning.runtimes.calls import end_to_end
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
 from tests.families import EVERY, llama
@@ -287,7 +287,7 @@ def test_a_table_that_is_shipped_says_where_it_was_measured(path):
     assert table.basis == "measured"
     assert {"cpu", "gpu", "threads", "packages"} <= set(table.environment)
     size = "{phase}-{batch}x{sequence}-{dtype}".format(**table.setting)
-    assert path.stem.endswith(size + "-compiled" * table.setting.get("compile", False))
+    assert path.stem.endswith(size + "-torch_compile" * (table.runtime != "torch"))
     assert all(len(times) > 3 for times in table.raw.values())
     for name, (measured, told) in table.anchors.items():
         if name != "neither":  # which the fit leaves out

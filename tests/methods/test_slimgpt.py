@@ -183,7 +183,6 @@ def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
 
     model = llama()
     work = {"phase": Phase.auto, "batch": 1, "sequence": 8, "tokens": 2, "alignment": 1}
-    work["compile"] = False
     loop = {"repetitions": 3, "tolerance": 0.5, "rounds": 4, "noise": None}
     hardware = Local("here", "cpu", None, **work, **loop)
     posed = subject(model, tmp_path)

@@ -6,7 +6,6 @@ without code generation. The model `low_rank` is a llama of which every projecti
 
 import json
 import sys
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,7 +14,8 @@ from transformers import PreTrainedModel
 
 from pruning.models.modeling_pruned import factorise_
 from pruning.models.sites import architecture, blocks, linears
-from pruning.runtimes.torch_eager import end_to_end, of_block, resized
+from pruning.runtimes.calls import end_to_end, of_block, plain, resized
+from pruning.runtimes.torch_compile import compiled as graph
 from pruning.runtimes.workload import Phase, Workload
 from tests.families import EVERY
 
@@ -37,13 +37,13 @@ def compiled(family: str, phase: Phase) -> dict:
     model, work = made(family), Workload(phase, 2, 9)
     off = 0.0
     if family != "low_rank":
-        plain, fast = of_block(model, work), of_block(model, replace(work, compile=True))
+        slow, fast = of_block(model, work), of_block(model, work, graph)
         for width in range(1, LEVELS + 1):
             block = resized(model, 2, 1, width)
-            call, expected = fast(block), plain(block)()
+            call, expected = fast(block), slow(block)()
             for _ in range(2):
                 off = max(off, float((call() - expected).abs().max()))
-    one, other = (end_to_end(model, replace(work, compile=c))().logits for c in (False, True))
+    one, other = (end_to_end(model, work, b)().logits for b in (plain, graph))
     off = max(off, float((one - other).abs().max()))
     graphs = counters["stats"]["unique_graphs"]
     return {"family": family, "phase": phase, "off": off, "graphs": graphs}

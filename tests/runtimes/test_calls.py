@@ -10,7 +10,7 @@ import torch
 
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import architecture, blocks
-from pruning.runtimes.torch_eager import Held, end_to_end, filled, of_block, random_tokens
+from pruning.runtimes.calls import Held, end_to_end, filled, of_block, random_tokens
 from pruning.runtimes.workload import Phase, Workload
 from tests.families import EVERY, llama
 from tests.models.allocations import mixed

@@ -1,0 +1,38 @@
+"""What executes a model and can be timed: the config group `runtime`."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from omegaconf import MISSING
+
+from pruning.runtimes.workload import Workload
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+Call = Callable[[], object]
+
+
+@dataclass
+class Runtime(ABC):
+    """An engine; whatever is timed is a call that it makes."""
+
+    generates: ClassVar[bool] = True  # whether it runs the loop of the phase generate
+    projections: ClassVar[bool] = False  # whether a projection by itself costs what it does inside
+    name: str = MISSING
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Return the version of the engine, on which times depend."""
+
+    @abstractmethod
+    def end_to_end(self, model: "PreTrainedModel", work: Workload) -> Call:
+        """Return a call of a whole model: it ends with logits, of a prompt's last token only."""
+
+    @abstractmethod
+    def block(self, model: "PreTrainedModel", work: Workload) -> "Callable[[nn.Module], Call]":
+        """Return what makes a call of a shrunken copy of the first block; not for generate."""
