@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
+from pruning.files import local
 from pruning.latency.hardware import Hardware, Working, at_least
 from pruning.results.cache import Cache
-from pruning.rows import local
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
