@@ -228,10 +228,11 @@ class Moments:
     def write(self, index: int, block: dict[Site, Split]) -> None:
         """Write the moments of block `index`."""
         tensors = {
-            f"{site.reads}.{part}.{name}": getattr(getattr(split, part), name).cpu()
+            f"{site.reads}.{part}.{name}": tensor.cpu()
             for site, split in block.items()
-            for part in ("fit", "held")
+            for part, moment in (("fit", split.fit), ("held", split.held))
             for name in NAMES
+            if (tensor := getattr(moment, name)) is not None
         }
         shares = {f"{site.reads}.share": str(split.share) for site, split in block.items()}
         save_file(tensors, self._file(index), metadata=shares)
@@ -239,9 +240,11 @@ class Moments:
     def __getitem__(self, site: Site) -> Split:
         """Read the moments of one site."""
         with safe_open(self._file(site.block), "pt") as file:
+            paths = [f"{site.reads}.{part}." for part in ("fit", "held")]
+            there = set(file.keys())
             fit, held = (
-                Moment(**{n: file.get_tensor(f"{site.reads}.{part}.{n}") for n in NAMES})
-                for part in ("fit", "held")
+                Moment(**{n: file.get_tensor(path + n) for n in NAMES if path + n in there})
+                for path in paths
             )
             return Split(fit, held, float(file.metadata()[f"{site.reads}.share"]))
 
