@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pruning.data.rows import local
+from pruning.data.files import local
 from pruning.system.cache import Cache, file_sha256
 
 if TYPE_CHECKING:

@@ -83,24 +83,26 @@ class Model:
         import transformers
         from transformers import AutoConfig, AutoTokenizer
 
-        from pruning.models.checkpoint import auto_class
+        from pruning.models.checkpoint import auto_class, pruned_class
         from pruning.models.sites import architecture, positions
 
         where = self._directory(cache)
         try:
             tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
-            config = AutoConfig.from_pretrained(where, revision=self.revision)
-            name = (config.architectures or [""])[0]
             options = {} if task is None else task.loading()
-            auto = getattr(transformers, auto_class(name) if task is None else task.head)
+            config = AutoConfig.from_pretrained(where, revision=self.revision, **options)
+            name = (config.architectures or [""])[0]
+            head = auto_class(name) if task is None else task.head
+            own = pruned_class(where, config, self.revision, head)
+            auto: Any = own or getattr(transformers, head)
             if task is not None:
                 torch.manual_seed(task.seed)
             model = auto.from_pretrained(
                 where,
+                config=config,
                 revision=self.revision,
                 dtype=self._dtype(device),
                 attn_implementation=self.implementation,
-                **options,
             )
         except ImportError as error:
             reason = " ".join(str(error).split())
@@ -135,18 +137,19 @@ class Model:
         """Return a model of these shapes with random weights, for what depends on shapes alone.
 
         Only its config.json is read. All blocks of a model beyond `LARGE` bytes share the weights
-        of one: they are too large for any cache to hold them.
+        of one, where they are alike: they are too large for any cache to hold them.
         """
         import torch
         import transformers
         from transformers import AutoConfig
 
-        from pruning.models.checkpoint import auto_class
+        from pruning.models.checkpoint import auto_class, pruned_class
         from pruning.models.modeling_pruned import ARCHITECTURES
         from pruning.models.shrink import repeat_blocks_
 
+        where = self._directory(cache)
         try:
-            config = AutoConfig.from_pretrained(self._directory(cache), revision=self.revision)
+            config = AutoConfig.from_pretrained(where, revision=self.revision)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
@@ -159,15 +162,18 @@ class Model:
         if task is None and kind is not None and kind.encoder:
             head = "AutoModelForSequenceClassification"
         make, dtype = getattr(transformers, head).from_config, self._dtype(device)
+        if pruned := pruned_class(where, config, self.revision, head):
+            make = pruned._from_config
         with torch.device("meta"):
             size = sum(p.numel() for p in make(config).parameters()) * dtype.itemsize
         count, types = config.num_hidden_layers, getattr(config, "layer_types", None)
-        if size > LARGE:
+        alike = size > LARGE and not pruned
+        if alike:
             config.num_hidden_layers = 1
             config.layer_types = types[:1] if types else None
         with torch.device(device):
             model = make(config, dtype=dtype, attn_implementation=self.implementation).eval()
-        if size > LARGE:
+        if alike:
             config.num_hidden_layers, config.layer_types = count, types
             repeat_blocks_(model, count)
         return model

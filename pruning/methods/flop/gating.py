@@ -73,7 +73,7 @@ def gated_(
         if rank < site.units:  # type: ignore[operator]
             cut = share[min(rank, len(share) - 1)]  # type: ignore[type-var]
             log_alpha = (EVEN + method.slope * (share - cut) / spread).clamp(CLOSED, OPEN)
-        gates = Gates(log_alpha.float().to(model.device), method.beta, method.noise)
+        gates = Gates(log_alpha.to(model.device), method.beta, method.noise)
         A, B = (t.to(model.dtype) for t in (A, B / gates.fixed(len(A)).clamp(min=0.5).to(B)))
         if site in rows:
             clusters.append(GatedLowRank(A, B, None, gates))
