@@ -17,10 +17,10 @@ import torch
 from pruning.calibration.moments import Accumulator, Split
 from pruning.data.batch import pack
 from pruning.experiment import compose
-from pruning.methods.obs import by_score, change, energy, least_squares, wanda
-from pruning.methods.solve import HeldOut, choose_ridge
 from pruning.models.blockwise import enter
 from pruning.models.sites import Kind, blocks, projection, sites, weight
+from pruning.solver.obs import by_score, change, energy, least_squares, wanda
+from pruning.solver.ordering import HeldOut, choose_ridge
 from pruning.system.cache import Cache
 from pruning.system.progress import track
 

@@ -11,16 +11,17 @@ from transformers import PreTrainedModel
 from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Split
 from pruning.latency.table import Shape, Shapes
-from pruning.methods.levels import Levels
 from pruning.methods.method import Plan, Subject
-from pruning.methods.obs import Removal, batched, by_score, damped, greedy, wanda
 from pruning.methods.sequential import sequential
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
-from pruning.methods.solve import kept_units
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Allocation, Site, sites
+from pruning.search.options import Chooser
 from pruning.search.schedule import chooser, every_shape, shapes
-from pruning.search.search import Chooser, Schedule
+from pruning.search.search import Schedule
+from pruning.solver.levels import Levels
+from pruning.solver.obs import Removal, batched, by_score, damped, greedy, wanda
+from pruning.solver.ordering import kept_units
 
 Keep = Bool[Tensor, " units"]
 

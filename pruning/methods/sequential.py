@@ -10,8 +10,6 @@ from transformers import PreTrainedModel
 from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Split, block_moments, outputs
 from pruning.methods.method import Subject
-from pruning.methods.obs import least_squares
-from pruning.methods.solve import HeldOut, choose_ridge
 from pruning.models.blockwise import enter
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import (
@@ -23,6 +21,8 @@ from pruning.models.sites import (
     sites,
     weight,
 )
+from pruning.solver.obs import least_squares
+from pruning.solver.ordering import HeldOut, choose_ridge
 from pruning.system.progress import track
 
 Keep = Bool[Tensor, " units"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from pruning.latency.table import LatencyTable, Shape
-from pruning.methods.levels import Levels
 from pruning.models.sites import Site
 from pruning.search.knapsack import Row, knapsack
 from pruning.search.trial import Trial
+from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 
 

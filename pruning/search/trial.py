@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.methods.levels import Levels
 from pruning.models.blockwise import State, behind, enter, leave
 from pruning.models.modeling_pruned import replace_
 from pruning.models.sites import (
@@ -23,7 +22,8 @@ from pruning.models.sites import (
     set_weight_,
     weight,
 )
-from pruning.search.search import Objective
+from pruning.search.options import Objective
+from pruning.solver.levels import Levels
 from pruning.system.progress import track
 
 

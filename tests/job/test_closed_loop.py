@@ -15,7 +15,7 @@ from pruning.search.search import Uniform
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.families import llama
-from tests.methods.data import lstsq
+from tests.solver.data import lstsq
 from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels
 
 BATCHES = padded_batches()

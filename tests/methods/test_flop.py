@@ -22,12 +22,13 @@ from pruning.methods.flop.training import Goal, train
 from pruning.methods.method import Subject
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, projection, weight
-from pruning.search.search import Objective, Spdy
+from pruning.search.options import Objective
+from pruning.search.search import Spdy
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from pruning.tasks.training import own, save_parameters
 from tests.families import ENCODERS, EVERY, FAMILIES, llama
-from tests.methods.data import inputs, weights
+from tests.solver.data import inputs, weights
 from tests.tiny import padded_batches
 
 BATCHES = padded_batches()

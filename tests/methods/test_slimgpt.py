@@ -13,12 +13,13 @@ from pruning.methods.plans import SchedulePlan
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
 from pruning.models.sites import Kind, projection, set_weight_, shape, sites, weight
 from pruning.runtimes.workload import Phase
+from pruning.search.options import Ramp
 from pruning.search.schedule import share
-from pruning.search.search import Ramp, Schedule
+from pruning.search.search import Schedule
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.families import FAMILIES, llama
-from tests.methods.data import lstsq
+from tests.solver.data import lstsq
 from tests.tiny import linear_table, padded_batches, text
 
 BATCHES = padded_batches(count=9)

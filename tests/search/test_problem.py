@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from pruning.models.sites import Kind, Site
+from pruning.search.options import Objective
 from pruning.search.problem import Problem, scaled
-from pruning.search.search import Calibrated, Objective, Spdy, Uniform
+from pruning.search.search import Calibrated, Spdy, Uniform
 from pruning.system.cache import Cache
 
 BLOCKS = 7

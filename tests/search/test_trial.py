@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from pruning.models.sites import Kind
-from pruning.search.search import Objective
+from pruning.search.options import Objective
 from pruning.search.trial import Trial, _Dense, _Numbers, evaluation_text
 from tests.families import EVERY
 from tests.tiny import INF, linear_table, padded_batches, solve_levels

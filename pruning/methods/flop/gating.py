@@ -12,9 +12,9 @@ from pruning.latency.table import Shapes
 from pruning.methods.flop.embedding import Tokens, directions, install_
 from pruning.methods.flop.flop import FLOP
 from pruning.methods.flop.gates import GatedEmbedding, GatedLowRank, Gates
-from pruning.methods.ranks import components
 from pruning.models.modeling_pruned import replace_
 from pruning.models.sites import Kind, Site, architecture, blocks, projection, weight
+from pruning.solver.ranks import components
 
 CLOSED, OPEN = -5.0, 5.0  # log_alpha of gates at the start, away from the rank that is chosen
 EVEN = -2.4  # log_alpha at which a gate is open as often as closed, with beta 1

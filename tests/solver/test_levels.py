@@ -5,11 +5,11 @@ import torch
 
 from pruning.calibration.moments import Moment, Moments, Split
 from pruning.latency.grid import heads, widths
-from pruning.methods.levels import Levels
-from pruning.methods.solve import HeldOut, choose_ridge
 from pruning.methods.ziplm import Score
 from pruning.models.sites import Kind, Site, shape
-from tests.methods.data import inputs, lstsq, moment, weights
+from pruning.solver.levels import Levels
+from pruning.solver.ordering import HeldOut, choose_ridge
+from tests.solver.data import inputs, lstsq, moment, weights
 from tests.tiny import INF, ziplm
 
 FFN = Site(0, Kind.FFN, 40, 1)

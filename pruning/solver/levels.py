@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from pruning.calibration.moments import Moment, Moments
 from pruning.latency.table import LatencyTable, Shape
 from pruning.methods.leveled import Leveled
-from pruning.methods.obs import least_squares
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Allocation, Site, add_bias_, projection, set_weight_, weight
+from pruning.solver.obs import least_squares
 from pruning.system.cache import Cache
 from pruning.system.progress import track
 

@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from pruning.methods.obs import (
+from pruning.solver.obs import (
     batched,
     by_score,
     change,
@@ -14,7 +14,7 @@ from pruning.methods.obs import (
     least_squares,
     wanda,
 )
-from tests.methods.data import inputs, lstsq, moment, naive_greedy, residual, weights
+from tests.solver.data import inputs, lstsq, moment, naive_greedy, residual, weights
 
 ROWS, COLUMNS = 7, 24
 KEEP = torch.rand(COLUMNS, generator=torch.Generator().manual_seed(4)) < 0.6
@@ -130,7 +130,7 @@ def test_rank_deficient_moments_are_damped_and_said_so(data, caplog):
     """With 10 tokens, 14 of 24 columns can go at no cost; nothing becomes infinite."""
     W, X, _ = data
     H = moment(X[:10])
-    with caplog.at_level(logging.WARNING, "pruning.methods.obs"):
+    with caplog.at_level(logging.WARNING, "pruning.solver.obs"):
         removal = greedy(W, H)
     assert "rank-deficient" in caplog.text
     assert torch.isfinite(removal.score).all()
@@ -140,7 +140,7 @@ def test_rank_deficient_moments_are_damped_and_said_so(data, caplog):
     caplog.clear()
     keep = torch.ones(COLUMNS, dtype=torch.bool)
     keep[removal.order[:5]] = False
-    with caplog.at_level(logging.WARNING, "pruning.methods.obs"):
+    with caplog.at_level(logging.WARNING, "pruning.solver.obs"):
         W_K = least_squares(W, H, keep)
     assert "rank-deficient" in caplog.text
     assert torch.isfinite(W_K).all()

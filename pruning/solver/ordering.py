@@ -8,8 +8,11 @@ from torch import Tensor
 
 from pruning.calibration.moments import Moment, Split
 from pruning.latency.table import Shape
-from pruning.methods.levels import SiteLevels
-from pruning.methods.obs import (
+from pruning.methods.scored import Scored
+from pruning.methods.ziplm import Score, ZipLM
+from pruning.models.sites import Kind, Site
+from pruning.solver.levels import SiteLevels
+from pruning.solver.obs import (
     Removal,
     by_score,
     change,
@@ -19,9 +22,6 @@ from pruning.methods.obs import (
     least_squares,
     wanda,
 )
-from pruning.methods.scored import Scored
-from pruning.methods.ziplm import Score, ZipLM
-from pruning.models.sites import Kind, Site
 
 REFERENCES = (0.8, 0.5)  # shares of the units kept at which scores and ridges are compared
 NO_UPDATE = float("inf")  # the ridge of it

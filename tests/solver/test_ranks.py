@@ -6,14 +6,14 @@ import torch
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, Split, block_moments, collect
 from pruning.latency.table import LatencyTable
-from pruning.methods.ranks import Ranks, components, rank_levels
 from pruning.methods.svd import SVD
 from pruning.models.blockwise import enter
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, blocks, linears, projection, sites, weight
+from pruning.solver.ranks import Ranks, components, rank_levels
 from tests.families import EVERY, llama
-from tests.methods.data import inputs, weights
-from tests.methods.test_levels import mean
+from tests.solver.data import inputs, weights
+from tests.solver.test_levels import mean
 from tests.tiny import padded_batches
 
 BATCHES = padded_batches()

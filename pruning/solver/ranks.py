@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Split
 from pruning.latency.table import Shape
-from pruning.methods.levels import Levels, SiteLevels
 from pruning.models.shrink import factor_, twin
 from pruning.models.sites import Allocation, Site, projection, weight
+from pruning.solver.levels import Levels, SiteLevels
 
 
 def components(
