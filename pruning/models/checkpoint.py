@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 from pruning.models import modeling_pruned
 from pruning.models.modeling_pruned import block_shape, head_size, ranks
 from pruning.models.sites import HEADS, architecture, blocks
+from pruning.models.weights import loaded
 from pruning.results.cache import file_sha256
 
 CODE = Path(modeling_pruned.__file__)
@@ -80,11 +81,12 @@ def load(
             f"{path} is gone, and its job counts as done: remove {path.parent}, and it runs again"
         )
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    kind: Any = pruned_class(str(path), config)
+    kind = pruned_class(str(path), config)
     if kind is None:
         kind = getattr(transformers, (config.architectures or [""])[0])
-    model = kind.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
-    return model.to(device).eval()
+    options = {"config": config, "dtype": dtype, "attn_implementation": attention}
+    model = loaded(kind, path, str(path), **options)
+    return model.to(device).eval()  # type: ignore[arg-type]
 
 
 def pruned_class(

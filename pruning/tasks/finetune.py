@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from pruning.calibration.batch import digest_rows
 from pruning.models.source import fingerprint
+from pruning.models.weights import loaded
 from pruning.results.cache import Cache, digest
 from pruning.tasks.task import Task
 from pruning.tasks.training import Guard, arguments, collator, own, run
@@ -61,7 +62,8 @@ def finetuned(
 
     entry = cache.stage("finetune", key, build)
     shutil.rmtree(scratch, ignore_errors=True)
-    found = type(model).from_pretrained(entry, dtype=model.dtype)
+    said = f"task.rate={task.rate:g}: the fine-tuned model in {entry}"
+    found = loaded(type(model), entry, said, dtype=model.dtype)
     return found.to(model.device).eval()  # type: ignore[arg-type]
 
 
