@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from pruning.experiment import compose
+from pruning.results.writing import explained, of_files
 
 PROFILES = Path("outputs/profiles")
 
@@ -64,6 +65,11 @@ def main(arguments: list[str]) -> int:
             return 0 if arguments[0] in ("-h", "--help") else 2
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not of_files(error):
+            raise
+        print("error:", explained(error), file=sys.stderr)
         return 1
     return 0
 

@@ -58,11 +58,16 @@ def loaded(kind: Any, where: str | Path, said: str, **options: Any) -> PreTraine
         if any(_is_head(model, name) for name, *_ in info["mismatched_keys"]) and encoder:
             remedy += "; for a task of other classes (task.classes), one without a head"
         raise ValueError(f"{said}: weights and config.json differ: {'; '.join(faults)}: {remedy}")
-    check_finite(model, said)
+    check_finite(
+        model,
+        said,
+        "give a checkpoint without NaN and infinity, or model.dtype=float32 if the dtype is too "
+        "small for its values",
+    )
     return model
 
 
-def check_finite(model: PreTrainedModel, said: str) -> None:
+def check_finite(model: PreTrainedModel, said: str, remedy: str) -> None:
     """Raise ValueError, which begins with `said` and names them, where weights are not finite."""
     bad = []
     for name, tensor in model.state_dict().items():
@@ -72,10 +77,7 @@ def check_finite(model: PreTrainedModel, said: str) -> None:
             bad.append(f"{name} ({count} of {tensor.numel()} values)")
     if bad:
         dtype = str(model.dtype).removeprefix("torch.")
-        raise ValueError(
-            f"{said}: not finite as {dtype}: {listed(bad)}: give a checkpoint without NaN and "
-            "infinity, or model.dtype=float32 if they come of the dtype"
-        )
+        raise ValueError(f"{said}: not finite as {dtype}: {listed(bad)}: {remedy}")
 
 
 def refuse_quantised(config: PreTrainedConfig, said: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning.results.turns import free, locked
+from pruning.results.writing import writing
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Cache:
         entry = self.root / name / digest(key)
         if entry in self._checked:
             return entry
-        with locked(entry.with_suffix(".lock")):
+        with writing(self.root, "cache"), locked(entry.with_suffix(".lock")):
             if entry.exists():
                 if fault := self._fault(entry):
                     log.warning("cache entry %s is damaged (%s): rebuilding it", entry, fault)
@@ -137,6 +138,10 @@ class Cache:
                 return f"{name} is missing"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes, not {size}"
-            if file_sha256(path) != sha256:
+            try:
+                altered = file_sha256(path) != sha256
+            except OSError as error:
+                return f"{name}: {error.strerror}"
+            if altered:
                 return f"{name} was altered"
         return None
