@@ -658,23 +658,23 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
     ),
     "no such device": (["hardware.device=cuda:77"], ["hardware.device", "cuda:77", "choose"]),
     "a head drawn at random": (
-        ["model.path={root}/headless", "method=dense", "speedup=1"],
+        ["model.path={root}/broken/headless", "method=dense", "speedup=1"],
         ["model.path", "/headless", "lacks lm_head.weight", "give"],
     ),
     "a NaN among the weights": (
-        ["model.path={root}/nan", "method=magnitude"],
+        ["model.path={root}/broken/nan", "method=magnitude"],
         ["model.path", "/nan", "model.layers.1.mlp.up_proj.weight (1 of 131072 values)", "give"],
     ),
     "quantised weights": (
-        ["model.path={root}/quantised"],
+        ["model.path={root}/broken/quantised"],
         ["model.path", "quantised (gptq, 4 bits)", "give"],
     ),
     "a pointer of git-lfs": (
-        ["model.path={root}/pointer"],
+        ["model.path={root}/broken/pointer"],
         ["pointer/model.safetensors", "git lfs pull"],
     ),
     "a model that overflows": (
-        ["model.path={root}/large", "model.dtype=float16"],
+        ["model.path={root}/broken/large", "model.dtype=float16"],
         [
             "model=tiny",
             "wikitext/text/token_perplexity_32 is ",
@@ -696,13 +696,13 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
 @pytest.fixture(scope="module")
 def broken(place):
     """Copy the tiny model several times, and break each copy in its own way."""
-    dense = place.root / "dense"
+    dense, root = place.root / "dense", place.root / "broken"
 
     def copy(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-        shutil.copytree(dense, place.root / name)
+        shutil.copytree(dense, root / name)
         tensors = load_file(dense / "model.safetensors")
         change(tensors)
-        save_file(tensors, place.root / name / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, root / name / "model.safetensors", metadata={"format": "pt"})
 
     copy("headless", lambda t: t.pop("lm_head.weight"))
     copy("nan", lambda t: t["model.layers.1.mlp.up_proj.weight"].view(-1)[7].fill_(torch.nan))
@@ -710,10 +710,10 @@ def broken(place):
     copy("quantised", lambda t: None)
     config = json.loads((dense / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (place.root / "quantised" / "config.json").write_text(json.dumps(config))
-    shutil.copytree(dense, place.root / "pointer")
+    (root / "quantised" / "config.json").write_text(json.dumps(config))
+    shutil.copytree(dense, root / "pointer")
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n"
-    (place.root / "pointer" / "model.safetensors").write_text(text)
+    (root / "pointer" / "model.safetensors").write_text(text)
 
 
 @pytest.mark.parametrize("what", BAD)
