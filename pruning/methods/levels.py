@@ -64,7 +64,7 @@ class Levels(Mapping[Site, SiteLevels]):
         shapes = [table.levels(site) for site in of]
         # not its name: uniform_ffn has the levels of ziplm
         settings = {"kind": type(method).__name__, **asdict(method), "name": None}
-        key = {"version": 3, "moments": moments.identity, "method": settings, "shapes": shapes}
+        key = {"version": 4, "moments": moments.identity, "method": settings, "shapes": shapes}
         entry = cache.stage("levels", key, build)
         return cls.read(entry, of, moments)
 

@@ -13,7 +13,7 @@ from pruning.calibration.moments import Split
 from pruning.latency.table import Shape, Shapes
 from pruning.methods.levels import Levels
 from pruning.methods.method import Plan, Subject
-from pruning.methods.obs import Removal, batched, by_score, damped, greedy, wanda
+from pruning.methods.obs import Removal, batched, by_wanda, greedy
 from pruning.methods.sequential import sequential
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
 from pruning.methods.solve import kept_units
@@ -116,12 +116,12 @@ class SchedulePlan(Plan):
         self, W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None
     ) -> Removal:
         if width == 1 and self.method.ffn_score is ChannelScore.wanda:
-            return by_score(wanda(W, H), width, steps, partition)
-        H = damped(H.double(), self.method.damp)
+            return by_wanda(W, H, width, steps, partition)
+        damp = self.method.damp
         if width == 1:
-            return batched(W, H, self.method.group_sizes(steps))
+            return batched(W, H, self.method.group_sizes(steps), damp)
         grouped = self.method.score is HeadScore.grouped_cholesky
-        return greedy(W, H, width, steps, partition, grouped_cholesky=grouped)
+        return greedy(W, H, width, steps, partition, damp, grouped_cholesky=grouped)
 
 
 def _first(site: Site, shape: Shape) -> Keep:

@@ -12,7 +12,7 @@ from pruning.calibration.moments import Split, block_moments, outputs
 from pruning.calibration.stream import enter
 from pruning.methods.method import Subject
 from pruning.methods.obs import least_squares
-from pruning.methods.solve import HeldOut, choose_ridge
+from pruning.methods.solve import HeldOut, check_finite, choose_ridge
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import (
     Allocation,
@@ -54,7 +54,9 @@ def sequential(
                 pruned, index, states, [site], calibration.weight, advance=False, targets=targets
             )[site]
             with subject.clock("solve"):
-                W = weight(projection(dense, site)).to(split.fit.H.dtype)
+                W = weight(projection(dense, site))
+                check_finite(site, W, split)
+                W = W.to(split.fit.H.dtype)
                 allocation[site] = keep = decide(site, W, split)
                 partly = keep.any() and not keep.all()  # else the weight is the dense one, or gone
                 W_K = _solved(site, W, split, keep, ridges) if partly else None
