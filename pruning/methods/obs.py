@@ -35,7 +35,7 @@ class Removal:
 
 def live(H: Moment) -> Bool[Tensor, " columns"]:
     """Tell the inputs that are ever active from the dead ones, by the diagonal of a raw moment."""
-    return H.diagonal() > 0
+    return H.diagonal() != 0  # NaN is not dead
 
 
 def damped(H: Moment, ridge: float) -> Moment:

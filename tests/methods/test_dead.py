@@ -82,13 +82,13 @@ def shapes_of(site) -> list:
 @pytest.fixture(scope="module")
 def moments(tmp_path_factory) -> dict[str, Moments]:
     """Collect the moments of each family; weights on dead inputs do not change them."""
-    found = {}
+    collected = {}
     for family in ("opt", "llama"):
         model = kill_(FAMILIES[family]())
-        found[family] = Moments(tmp_path_factory.mktemp(family))
+        collected[family] = Moments(tmp_path_factory.mktemp(family))
         for index, block in enumerate(collect(model, BATCHES, Weight.none, sites(model))):
-            found[family].write(index, block)
-    return found
+            collected[family].write(index, block)
+    return collected
 
 
 @torch.no_grad()
@@ -96,14 +96,14 @@ def inputs_of(model, site, held_out: bool) -> Tensor:
     """Return what the projection of a site reads of the real tokens."""
     seen: list[Tensor] = []
     handle = projection(model, site).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    found = []
+    parts = []
     for batch in BATCHES:
         if batch.held_out is held_out:
             model(input_ids=batch.ids, attention_mask=batch.mask)
             X = seen.pop().reshape(*batch.ids.shape, -1)
-            found.append(X[batch.mask.bool()].double())
+            parts.append(X[batch.mask.bool()].double())
     handle.remove()
-    return torch.cat(found)
+    return torch.cat(parts)
 
 
 def obs_order(W: Tensor, H: Tensor, damp: float) -> list[int]:
@@ -138,7 +138,7 @@ def test_ziplms_channels_leave_as_if_dead_ones_were_not_there(score, moments):
     for site in sites(model)[1::2]:
         W = weight(projection(model, site)).double()
         split = moments["opt"][site]
-        found = method.site_levels(site, W.float(), split, shapes_of(site))
+        solved = method.site_levels(site, W.float(), split, shapes_of(site))
         fit, held = (inputs_of(model, site, held_out) for held_out in (False, True))
         live = fit.any(0)
         assert torch.equal(live, ~DEAD)
@@ -157,17 +157,17 @@ def test_ziplms_channels_leave_as_if_dead_ones_were_not_there(score, moments):
                 judged = order(W * live, split.fit.H.double(), method.damp)
                 keeps = [expected_keep(judged, width) for width in (80, 50)]
                 errors[name] = sum(error(keep, 0.1) for keep in keeps)
-            assert found.score == min(errors, key=errors.__getitem__)
-        order = orders[found.score]
+            assert solved.score == min(errors, key=errors.__getitem__)
+        order = orders[solved.score]
         judged = order(W * live, split.fit.H.double(), method.damp)
         final = order(W * live, split.all.H.double(), method.damp)
-        for width, keep, loss in zip(found.shapes, found.keeps, found.loss, strict=True):
+        for width, keep, loss in zip(solved.shapes, solved.keeps, solved.loss, strict=True):
             assert int(keep.sum()) == width
             alive = expected_keep(final, width)
             assert torch.equal(keep & live, alive)
-            expected = error(expected_keep(judged, width), found.ridge)
+            expected = error(expected_keep(judged, width), solved.ridge)
             assert loss == pytest.approx(expected, rel=1e-3, abs=1e-6)  # float32 moments
-        assert found.loss[2] == pytest.approx(0, abs=1e-6)  # 66: only dead ones are gone
+        assert solved.loss[2] == pytest.approx(0, abs=1e-6)  # 66: only dead ones are gone
 
 
 @torch.no_grad()
@@ -175,13 +175,13 @@ def test_ziplms_channels_leave_as_if_dead_ones_were_not_there(score, moments):
 @pytest.mark.parametrize("name", METHODS)
 def test_dead_units_leave_first(name, family, moments):
     model = kill_(FAMILIES[family]())
-    of = moments[family]
+    collected = moments[family]
     for site in sites(model):
         W = weight(projection(model, site))
-        assert torch.equal(of[site].all.H.diagonal() > 0, ~columns(site))
-        found = METHODS[name].site_levels(site, W, of[site], shapes_of(site))
+        assert torch.equal(collected[site].all.H.diagonal() > 0, ~columns(site))
+        solved = METHODS[name].site_levels(site, W, collected[site], shapes_of(site))
         dead, partly = dead_units(site), 0
-        for left, keep in zip(found.shapes, found.keeps, strict=True):
+        for left, keep in zip(solved.shapes, solved.keeps, strict=True):
             if isinstance(left, tuple) and left[1] < site.heads_per_group:
                 continue  # heads leave all groups evenly
             if (keep & dead).any():
@@ -197,23 +197,25 @@ def test_weights_on_dead_inputs_count_nowhere(name, family, moments):
     quiet, loud = (kill_(FAMILIES[family](), factor) for factor in (0.0, 1e4))
     levels = []
     for model in (quiet, loud):
-        of = {}
+        by_site = {}
         for site in sites(model):
             W = weight(projection(model, site))
-            of[site] = METHODS[name].site_levels(site, W, moments[family][site], shapes_of(site))
-        levels.append(Levels(of, moments[family]))
-    for site, found in levels[0].items():
+            by_site[site] = METHODS[name].site_levels(
+                site, W, moments[family][site], shapes_of(site)
+            )
+        levels.append(Levels(by_site, moments[family]))
+    for site, solved in levels[0].items():
         other = levels[1][site]
-        assert torch.equal(found.keeps, other.keeps)
-        assert (found.ridge, found.score) == (other.ridge, other.score)
-        assert found.loss == pytest.approx(other.loss, rel=1e-5, abs=1e-7)
-        for level in range(len(found.shapes)):
-            solved = []
-            for model, of in zip((quiet, loud), levels, strict=True):
-                W = weight(projection(model, site))
-                solved.append(of.kept_weight(site, level, W))
+        assert torch.equal(solved.keeps, other.keeps)
+        assert (solved.ridge, solved.score) == (other.ridge, other.score)
+        assert solved.loss == pytest.approx(other.loss, rel=1e-5, abs=1e-7)
+        for level in range(len(solved.shapes)):
+            V, V_other = (
+                its.kept_weight(site, level, weight(projection(model, site)))
+                for model, its in zip((quiet, loud), levels, strict=True)
+            )
             live = ~columns(site)[levels[0].columns(site, level)]
-            torch.testing.assert_close(solved[0][:, live], solved[1][:, live])
+            torch.testing.assert_close(V[:, live], V_other[:, live])
 
 
 SLIMGPT = SlimGPT(

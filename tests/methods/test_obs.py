@@ -204,10 +204,10 @@ def test_dead_units_leave_first_within_their_group(data, width):
 def test_greedy_damps_the_moment_itself(data, width):
     W, _, H = data
     order, scores = naive_greedy(W, H + 0.3 * torch.diag(H.diagonal()), width)
-    found = greedy(W, H, width, damp=0.3)
-    assert found.order.tolist() == order
+    removal = greedy(W, H, width, damp=0.3)
+    assert removal.order.tolist() == order
     torch.testing.assert_close(
-        found.score, torch.tensor(scores, dtype=torch.float64), rtol=1e-8, atol=1e-8 * max(scores)
+        removal.score, torch.tensor(scores, dtype=torch.float64), rtol=1e-8, atol=1e-8 * max(scores)
     )
     if width == 1:
         assert batched(W, H, [1] * COLUMNS, damp=0.3).order.tolist() == order
@@ -242,6 +242,10 @@ def test_moments_that_are_not_finite_are_refused(data, bad):
     W, _, H = data
     H[2, 5] = H[5, 2] = bad
     for remove in (greedy, lambda W, H: batched(W, H, [3])):
+        on_the_diagonal = data[2].clone()
+        on_the_diagonal[0, 0] = bad
+        with pytest.raises(ValueError, match="not finite"):
+            remove(W, on_the_diagonal)
         with pytest.raises(ValueError, match=r"not finite in torch\.float64"):
             remove(W, H)
     with pytest.raises(ValueError, match="not finite"):
