@@ -52,6 +52,7 @@ def spread(
     )
     device, dtype = dense.device.type, str(dense.dtype).removeprefix("torch.")
     options = {"seed": seed, "device": device, "dtype": dtype, "recovery": asdict(recovery)}
+    options |= {"attention": dense.config._attn_implementation}
     options |= {"scratch": str(scratch), "directory": str(directory)}
     (folder / "options.json").write_text(json.dumps(options))
     command = [*shlex.split(recovery.launch), "-m", "pruning.recovery.worker", str(folder)]
@@ -83,9 +84,9 @@ def main(folder: Path) -> None:
     device = torch.device(given["device"])
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    dtype = getattr(torch, given["dtype"])
-    dense = checkpoint.load(folder / "dense", dtype, device)
-    student = own(checkpoint.load(folder / "pruned", dtype, device))
+    how = getattr(torch, given["dtype"]), device, given["attention"]
+    dense = checkpoint.load(folder / "dense", *how)
+    student = own(checkpoint.load(folder / "pruned", *how))
     rows = read(load_file(folder / "rows.safetensors"))
     scratch, first = Path(given["scratch"]), int(os.environ.get("RANK", 0)) == 0
     # processes of a job that was killed may still be at it
