@@ -15,6 +15,7 @@ from omegaconf import MISSING
 from pruning.evaluation.part import Candidate, Measured, Part
 from pruning.evaluation.parts import Answered, Documents, Judged, Perplexity
 from pruning.results.cache import Cache, digest
+from pruning.results.result import to_json
 from pruning.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -254,7 +255,9 @@ def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) 
 
     def build(directory: Path) -> None:
         found = part.measure(name, candidate)
-        (directory / "measured.json").write_text(json.dumps(asdict(found)))
+        (directory / "measured.json").write_text(to_json(asdict(found)))
 
     entry = candidate.cache.stage("evaluate", key, build)
-    return Measured(**json.loads((entry / "measured.json").read_text()))
+    kept = Measured(**json.loads((entry / "measured.json").read_text()))
+    kept.metrics = {k: math.nan if v is None else v for k, v in kept.metrics.items()}
+    return kept

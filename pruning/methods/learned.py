@@ -32,6 +32,7 @@ from pruning.models.sites import (
     weight,
 )
 from pruning.results.cache import digest, digest_tensors
+from pruning.results.result import to_json
 from pruning.tasks.training import own, save_parameters
 
 LIMIT = 30.0  # shifts of log_alpha beyond which nothing changes
@@ -207,7 +208,7 @@ def _trained(
         model = gated_(own(s.dense), moments, ranks, method, tokens)
         history = train(model, sites, goal, method, batches, s.seed, scratch)
         save_parameters(model, directory)
-        (directory / "history.json").write_text(json.dumps(history, indent=1))
+        (directory / "history.json").write_text(to_json(history, indent=1))
 
     entry = s.cache.stage("training", key, build)
     shutil.rmtree(scratch, ignore_errors=True)

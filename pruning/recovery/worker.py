@@ -25,6 +25,7 @@ from pruning.calibration.batch import Row
 from pruning.models import checkpoint
 from pruning.recovery.recovery import Training
 from pruning.recovery.train import train
+from pruning.results.result import to_json
 from pruning.results.turns import locked
 from pruning.tasks.training import own, save_parameters
 
@@ -110,7 +111,7 @@ def read(tensors: Mapping[str, torch.Tensor]) -> list[Row]:
 def write(student: PreTrainedModel, curve: list, cost: dict, directory: Path) -> None:
     """Write what training gave."""
     save_parameters(student, directory)
-    (directory / "curve.json").write_text(json.dumps({"curve": curve, "cost": cost}, indent=1))
+    (directory / "curve.json").write_text(to_json({"curve": curve, "cost": cost}, indent=1))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.results.result import to_json
 from pruning.results.turns import free, locked
 from pruning.results.writing import writing
 
@@ -156,7 +157,7 @@ class Cache:
             if path.is_file()
         }
         manifest = {"stage": name, "key": key, "files": files}
-        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, default=str))
+        (directory / MANIFEST).write_text(to_json(manifest, indent=1, default=str))
 
     @staticmethod
     def _fault(entry: Path) -> str | None:
