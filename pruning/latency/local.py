@@ -66,13 +66,22 @@ class Local(Working):
         return LatencyTable.read(entry / "table.json")
 
     def compare(
-        self, dense: "PreTrainedModel", pruned: "PreTrainedModel"
+        self, dense: "PreTrainedModel", pruned: "PreTrainedModel", confirm: bool = False
     ) -> "tuple[Timing, Timing]":
-        """Time both models end to end, interleaved."""
+        """Time both models end to end, interleaved; longer to confirm what was chosen."""
         from pruning.latency.profile import compare
 
         with alone(dense.device):
-            return compare(dense, pruned, self)
+            return compare(dense, pruned, self, confirm)
+
+    def pairs(self, confirm: bool) -> tuple[int, float]:
+        """Return the least number of pairs to time, and the standard error at which they do.
+
+        The error is a share of the speedup: half the tolerance, and a quarter of it to confirm.
+        """
+        if confirm:
+            return 2 * self.repetitions, self.tolerance / 4
+        return self.repetitions, self.tolerance / 2
 
     def _identity(self, model: "PreTrainedModel", of: "list[Site]") -> dict:
         """Return what a profile depends on: class, config, shapes, precision, work, machine."""
