@@ -311,5 +311,5 @@ def test_moments_that_are_not_finite_do_not_make_a_loss_of_zero(bad):
     """Methods that solve nothing refuse them as those do that factorise them."""
     W, _, moments = problem(FFN)
     moments.held.H[3, 3] = bad
-    with pytest.raises(ValueError, match="block.0.ffn's inputs is not finite"):
+    with pytest.raises(ValueError, match=r"block\.0\.ffn's inputs is not finite"):
         Magnitude("magnitude").site_levels(FFN, W, moments, shapes_of(FFN))
