@@ -22,7 +22,7 @@ from pruning.models.sites import (
     weight,
 )
 from pruning.solver.obs import least_squares
-from pruning.solver.ordering import HeldOut, choose_ridge
+from pruning.solver.ordering import HeldOut, check_finite, choose_ridge
 from pruning.system.progress import track
 
 Keep = Bool[Tensor, " units"]
@@ -54,7 +54,9 @@ def sequential(
                 pruned, index, states, [site], calibration.weight, advance=False, targets=targets
             )[site]
             with subject.clock("solve"):
-                W = weight(projection(dense, site)).to(split.fit.H.dtype)
+                W = weight(projection(dense, site))
+                check_finite(site, W, split)
+                W = W.to(split.fit.H.dtype)
                 allocation[site] = keep = decide(site, W, split)
                 partly = keep.any() and not keep.all()  # else the weight is the dense one, or gone
                 W_K = _solved(site, W, split, keep, ridges) if partly else None

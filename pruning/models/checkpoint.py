@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 from pruning.models import modeling_pruned
 from pruning.models.modeling_pruned import block_shape, head_size, ranks
 from pruning.models.sites import HEADS, architecture, blocks
+from pruning.models.weights import loaded
 from pruning.system.cache import file_sha256
 
 CODE = Path(modeling_pruned.__file__)
@@ -49,23 +50,38 @@ def save(
     partial, former = (path.with_name(f".{path.name}.{state}") for state in ("partial", "former"))
     for leftover in (partial, former):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial)
-    for file in partial.glob("*.py"):  # of a model that was itself loaded with remote code
-        file.unlink()
-    config.save_pretrained(partial)
-    if getattr(config, "auto_map", None):
-        shutil.copyfile(CODE, partial / CODE.name)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    mode = (partial / "README.md").stat().st_mode
-    for file in partial.glob("*.safetensors"):  # written as 0600 whatever the umask
-        file.chmod(mode)
+    try:
+        _write(model, config, tokenizer, partial, card)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if path.exists():
         os.replace(path, former)  # a directory can only replace an empty one
     os.replace(partial, path)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def _write(
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    directory: Path,
+    card: str,
+) -> None:
+    """Write all files to a directory that is not there yet."""
+    directory.mkdir(parents=True)
+    model.save_pretrained(directory)
+    for file in directory.glob("*.py"):  # of a model that was itself loaded with remote code
+        file.unlink()
+    config.save_pretrained(directory)
+    if getattr(config, "auto_map", None):
+        shutil.copyfile(CODE, directory / CODE.name)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    mode = (directory / "README.md").stat().st_mode
+    for file in directory.glob("*.safetensors"):  # written as 0600 whatever the umask
+        file.chmod(mode)
 
 
 def load(
@@ -80,11 +96,12 @@ def load(
             f"{path} is gone, and its job counts as done: remove {path.parent}, and it runs again"
         )
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    kind: Any = pruned_class(str(path), config)
+    kind = pruned_class(str(path), config)
     if kind is None:
         kind = getattr(transformers, (config.architectures or [""])[0])
-    model = kind.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
-    return model.to(device).eval()
+    options = {"config": config, "dtype": dtype, "attn_implementation": attention}
+    model = loaded(kind, path, str(path), **options)
+    return model.to(device).eval()  # type: ignore[arg-type]
 
 
 def pruned_class(
