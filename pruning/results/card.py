@@ -3,7 +3,14 @@
 import json
 import re
 
-from pruning.results.report import evaluation_rows, latency_rows, loading, recovery_rows, source
+from pruning.results.report import (
+    evaluation_rows,
+    latency_rows,
+    loading,
+    recovery_rows,
+    source,
+    windows,
+)
 from pruning.results.result import Result, times
 
 URL = "path/to/this/directory"
@@ -81,9 +88,11 @@ def measured(result: Result) -> str:
             f"{latency.text()} (batch x sequence) on hardware `{result.config['hardware']['name']}`"
             f". Its speed is {speedup.basis}, and was not measured. {source(result)}"
         ).rstrip()
+    of_text = windows(result)
     return (
         f"## {speedup.basis.capitalize()}\n\n{how}\n\n"
         + markdown(("", "dense", "pruned"), rows)
+        + (f"\n\n{of_text}" if of_text else "")
         + "\n\n± is one standard error. A task cut short by the suite's `limit` compares the two "
         "models with each other, not with published numbers."
         + "".join(f"\n\nNot run: {reason}." for reason in result.evaluation.not_run.values())
