@@ -775,8 +775,9 @@ def test_bad_input_is_one_line(place, jobs, broken, what):
     (place.root / "rows.jsonl").write_text('{"body": "w1 w2", "number": 7}\n')
     shutil.copytree(place.root / "dense", place.root / "grown", dirs_exist_ok=True)
     word_tokenizer(WORDS + 2).save_pretrained(place.root / "grown")
-    words = (place.root / "text.txt").read_text()
-    (place.root / "grown.txt").write_text(f"{words[:2000]} w126 {words[2000:]}")
+    words = (place.root / "text.txt").read_text().split()
+    words[::9] = ["w126"] * len(words[::9])
+    (place.root / "grown.txt").write_text(" ".join(words))
     before = place.entries()
     overrides, said = BAD[what]
     overrides = [override.replace("{root}", str(place.root)) for override in overrides]
