@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from pruning.calibration.bos import Encoder
-
 from pruning.results.cache import digest, digest_tensors
 
 Row = dict[str, Tensor]  # input_ids, token_type_ids where the tokenizer has them, labels of a task

@@ -244,7 +244,7 @@ def _share(
 def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) -> Measured:
     """Measure one part, or find it in the cache; `identity` is that of model and tokenizer."""
     key = {
-        "version": 6,
+        "version": 5,
         "model": identity,
         **_asked(name, part),
         "limit": candidate.limit,
