@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 from pruning.results.report import (
     evaluation_rows,
@@ -152,7 +153,8 @@ def load(result: Result) -> str:
     return (
         f"## Load\n\n```python\n{loading(URL, True, result.loader)}\n```\n\n"
         "`trust_remote_code` lets transformers run the one modelling file in this directory; "
-        "where `config.json` has no `auto_map` there is none, and the argument can go."
+        "where `config.json` has no `auto_map` there is none, and the argument can go. Written "
+        f"with transformers {result.environment['packages']['transformers']}; 4.57 reads it too."
     )
 
 
@@ -165,6 +167,6 @@ def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def hub_id(model: dict) -> str | None:
     """Return the hub id of the base model, where it came from there."""
     path = str(model["path"])
-    if model.get("wheel") or path.endswith(".gguf") or path.startswith("."):
+    if model.get("wheel") or path.endswith(".gguf") or path.startswith(".") or Path(path).exists():
         return None
     return path if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) else None

@@ -204,9 +204,13 @@ def kept(dense: "PreTrainedModel", allocation: "Allocation") -> list[Block]:
     """Count what an allocation keeps of each block of the dense model."""
     import torch
 
-    from pruning.models.sites import Kind, blocks, shape, sites
+    from pruning.models.modeling_pruned import block_shape, ranks
+    from pruning.models.sites import Kind, architecture, blocks, shape, sites
 
-    found = [Block(index, 0, 0, 0) for index in range(len(blocks(dense)))]
+    found = []
+    for index, block in enumerate(blocks(dense)):
+        groups, heads, width = block_shape(block, architecture(dense))  # of what is no site too
+        found.append(Block(index, groups * heads, groups, width, ranks(block)))
     for site, keep in allocation.items():
         if site.kind is Kind.LINEAR and not keep.all():
             found[site.block].ranks[site.module] = int(keep.sum())
