@@ -35,7 +35,7 @@ def arguments(place, *overrides: str) -> list[str]:
 
 
 def test_a_pruned_model_is_pruned_further(place, jobs):
-    done = jobs(*arguments(place, "speedup=1.25"))
+    done = jobs(*arguments(place, "speedup=1.25", "hardware.rounds=1"))  # noise corrects no aim
     assert done.returncode == 0, done.stderr[-3000:]
     (out,) = (place.root / "outputs").glob("tiny-ziplm-*")
     result = json.loads((out / "result.json").read_text())
