@@ -10,7 +10,6 @@ from omegaconf import MISSING
 from pruning.runtimes.workload import Workload
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 Call = Callable[[], object]
@@ -34,5 +33,8 @@ class Runtime(ABC):
         """Return a call of a whole model: it ends with logits, of a prompt's last token only."""
 
     @abstractmethod
-    def block(self, model: "PreTrainedModel", work: Workload) -> "Callable[[nn.Module], Call]":
-        """Return what makes a call of a shrunken copy of the first block; not for generate."""
+    def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
+        """Return what makes a call of a shrunken copy of a block, the first one or that of an index.
+
+        Not for generate.
+        """
