@@ -84,7 +84,7 @@ def end_to_end(model: PreTrainedModel, work: Workload, build: Build = plain) -> 
 
 @torch.no_grad()
 def of_block(model: PreTrainedModel, work: Workload, build: Build = plain) -> Callable[..., Call]:
-    """Return what makes a call of a shrunken copy of a block, the first one or that of an index.
+    """Return what makes a call of a shrunken copy of a block, by its index or the first.
 
     Not for generate.
     """

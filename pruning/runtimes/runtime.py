@@ -34,7 +34,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
-        """Return what makes a call of a shrunken copy of a block, the first one or that of an index.
+        """Return what makes a call of a shrunken copy of a block, by its index or the first.
 
         Not for generate.
         """
