@@ -6,9 +6,13 @@ from shutil import copytree
 
 import pytest
 
-from pruning.cli import cache as main
+from pruning import cli
 from pruning.system.cache import Cache
 from pruning.system.device_locks import locked
+
+
+def main(arguments):
+    return cli.main(["cache", *arguments])
 
 
 @pytest.fixture

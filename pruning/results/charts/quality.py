@@ -53,7 +53,7 @@ def quality(
     means, dense = centres(points, metric), dense_models(rows, metric)
     spans = [mean for mean in means if mean["low"] is not None]
     through: dict[str, Any] = {"x": x, "color": color}
-    results = chart(dots(rows, metric), name="results").mark_point(filled=True, size=70)
+    results = chart(dots(rows, metric), name="results").mark_point(filled=True, size=70, opacity=1)
     if clicks:
         chosen = alt.selection_point(name="chosen", fields=["method"], bind="legend")
         through["opacity"] = alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.12))
