@@ -31,6 +31,8 @@ from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
 from pruning.recovery.recovery import Loss, Precision, Shape
 from pruning.recovery.stage import recovered
+from pruning.runtimes.torch_compile import TorchCompile
+from pruning.runtimes.torch_eager import EAGER
 from pruning.search.options import Objective
 from pruning.search.problem import pose
 from pruning.search.search import NoSearch
@@ -87,6 +89,7 @@ class Given:
     objective: Objective = Objective.kl
     anchors: list[float] = field(default_factory=lambda: [0.5])
     here: Any = field(default_factory=hardware)
+    runtime: Any = EAGER
     recovery: Any = field(default_factory=training)
     pruned: PreTrainedModel | None = None
     rows: list = field(default_factory=lambda: list(ROWS))
@@ -160,7 +163,7 @@ STAGES: dict[str, Callable[[Given, Cache], Any]] = {
     "model": lambda g, cache: g.source.load(cache, torch.device("cpu")),
     "wheel": lambda g, cache: fetch(cache, *g.wheel, "model"),
     "documents": lambda g, cache: documents(g.documents, "path", cache, "suite.tasks.x"),
-    "profile": lambda g, cache: g.here.profile(g.model, sites(g.model), cache),
+    "profile": lambda g, cache: g.here.profile(g.model, sites(g.model), cache, g.runtime),
     "moments": moments,
     "levels": levels,
     "sensitivities": sensitivities,
@@ -348,7 +351,7 @@ CASES: dict[str, dict[str, Change]] = {
         "more blocks": lambda g: setattr(g.model.config, "num_hidden_layers", 4),
         "sequence": put("here.sequence", 8),
         "batch": put("here.batch", 3),
-        "compiled": put("here.compile", True),
+        "compiled": put("runtime", TorchCompile("torch_compile")),
         "threads": put("here.threads", 2),
         "repetitions": put("here.repetitions", 4),
         "alignment": put("here.alignment", 32),
