@@ -89,7 +89,7 @@ class Given:
     objective: Objective = Objective.kl
     anchors: list[float] = field(default_factory=lambda: [0.5])
     here: Any = field(default_factory=hardware)
-    runtime: Any = EAGER
+    runtime: Any = field(default_factory=lambda: EAGER)
     recovery: Any = field(default_factory=training)
     pruned: PreTrainedModel | None = None
     rows: list = field(default_factory=lambda: list(ROWS))
