@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.calibration.batch import Batch
+from pruning.calibration.bos import Bos
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments
 from pruning.calibration.text import Text
@@ -21,6 +22,7 @@ from pruning.evaluation.documents import documents
 from pruning.evaluation.parts import Documents, Perplexity
 from pruning.evaluation.suite import Suite
 from pruning.latency.table import LatencyTable
+from pruning.latency.workload import Phase
 from pruning.methods.blocks import influence
 from pruning.methods.embedding import Tokens
 from pruning.methods.learned import _trained
@@ -242,6 +244,11 @@ def of_model(owner: str) -> dict[str, Change]:
     }
 
 
+def other_method(given: Given) -> None:
+    """Give a method of other code with the same options."""
+    given.method.__class__ = type("Other", (ZipLM,), {})
+
+
 def other_rows(given: Given) -> None:
     """Cut rows of the same tokens elsewhere."""
     first, second, *others = given.rows
@@ -325,6 +332,7 @@ OF_SUITE: dict[str, Change] = {
     "content": of_file("file"),
     "window": put("suite.perplexity.window", [8]),
     "tokens": put("suite.perplexity.tokens", 32),
+    "beginning": put("suite.perplexity.bos", Bos.never),
     "special tokens": special,
     "inputs of the tokenizer": lambda g: setattr(g.tokenizer, "model_input_names", ["input_ids"]),
     "task": Given.tasks,
@@ -339,6 +347,7 @@ LEVELS: dict[str, Change] = {
     "score": put("method.ffn_score", Score.wanda),
     "damp": put("method.damp", 0.5),
     "widths offered": lambda g: setattr(g, "table", linear_table(g.model, 32)),
+    "class": other_method,
 }
 CASES: dict[str, dict[str, Change]] = {
     "model": {"content": gguf},
@@ -356,6 +365,8 @@ CASES: dict[str, dict[str, Change]] = {
         "positions": put("model.config.rope_parameters", {"rope_type": "linear", "factor": 2.0}),
         "biases": lambda g: setattr(g, "model", llama(attention_bias=True)),
         "more blocks": lambda g: setattr(g.model.config, "num_hidden_layers", 4),
+        "device": on_cuda("model"),
+        "phase": put("here.phase", Phase.generate),
         "sequence": put("here.sequence", 8),
         "batch": put("here.batch", 3),
         "compiled": put("here.compile", True),
@@ -364,7 +375,7 @@ CASES: dict[str, dict[str, Change]] = {
         "alignment": put("here.alignment", 32),
         "noise": put("here.noise", 0.5),
     },
-    "moments": MOMENTS,
+    "moments": {**MOMENTS, "inputs": lambda g: setattr(g, "method", g.flop)},
     "levels": LEVELS,
     "sensitivities": {
         **LEVELS,
