@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "numpy", "hydra-core")
 GIB = 2**30
 
@@ -43,11 +45,7 @@ def resident() -> tuple[float, float | None]:
     import torch
 
     device = torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else None
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:  # not Linux
-        return peaks()[0], device
-    return pages * resource.getpagesize() / GIB, device
+    return psutil.Process().memory_info().rss / GIB, device
 
 
 def environment() -> dict[str, Any]:
