@@ -127,9 +127,9 @@ def differences(environments: Sequence[dict[str, Any]]) -> dict[str, list[str | 
     None where it does not tell: an older result has fewer keys, which is no difference.
     """
     flat = [dict(flatten(environment)) for environment in environments]
-    found = {}
-    for key in dict.fromkeys(key for of in flat for key in of):
-        values = [str(of[key]) if key in of else None for of in flat]
+    differing = {}
+    for key in dict.fromkeys(key for one in flat for key in one):
+        values = [str(one[key]) if key in one else None for one in flat]
         if len({value for value in values if value is not None}) > 1:
-            found[key] = values
-    return found
+            differing[key] = values
+    return differing
