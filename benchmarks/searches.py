@@ -58,7 +58,7 @@ def main() -> None:
             evaluations = 0
             start = time.perf_counter()
             with search.trial(model, levels, batches) as trial:
-                problem = pose(levels, table, trial, cache)
+                problem = pose(levels, table, trial, cache, experiment.seed)
                 choice = search.prepare(problem, table.budget(target))(table.budget(target))
                 if trial is not None:
                     evaluations = trial.evaluations

@@ -1,5 +1,8 @@
 """Show what the cache holds, or remove what was not used lately and what killed jobs left.
 
+`checkpoints` are those of trainings that were killed: the same command goes on from them, so they
+stay until they were not used lately.
+
 python -m pruning.cache
 python -m pruning.cache prune --days 30 [--stage moments] [--dry-run]
 """
@@ -32,9 +35,9 @@ def show(cache: Cache) -> None:
 
 
 def prune(cache: Cache, days: float, stage: str | None, dry_run: bool) -> None:
-    """Remove what no job finished or used for so many days, of a stage or of all."""
+    """Remove what is of no use, or was not used for so many days, of a stage or of all."""
     entries = cache.entries()
-    old = [e for e in entries if (e.days >= days or not e.finished) and stage in (None, e.stage)]
+    old = [e for e in entries if (e.days >= days or not e.useful) and stage in (None, e.stage)]
     removed = [e for e in old if cache.remove(e, dry_run)]
     size = sum(entry.size for entry in removed) / MIB
     would = "would remove" if dry_run else "removed"

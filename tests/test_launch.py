@@ -141,7 +141,9 @@ def test_the_result_keeps_its_contract(place, job):
     speedup = result["speedup"]
     assert speedup["target"] == 1.3
     assert {"predicted", "measured"} <= set(speedup["rounds"][-1])
-    assert speedup["measured"] in [r["measured"] for r in speedup["rounds"]]
+    assert speedup["measured"] == speedup["rounds"][-1]["measured"]
+    assert speedup["rounds"][-1]["confirms"] is True
+    assert speedup["rounds"][-1]["pairs"] == result["latency"]["dense"]["n"]
     latency = result["latency"]
     assert (latency["phase"], latency["batch"], latency["sequence"]) == ("prefill", 1, 128)
     for side in ("dense", "pruned"):

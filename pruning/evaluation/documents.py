@@ -54,7 +54,8 @@ def documents(task: Documents, option: str, cache: Cache, field: str) -> Path:
         return path
     if path.is_file() and path.suffix == ".raw":
         text = read_text(path, f"{field}.{option}")
-        return cache.stage("documents", file_sha256(path), partial(_articles, text)) / PAGES
+        key = {"version": 1, "articles": file_sha256(path)}
+        return cache.stage("documents", key, partial(_articles, text)) / PAGES
     if not path.is_dir() and not (path.is_file() and path.suffix in TABLES):
         raise ValueError(
             f"{field}.{option}={given!r} is not there: give a datasets folder, a "
@@ -86,9 +87,8 @@ def documents(task: Documents, option: str, cache: Cache, field: str) -> Path:
         split.to_parquet(directory / "documents.parquet")
 
     files = sorted(path.glob("*")) if path.is_dir() else [path]
-    key: dict[str, Any] = {p.name: file_sha256(p) for p in files if p.is_file()}
-    if task.columns:
-        key |= {"columns": task.columns}
+    sums = {p.name: file_sha256(p) for p in files if p.is_file()}
+    key = {"version": 1, "files": sums, "columns": task.columns}
     return cache.stage("documents", key, build) / "documents.parquet"
 
 

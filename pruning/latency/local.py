@@ -1,5 +1,6 @@
 """`hardware=local`: this machine, measured."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from omegaconf import MISSING
 
 from pruning.latency.hardware import Working, at_least
 from pruning.latency.workload import Phase, Workload
-from pruning.results.cache import Cache
+from pruning.results.cache import Cache, digest
 from pruning.results.turns import alone
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from pruning.latency.clock import Timing
     from pruning.latency.table import LatencyTable
     from pruning.models.sites import Site
+
+NAMES = {"architectures", "auto_map", "id2label", "label2id", "_name_or_path", "dtype"}
 
 
 @dataclass
@@ -63,29 +66,48 @@ class Local(Working):
         return LatencyTable.read(entry / "table.json")
 
     def compare(
-        self, dense: "PreTrainedModel", pruned: "PreTrainedModel"
+        self, dense: "PreTrainedModel", pruned: "PreTrainedModel", confirm: bool = False
     ) -> "tuple[Timing, Timing]":
-        """Time both models end to end, interleaved."""
+        """Time both models end to end, interleaved; longer to confirm what was chosen."""
         from pruning.latency.profile import compare
 
         with alone(dense.device):
-            return compare(dense, pruned, self)
+            return compare(dense, pruned, self, confirm)
+
+    def pairs(self, confirm: bool) -> tuple[int, float]:
+        """Return the least number of pairs to time, and the standard error at which they do.
+
+        The error is a share of the speedup: half the tolerance, and a quarter of it to confirm.
+        """
+        if confirm:
+            return 2 * self.repetitions, self.tolerance / 4
+        return self.repetitions, self.tolerance / 2
 
     def _identity(self, model: "PreTrainedModel", of: "list[Site]") -> dict:
-        """Return what a profile depends on: shapes, precision, work, environment."""
-        from pruning.models.sites import blocks
-        from pruning.results.environment import environment
+        """Return what a profile depends on: class, config, shapes, precision, work, machine."""
+        from pruning.results.environment import machine
 
-        config = model.config
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        shapes = {name: [*tensor.shape] for name, tensor in model.state_dict().items()}
         return {
-            "version": 6,
-            "shape": [config.model_type, config.hidden_size, len(blocks(model))]
-            + [str(site) for site in of]
-            + [config.vocab_size, config._attn_implementation, str(model.dtype)],
+            "version": 7,
+            "class": type(model).__name__,
+            "config": {k: v for k, v in config.items() if v is not None and decides_times(k)},
+            "shapes": digest(shapes),
+            "sites": [str(site) for site in of],
+            "precision": [model.config._attn_implementation, str(model.dtype)],
             "setting": [str(model.device), str(self.workload(model)), self.threads],
             # a table that noise may have spoilt is none for those who would have refused it
             "measurement": [self.repetitions, self.alignment, self.noise is None],
-            "environment": {
-                k: v for k, v in environment().items() if k not in {"git", "commit", "dirty"}
-            },
+            "environment": machine(),
         }
+
+
+def decides_times(key: str) -> bool:
+    """Say whether an entry of a model's config may change how long the model takes.
+
+    All may but names, paths, token ids and dropout; what the profile's key has elsewhere is left
+    out too.
+    """
+    told = ("_name", "_path", "_token_id", "_version", "dropout", "pdrop", "layerdrop")
+    return not key.endswith(told) and key not in NAMES

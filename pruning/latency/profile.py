@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pruning.latency.alignment import aligned
 from pruning.latency.anchors import anchors, scales
-from pruning.latency.clock import Timing, interleaved, speedup
+from pruning.latency.clock import Timing, in_turns, interleaved
 from pruning.latency.grid import Levels, Shape, heads, monotone, widths
 from pruning.latency.local import Local
 from pruning.latency.phases import Call, end_to_end, of_block, randomised_, resized
@@ -202,18 +202,13 @@ def break_even(
 
 
 def compare(
-    dense: PreTrainedModel, pruned: PreTrainedModel, hardware: Local
+    dense: PreTrainedModel, pruned: PreTrainedModel, hardware: Local, confirm: bool = False
 ) -> tuple[Timing, Timing]:
-    """Time both models end to end in turns until the ratio is known to half the tolerance."""
+    """Time both models end to end in turns, as often as `hardware.pairs` asks for."""
     work = hardware.workload(dense)
-
-    def enough(found: dict[str, Timing]) -> bool:
-        middle, doubt = speedup(found["dense"], found["pruned"])
-        return doubt < hardware.tolerance / 2 * middle
-
-    calls = {"dense": end_to_end(dense, work), "pruned": end_to_end(pruned, work)}
-    found = interleaved(calls, dense.device, hardware.repetitions, "measure: end to end", enough)
-    for name, timing in found.items():
+    calls = end_to_end(dense, work), end_to_end(pruned, work)
+    found = in_turns(calls, dense.device, *hardware.pairs(confirm), "measure: end to end")
+    for name, timing in zip(("dense", "pruned"), found, strict=True):
         if timing.spread > NOISY:
             log.warning(
                 "end-to-end time of the %s model: p90/p50 is %.2f; other work on this machine "
@@ -221,4 +216,4 @@ def compare(
                 name,
                 timing.spread,
             )
-    return found["dense"], found["pruned"]
+    return found

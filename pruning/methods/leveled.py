@@ -52,6 +52,6 @@ class Leveled(Method):
         with s.clock("levels"):
             levels = self.levels().of(s.dense, moments, self, s.table, s.cache)
         with s.clock("search"), s.search.trial(s.dense, levels, s.batches) as trial:
-            problem = pose(levels, s.table, trial, s.cache)
+            problem = pose(levels, s.table, trial, s.cache, s.seed)
             choose = s.search.prepare(problem, s.table.budget(s.speedup))
         return LevelsPlan(s, levels, choose, self.ridges, problem.history)

@@ -1,6 +1,6 @@
 """Where a model comes from: a hub, a directory, a GGUF file, a wheel."""
 
-import hashlib
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from pruning.results.cache import Cache, file_sha256
+from pruning.results.cache import Cache, digest, digest_tensors, file_sha256
 from pruning.wheel import fetch
 
 if TYPE_CHECKING:
@@ -233,11 +233,16 @@ def _convert(gguf: Path, directory: Path, said: str) -> None:
 
 
 def fingerprint(model: "PreTrainedModel") -> str:
-    """Hash a model's weights and config: what every cached stage of it depends on."""
-    import torch
+    """Hash all that decides what a loaded model computes: every cached stage depends on it.
 
-    state = hashlib.sha256(model.config.to_json_string(use_diff=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().data)
-    return state.hexdigest()[:16]
+    Weights with their dtypes, class, config, implementation of attention, and what else is kept in
+    another precision. Not where it came from.
+    """
+    config = json.loads(model.config.to_json_string(use_diff=True))
+    facts = {
+        "class": type(model).__name__,
+        "config": {k: v for k, v in config.items() if k not in ("_name_or_path", "auto_map")},
+        "attention": model.config._attn_implementation,
+        "buffers": {name: str(buffer.dtype) for name, buffer in model.named_buffers()},
+    }
+    return digest([facts, digest_tensors(sorted(model.state_dict().items()))])

@@ -1,6 +1,5 @@
 """Training between pruning and the last measurements: what `run` does of it."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +12,7 @@ from pruning.latency.meet import Met, timed_again
 from pruning.models.sites import positions
 from pruning.recovery.recovery import Training
 from pruning.recovery.rows import rows_of
-from pruning.results.cache import Cache, digest
+from pruning.results.cache import Cache
 from pruning.results.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def heal(
     with clock("recover"):
         from pruning.recovery.stage import recovered  # peft takes a second to import
 
-        watched = quality, digest(asdict(suite))
+        watched = quality, suite.identity(tokenizer)
         found = recovered(recovery, met.pruned, dense, rows, cache, _seed(experiment), *watched)
     met.pruned = found.model
     if isinstance(experiment.hardware, Local):

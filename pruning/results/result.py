@@ -252,7 +252,7 @@ def write_samples(of: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None
     """Write what was asked and answered, a line of samples.jsonl per model and document, if any."""
     lines = [{"model": model, **sample} for model, kept in of.items() for sample in kept]
     if lines:
-        text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
+        text = "".join(to_json(line, default=str) + "\n" for line in lines)
         write_text(text, out / "samples.jsonl")
 
 
@@ -261,7 +261,7 @@ def write(result: Result, path: Path) -> None:
 
     A job is done if and only if this file exists and `read` accepts it.
     """
-    write_text(json.dumps(finite(asdict(result)), indent=1, allow_nan=False) + "\n", path)
+    write_text(to_json(asdict(result), indent=1) + "\n", path)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -315,6 +315,11 @@ def parse(kind: type[T], data: dict[str, Any]) -> T:
         elif f.type == list[Block]:
             values[f.name] = [parse(Block, entry) for entry in values[f.name]]
     return kind(**values)
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Write JSON, null for NaN and infinity, which it does not have; options of json.dumps."""
+    return json.dumps(finite(value), allow_nan=False, **options)
 
 
 def finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from pruning.calibration.batch import digest_rows
 from pruning.models.source import fingerprint
 from pruning.models.weights import loaded
-from pruning.results.cache import Cache, digest
+from pruning.results.cache import Cache
 from pruning.tasks.task import Task
 from pruning.tasks.training import Guard, arguments, collator, own, run
 
@@ -32,8 +32,9 @@ def finetuned(
         "model": fingerprint(model),
         "examples": digest_rows(examples),
         "recipe": task.recipe(),
+        "device": model.device.type,  # on CUDA passes are computed in bfloat16
     }
-    scratch = cache.root / "checkpoints" / digest(key)
+    scratch = cache.checkpoints(key)
 
     def build(directory: Path) -> None:
         lengths = [len(row["input_ids"]) for row in examples]
@@ -63,7 +64,8 @@ def finetuned(
     entry = cache.stage("finetune", key, build)
     shutil.rmtree(scratch, ignore_errors=True)
     said = f"task.rate={task.rate:g}: the fine-tuned model in {entry}"
-    found = loaded(type(model), entry, said, dtype=model.dtype)
+    how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
+    found = loaded(type(model), entry, said, **how)
     return found.to(model.device).eval()  # type: ignore[arg-type]
 
 

@@ -1,3 +1,4 @@
+import json
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ from pruning.calibration.moments import Moment, Moments, Split
 from pruning.latency.grid import heads, widths
 from pruning.methods.flap import Flap
 from pruning.methods.leveled import Leveled
-from pruning.methods.levels import Levels
+from pruning.methods.levels import Levels, SiteLevels
 from pruning.methods.magnitude import Magnitude
 from pruning.methods.obs import greedy
 from pruning.methods.random import Random
@@ -284,3 +285,31 @@ def test_levels_survive_the_disk(tmp_path):
         assert again[site].shapes == levels.shapes
         assert again[site].loss == levels.loss
         assert (again[site].ridge, again[site].score) == (levels.ridge, levels.score)
+
+
+def test_what_is_not_finite_is_infinitely_dear_and_null_on_disk(tmp_path):
+    """A loss of NaN is the worst there is, not the best; dense is free by construction."""
+    keeps = torch.tensor([[True, True], [True, False], [False, False]])
+    nan = float("nan")
+    site = Site(0, Kind.FFN, 2, 1)
+    found = SiteLevels([2, 1, 0], keeps, [nan, nan, -INF], INF, "obs")
+    assert found.loss == [0.0, INF, INF]
+    Levels({site: found}, Moments(tmp_path)).write(tmp_path)
+
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is not JSON")
+
+    kept = json.loads((tmp_path / "levels.json").read_text(), parse_constant=refuse)
+    assert kept[site.name]["loss"] == [0.0, None, None]
+    again = Levels.read(tmp_path, [site], Moments(tmp_path))[site]
+    assert again.loss == found.loss
+    assert again.ridge == INF
+
+
+@pytest.mark.parametrize("bad", [float("nan"), INF])
+def test_moments_that_are_not_finite_do_not_make_a_loss_of_zero(bad):
+    """Methods that solve nothing refuse them as those do that factorise them."""
+    W, _, moments = problem(FFN)
+    moments.held.H[3, 3] = bad
+    with pytest.raises(ValueError, match=r"block\.0\.ffn's inputs is not finite"):
+        Magnitude("magnitude").site_levels(FFN, W, moments, shapes_of(FFN))
