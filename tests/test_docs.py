@@ -140,7 +140,7 @@ def what(path: Path) -> str:
 
 
 def tree() -> str:
-    """Draw folders and files of the package and of benchmarks/, each with what its docstring says."""
+    """Draw the files of the package and of benchmarks/, each with what its docstring says."""
     lines = []
 
     def walk(folder: Path, depth: int) -> None:
