@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.calibration.batch import Batch
+from pruning.calibration.bos import Bos
 from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Moments
 from pruning.evaluation.perplexity import token_perplexity, tokenize
@@ -75,7 +76,8 @@ def main() -> None:
     cache = Cache(experiment.cache)
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     with open(evaluation) as file:
-        tokens = tokenize(tokenizer, [file.read()], None)[: WINDOW * WINDOWS]
+        encode = Bos.text.encoder(tokenizer, "bos")  # as published
+        tokens = tokenize(encode, [file.read()], None)[: WINDOW * WINDOWS]
     dense = token_perplexity(model, tokens, WINDOW, 1)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     moments = Moments.of(

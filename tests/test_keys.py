@@ -288,7 +288,7 @@ def article(given: Given) -> None:
 
 
 def gguf(given: Given) -> None:
-    (given.root / "one.gguf").write_bytes(b"GGUG")
+    (given.root / "one.gguf").write_bytes(b"GGUF, another one")
 
 
 def shots(given: Given) -> None:

@@ -1,11 +1,12 @@
 """Which text a model is calibrated on, and how its tokens are weighted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from pruning.calibration.bos import Bos
 from pruning.calibration.text import Text
 from pruning.results.cache import Cache
 
@@ -43,6 +44,7 @@ class Calibration:
     pack: bool = MISSING  # documents joined and cut into full sequences, or one a row and padded
     weight: Weight = MISSING
     target: Target = MISSING
+    bos: Bos = Bos.auto  # which rows of a text begin with the beginning-of-sequence token
 
     def __post_init__(self) -> None:
         for field in ("tokens", "sequence", "batch"):
@@ -113,7 +115,14 @@ class Calibration:
         """Tokenise shuffled documents, packed or padded, up to so many tokens."""
         from pruning.calibration.batch import cut, pack, pad
 
+        encode = self.bos.encoder(tokenizer, "calibration.bos")
+        if self.sequence <= len(encode.head):
+            raise ValueError(
+                f"calibration.sequence={self.sequence} is the beginning-of-sequence token alone: "
+                "give at least 2, or calibration.bos=never"
+            )
         if self.pack:
-            return pack(tokenizer, documents, self.sequence, tokens, seed)
+            return pack(encode, documents, self.sequence, tokens, seed)
         filler: Any = tokenizer.pad_token_id or 0
-        return pad(cut(tokenizer, documents, self.sequence, seed), tokens, filler)
+        rows = pad(cut(encode, documents, self.sequence, seed), tokens, filler)
+        return replace(rows, head=len(encode.head))

@@ -50,7 +50,7 @@ class Hardware(ABC):
 
     @abstractmethod
     def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
-        """Return what the sites of each block cost at every level, and all that is beside them."""
+        """Return what the sites cost at every level, and all that is beside them."""
 
 
 def at_least(part: Hardware, *fields: str, least: int = 1) -> None:

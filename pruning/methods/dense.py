@@ -1,12 +1,17 @@
 """The dense model through the same measurements: the anchor of a comparison."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
 from pruning.methods.method import Method, Plan, Subject
 from pruning.search.search import NoSearch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.models.sites import Site
 
 
 @dataclass
@@ -17,6 +22,12 @@ class Dense(Method):
     searches: ClassVar[type[NoSearch]] = NoSearch
     again: ClassVar[bool] = False
     speedup: float = MISSING  # what is asked for by default
+
+    def sites(self, model: "PreTrainedModel") -> "list[Site]":
+        """List what others could remove, if there is anything."""
+        from pruning.models.sites import sites
+
+        return sites(model)
 
     def plan(self, subject: Subject) -> Plan:
         """Plan to keep everything."""

@@ -86,8 +86,14 @@ class FLOP(Method):
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
         """List the projections."""
+        from pruning.models.checkpoint import clusters
         from pruning.models.sites import chosen_linears
 
+        if self.embedding is not Embedding.none and clusters(model):
+            raise ValueError(
+                f"method.embedding={self.embedding}: the embedding of this model is a product "
+                "already: give method.embedding=none, or prune the dense model"
+            )
         return chosen_linears(model, self.modules)
 
     def ends(self) -> list[float]:

@@ -107,6 +107,9 @@ class Evaluation:
     not_run: dict[str, str] = field(default_factory=dict)  # by part, what was wrong with its data
     one_shot: Mapping[str, float | None] = field(default_factory=dict)  # pruned, before recovery
     shared: dict[str, float] = field(default_factory=dict)  # share of calibration rows, by part
+    # by token perplexity: how many `windows`, tokens `predicted` in them, and whether the
+    # beginning-of-sequence token stands at the head of `every` window, of the `first`, or of `none`
+    windows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -201,9 +204,13 @@ def kept(dense: "PreTrainedModel", allocation: "Allocation") -> list[Block]:
     """Count what an allocation keeps of each block of the dense model."""
     import torch
 
-    from pruning.models.sites import Kind, blocks, shape, sites
+    from pruning.models.modeling_pruned import block_shape, ranks
+    from pruning.models.sites import Kind, architecture, blocks, shape, sites
 
-    found = [Block(index, 0, 0, 0) for index in range(len(blocks(dense)))]
+    found = []
+    for index, block in enumerate(blocks(dense)):
+        groups, heads, width = block_shape(block, architecture(dense))  # of what is no site too
+        found.append(Block(index, groups * heads, groups, width, ranks(block)))
     for site, keep in allocation.items():
         if site.kind is Kind.LINEAR and not keep.all():
             found[site.block].ranks[site.module] = int(keep.sum())
