@@ -133,18 +133,6 @@ def test_options_of_the_quickstart_are_those_of_conf():
     assert named == there
 
 
-def test_versions_of_cached_stages_are_those_of_the_code():
-    table = (ROOT / "docs" / "cache.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \| `([\w/.]+)` \|$", table, re.M)
-    assert len(rows) > 10
-    wrong = {
-        stage: version
-        for stage, version, file in rows
-        if version not in re.findall(r'"version": (\d+)', (ROOT / file).read_text())
-    }
-    assert not wrong
-
-
 def what(path: Path) -> str:
     """Return the first sentence or line of a file's docstring."""
     said = ast.get_docstring(ast.parse(path.read_text())) or ""
