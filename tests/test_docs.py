@@ -61,6 +61,12 @@ def test_every_link_leads_to_a_file_and_to_a_heading_of_it(page):
     assert not broken
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_python_file_that_is_named_exists(page):
+    named = set(re.findall(r"(?<![\w/.<>])((?:\w+/)+\w+\.py)\b", page.read_text()))
+    assert not {p for p in named if not ((ROOT / p).exists() or (ROOT / "pruning" / p).exists())}
+
+
 def test_a_broken_heading_is_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Cache, disk, W&B\n\n    # a comment\n\n## 8. The closed loop\n")
