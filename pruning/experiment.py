@@ -10,7 +10,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from pruning.calibration.calibration import Calibration
+from pruning.calibration.calibration import Calibration, Wikipedia
 from pruning.evaluation.suite import Suite
 from pruning.latency.elsewhere import File, Proxy, Roofline
 from pruning.latency.hardware import Hardware
@@ -51,6 +51,7 @@ METHODS = {
     "svd": SVD,
     "flop": FLOP,
 }
+CALIBRATIONS = {"text": Calibration, "wikipedia": Wikipedia}
 HARDWARE = {"local": Local, "file": File, "roofline": Roofline, "proxy": Proxy}
 RUNTIMES = {"torch": TorchEager, "torch_compile": TorchCompile}
 SEARCHES = {
@@ -190,7 +191,8 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(group="schema", name="experiment", node=Experiment)
     store.store(group="schema", name="model", node=Model)
-    store.store(group="schema", name="calibration", node=Calibration)
+    for name, node in CALIBRATIONS.items():
+        store.store(group="schema/calibration", name=name, node=node)
     store.store(group="schema", name="suite", node=Suite)
     store.store(group="schema", name="tracker", node=Tracker)
     for name, node in METHODS.items():

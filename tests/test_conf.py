@@ -26,6 +26,7 @@ NEEDED = {
     "model/local": ["model.path=some/directory"],
     "search/none": ["method=depth"],
     "calibration/task": ["task=sst2"],
+    "task/glue": ["task.train.columns=[text]"],
     "hardware/file": ["hardware.path=some/table.json"],
     "hardware/roofline": [
         *("++hardware.flops.float32=1e+12", "hardware.bandwidth=1e+11"),

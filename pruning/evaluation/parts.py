@@ -2,7 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
@@ -12,6 +12,7 @@ from pruning.data.text import Text
 from pruning.evaluation.part import Candidate, Measured, Part, digest_of
 from pruning.evaluation.specs import LabelledData, LmEvalData, QuestionData
 from pruning.system.cache import Cache
+from pruning.system.options import Options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,16 +22,20 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Perplexity(Part):
+class Perplexity(Options, Part):
     """Token perplexity over non-overlapping windows of a text, once for each size of window."""
 
+    where = "suite.perplexity"
     head = ""
     extent = "window"
-    text: Text = MISSING
-    window: list[int] = MISSING  # tokens
-    tokens: int | None = MISSING  # how many of the text, from the beginning; null: all
+    text: Text = MISSING  # the documents
+    window: list[int] = field(
+        default_factory=lambda: [2048]
+    )  # tokens of a window, one size or more
+    tokens: int | None = None  # how many of the text, from the beginning; null: all
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.window, list) and (not self.window or min(self.window) < 2):
             raise ValueError(
                 f"suite.perplexity.window={self.window} must hold sizes of at least 2 tokens"

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from omegaconf import MISSING
-
 from pruning.methods.scored import Scored
 
 if TYPE_CHECKING:
@@ -24,7 +22,8 @@ class Flap(Scored):
     paper: ClassVar[str] = "https://arxiv.org/abs/2312.11983"
     centred: ClassVar[bool] = True
 
-    bias: bool = MISSING  # make up for the mean of what is removed
+    name: str = "flap"
+    bias: bool = True  # what removed columns gave on average stays, as a bias
 
     def score(self, site: "Site", W: "Tensor", H: "Tensor") -> "Tensor":
         """Return |W_j|^2 Var(x_j), squared for attention."""

@@ -17,6 +17,8 @@ class Magnitude(Scored):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2312.11983"
 
+    name: str = "magnitude"
+
     def score(self, site: "Site", W: "Tensor", H: "Tensor") -> "Tensor":
         """Return |W_j|."""
         return W.norm(dim=0)

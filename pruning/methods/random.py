@@ -4,8 +4,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from omegaconf import MISSING
-
 from pruning.methods.scored import Scored
 
 if TYPE_CHECKING:
@@ -20,7 +18,8 @@ class Random(Scored):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1801.10447"
 
-    seed: int = MISSING
+    name: str = "random"
+    seed: int = 0  # of the order
 
     def score(self, site: "Site", W: "Tensor", H: "Tensor") -> "Tensor":
         """Return random numbers, the same for the same seed and site."""

@@ -17,6 +17,8 @@ class WandaSp(Scored):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2312.11983"
 
+    name: str = "wanda_sp"
+
     def score(self, site: "Site", W: "Tensor", H: "Tensor") -> "Tensor":
         """Return sum_i |W_ij| sqrt(H_jj)."""
         return W.abs().sum(0) * H.diagonal().clamp(min=0).sqrt()

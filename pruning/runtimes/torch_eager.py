@@ -19,6 +19,8 @@ class TorchEager(Runtime):
 
     projections: ClassVar[bool] = True
 
+    name: str = "torch"
+
     @property
     def version(self) -> str:
         return version("torch")
@@ -34,4 +36,4 @@ class TorchEager(Runtime):
         return of_block(model, work)
 
 
-EAGER = TorchEager("torch")  # what measures where no other runtime is named
+EAGER = TorchEager()  # what measures where no other runtime is named
