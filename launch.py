@@ -1,9 +1,11 @@
 """Prune a language model to a speedup: `python launch.py model=... speedup=1.5`."""
 
+import logging
 import os
 import shlex
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -16,6 +18,8 @@ from pruning.experiment import register, run_name, to_experiment
 from pruning.job.journal import Ended, journal, note, read
 from pruning.results.result import finished
 from pruning.system.device_locks import locked
+from pruning.system.files import write_text
+from pruning.system.writing import explained, of_files, writing
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 USER_ERRORS = (ValueError, HydraException, OmegaConfError)
@@ -28,10 +32,11 @@ def main(config: DictConfig) -> None:
     out = Path(hydra_config.runtime.output_dir)
     command = shlex.join(["python", "launch.py", *hydra_config.overrides.task])
     try:
-        with locked(out / ".lock"):
+        with writing(out, "hydra.run.dir"), locked(out / ".lock"):
             job(config, out, command)
     except BaseException as error:
-        (out / "error.txt").write_text(traceback.format_exc())
+        with suppress(OSError):  # the disk may be what failed
+            (out / "error.txt").write_text(traceback.format_exc())
         note(Ended(str(out), message(error)))
         raise  # the other jobs of a multirun go on
     (out / "error.txt").unlink(missing_ok=True)
@@ -52,7 +57,7 @@ def job(config: DictConfig, out: Path, command: str) -> None:
 
         rehearse(experiment, out.name)
         return
-    (out / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    write_text(OmegaConf.to_yaml(config, resolve=True), out / "config.yaml")
     from pruning.job.run import run
     from pruning.results import frontier
 
@@ -78,6 +83,8 @@ def message(error: BaseException) -> str:
             "an override names a field of a part that is null, as task.epochs=1 does without a "
             "task: choose that part too, such as task=sst2, or leave the override out"
         )
+    if of_files(error):
+        return explained(error)
     if not isinstance(error, USER_ERRORS):
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     said: list[str] = []
@@ -95,6 +102,7 @@ def message(error: BaseException) -> str:
 def shell() -> int:
     """Run `main`; say what failed in one line per job, with a traceback where it is our fault."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its own and exits
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
     failure: Exception | None = None
     with journal() as path:
         try:
@@ -118,7 +126,8 @@ def shell() -> int:
         lines = [f"{Path(job.directory).name}: {job.failure}" for job in failed]
     if failure is not None:
         lines = lines or [message(failure)]
-        if not isinstance(failure, USER_ERRORS) and "Unexpected type" not in str(failure):
+        theirs = isinstance(failure, USER_ERRORS) or of_files(failure)
+        if not theirs and "Unexpected type" not in str(failure):
             traceback.print_exception(failure)
     for line in lines:
         print("error:", line, file=sys.stderr)

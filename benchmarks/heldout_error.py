@@ -17,10 +17,10 @@ import torch
 from pruning.calibration.moments import Accumulator, Split
 from pruning.data.batch import pack
 from pruning.experiment import compose
-from pruning.methods.obs import by_score, change, energy, least_squares, wanda
-from pruning.methods.solve import HeldOut, choose_ridge
 from pruning.models.blockwise import enter
 from pruning.models.sites import Kind, blocks, projection, sites, weight
+from pruning.solver.obs import by_wanda, change, energy, least_squares
+from pruning.solver.ordering import HeldOut, choose_ridge
 from pruning.system.cache import Cache
 from pruning.system.progress import track
 
@@ -86,7 +86,7 @@ def main() -> None:
             split = found[block, n]
             H = split.all.H.double()
             keep = torch.ones(site.columns, dtype=torch.bool)
-            keep[by_score(wanda(W, H), steps=round(REMOVED * site.columns)).order] = False
+            keep[by_wanda(W, H, steps=round(REMOVED * site.columns)).order] = False
             mean = float(H.diagonal().mean())
             shifted = {
                 f"{d:g} of the mean": H + d * mean * torch.eye(len(H), dtype=H.dtype) for d in FIXED

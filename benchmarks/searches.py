@@ -16,11 +16,12 @@ import torch
 from pruning.calibration.moments import Moments
 from pruning.experiment import compose
 from pruning.methods.leveled import Leveled
-from pruning.methods.levels import Levels
 from pruning.models.source import fingerprint
+from pruning.search.options import Objective
 from pruning.search.problem import pose
-from pruning.search.search import LevelSearch, Objective
+from pruning.search.search import LevelSearch
 from pruning.search.trial import Trial, evaluation_text
+from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 
 SEARCHES = {
@@ -58,7 +59,7 @@ def main() -> None:
             evaluations = 0
             start = time.perf_counter()
             with search.trial(model, levels, batches) as trial:
-                problem = pose(levels, table, trial, cache)
+                problem = pose(levels, table, trial, cache, experiment.seed)
                 choice = search.prepare(problem, table.budget(target))(table.budget(target))
                 if trial is not None:
                     evaluations = trial.evaluations

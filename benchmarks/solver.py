@@ -14,7 +14,7 @@ import time
 import torch
 from torch import Tensor
 
-from pruning.methods.obs import damped, greedy
+from pruning.solver.obs import damped, greedy
 
 
 def rank_one(W: Tensor, H: Tensor, in_place: bool) -> list[int]:
@@ -54,14 +54,14 @@ def main() -> None:
     rows, columns = arguments.rows, arguments.columns
     mixing = torch.randn(columns, columns, generator=generator, dtype=torch.float64)
     X = torch.randn(4 * columns, columns, generator=generator, dtype=torch.float64) @ mixing
-    H = damped(X.T @ X / len(X), 0.01)
+    H, damp = X.T @ X / len(X), 0.01
     W = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
 
-    greedy(W, H, steps=columns // 8)  # warm-up
+    greedy(W, H, steps=columns // 8, damp=damp)  # warm-up
     versions = {
-        "blocked": lambda: greedy(W, H).order.tolist(),
-        "rank_one": lambda: rank_one(W, H, in_place=False),
-        "rank_one_in_place": lambda: rank_one(W, H, in_place=True),
+        "blocked": lambda: greedy(W, H, damp=damp).order.tolist(),
+        "rank_one": lambda: rank_one(W, damped(H, damp), in_place=False),
+        "rank_one_in_place": lambda: rank_one(W, damped(H, damp), in_place=True),
         "product": lambda: H @ H,  # 2 columns^3 flop, which the blocked version cannot avoid
     }
     times: dict[str, list[float]] = {name: [] for name in versions}

@@ -20,11 +20,11 @@ from pruning.evaluation.perplexity import token_perplexity, tokenize
 from pruning.experiment import Experiment, compose
 from pruning.latency.table import LatencyTable
 from pruning.methods.leveled import Leveled
-from pruning.methods.levels import Levels
 from pruning.methods.method import Subject
 from pruning.methods.sequential import sequential
 from pruning.models.sites import Allocation, Kind, projection, set_weight_, sites, weight
 from pruning.models.source import fingerprint
+from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 from pruning.system.progress import track
 from pruning.system.stopwatch import Stopwatch

@@ -23,6 +23,7 @@ from pruning.experiment import compose
 from pruning.results.points import results_of
 from pruning.results.tracker import Service
 from pruning.system.cache import Cache
+from pruning.system.writing import explained, of_files
 
 ROOT = os.environ.get("PRUNING_CACHE", "~/.cache/pruning")
 MIB = 2**20
@@ -64,11 +65,20 @@ def profile(arguments: list[str]) -> int:
     except (ValueError, HydraException, OmegaConfBaseException) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
+    except OSError as error:
+        if not of_files(error):
+            raise
+        print("error:", explained(error), file=sys.stderr)
+        return 1
     return 0
 
 
 def cache(arguments: list[str]) -> int:
-    """Show what the cache holds, or remove what was not used lately and what killed jobs left."""
+    """Show what the cache holds, or remove what was not used lately and what killed jobs left.
+
+    `checkpoints` are those of trainings that were killed: the same command goes on from them, so
+    they stay until they were not used lately.
+    """
     parser = argparse.ArgumentParser(prog="python -m pruning cache", description=cache.__doc__)
     parser.add_argument("--root", type=Path, default=Path(ROOT), help="default: %(default)s")
     parser.add_argument("command", nargs="?", choices=["show", "prune"], default="show")
@@ -98,9 +108,9 @@ def _show_cache(stages: Cache) -> None:
 
 
 def _prune_cache(stages: Cache, days: float, stage: str | None, dry_run: bool) -> None:
-    """Remove what no job finished or used for so many days, of a stage or of all."""
+    """Remove what is of no use, or was not used for so many days, of a stage or of all."""
     entries = stages.entries()
-    old = [e for e in entries if (e.days >= days or not e.finished) and stage in (None, e.stage)]
+    old = [e for e in entries if (e.days >= days or not e.useful) and stage in (None, e.stage)]
     removed = [e for e in old if stages.remove(e, dry_run)]
     size = sum(entry.size for entry in removed) / MIB
     would = "would remove" if dry_run else "removed"

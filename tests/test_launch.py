@@ -4,15 +4,18 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import pytest
 import torch
 import transformers.dynamic_module_utils
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
@@ -138,7 +141,9 @@ def test_the_result_keeps_its_contract(place, job):
     speedup = result["speedup"]
     assert speedup["target"] == 1.3
     assert {"predicted", "measured"} <= set(speedup["rounds"][-1])
-    assert speedup["measured"] in [r["measured"] for r in speedup["rounds"]]
+    assert speedup["measured"] == speedup["rounds"][-1]["measured"]
+    assert speedup["rounds"][-1]["confirms"] is True
+    assert speedup["rounds"][-1]["pairs"] == result["latency"]["dense"]["n"]
     latency = result["latency"]
     assert (latency["phase"], latency["batch"], latency["sequence"]) == ("prefill", 1, 128)
     for side in ("dense", "pruned"):
@@ -654,11 +659,67 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
         ["speedup=1000", "'v100'", "ask for less"],
     ),
     "no such device": (["hardware.device=cuda:77"], ["hardware.device", "cuda:77", "choose"]),
+    "a head drawn at random": (
+        ["model.path={root}/broken/headless", "method=dense", "speedup=1"],
+        ["model.path", "/headless", "lacks lm_head.weight", "give"],
+    ),
+    "a NaN among the weights": (
+        ["model.path={root}/broken/nan", "method=magnitude"],
+        ["model.path", "/nan", "model.layers.1.mlp.up_proj.weight (1 of 131072 values)", "give"],
+    ),
+    "quantised weights": (
+        ["model.path={root}/broken/quantised"],
+        ["model.path", "quantised (gptq, 4 bits)", "give"],
+    ),
+    "a pointer of git-lfs": (
+        ["model.path={root}/broken/pointer"],
+        ["pointer/model.safetensors", "git lfs pull"],
+    ),
+    "a model that overflows": (
+        ["model.path={root}/broken/large", "model.dtype=float16"],
+        [
+            "model=tiny",
+            "wikitext/text/token_perplexity_32 is ",
+            "float16",
+            "model.dtype=float32",
+        ],
+    ),
+    "a cache that cannot be": (
+        ["cache={root}/some.gguf/cache"],
+        ["some.gguf", "Not a directory", "remove", "give cache another place"],
+    ),
+    "outputs that cannot be": (
+        ["hydra.run.dir={root}/some.gguf/out"],
+        ["some.gguf", "Not a directory", "remove"],
+    ),
 }
 
 
+@pytest.fixture(scope="module")
+def broken(place):
+    """Copy the tiny model several times, and break each copy in its own way."""
+    dense, root = place.root / "dense", place.root / "broken"
+
+    def copy(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+        shutil.copytree(dense, root / name)
+        tensors = load_file(dense / "model.safetensors")
+        change(tensors)
+        save_file(tensors, root / name / "model.safetensors", metadata={"format": "pt"})
+
+    copy("headless", lambda t: t.pop("lm_head.weight"))
+    copy("nan", lambda t: t["model.layers.1.mlp.up_proj.weight"].view(-1)[7].fill_(torch.nan))
+    copy("large", lambda t: t["model.layers.1.mlp.down_proj.weight"].mul_(1e4))
+    copy("quantised", lambda t: None)
+    config = json.loads((dense / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (root / "quantised" / "config.json").write_text(json.dumps(config))
+    shutil.copytree(dense, root / "pointer")
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 99\n"
+    (root / "pointer" / "model.safetensors").write_text(text)
+
+
 @pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_one_line(place, jobs, what):
+def test_bad_input_is_one_line(place, jobs, broken, what):
     (place.root / "some.gguf").write_bytes(b"GGUF of another kind")
     (place.root / "rows.jsonl").write_text('{"body": "w1 w2"}\n')
     overrides, said = BAD[what]
@@ -673,6 +734,29 @@ def test_bad_input_is_one_line(place, jobs, what):
         assert part in lines[0]
     assert not place.results("bad")
     assert not list((place.root / "bad").glob("*/model"))
+
+
+@pytest.mark.parametrize(("method", "option"), [("ziplm", "cache"), ("dense", "hydra.run.dir")])
+def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing_behind(place, job, method, option):
+    """As on a full disk: no file may exceed 2 MiB, and moments and checkpoints do."""
+    cache = place.root / "limited"
+    given = (f"method={method}", f"cache={cache}", "speedup=1")
+    arguments = place.arguments(*given, outputs=f"limited-{method}")
+    command = f"ulimit -f 2048; exec {shlex.join([sys.executable, 'launch.py', *arguments])}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=place.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    (out,) = (place.root / f"limited-{method}").glob("*/")
+    where = cache if option == "cache" else out
+    (line,) = lines
+    assert line.startswith(f"error: {where}: File too large: allow larger files (ulimit -f)")
+    assert line.endswith(f"or give {option} another place")
+    assert "Traceback" not in done.stderr + done.stdout
+    left = {p.name for p in out.iterdir()}
+    assert left <= {"config.yaml", "error.txt", "job.log", ".lock", ".hydra"}
+    assert not [p for p in cache.glob("*/*/") if p.name.startswith(".")]
 
 
 def test_of_two_jobs_the_possible_one_finishes(place, job, jobs):

@@ -20,7 +20,7 @@ class Weight(StrEnum):
     """How much a token counts in a second moment."""
 
     none = "none"
-    residual = "residual"  # 1 / mean square of the residual stream behind the block
+    residual = "residual"  # 1 / square of what the next norm divides by that reads the error
 
 
 class Target(StrEnum):

@@ -2,108 +2,26 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Calibration, Weight
+from pruning.calibration.moment import Accumulator, Moment, Split
 from pruning.data.batch import Batch
 from pruning.models.blockwise import State, behind, enter
-from pruning.models.sites import Site, blocks, projection
+from pruning.models.sites import Kind, Site, a_norm, blocks, projection, sub_block, summing_norms
 from pruning.models.sites import weight as matrix
 from pruning.system.cache import Cache
 from pruning.system.progress import track
 
-PANEL = 512
+NAMES = ("H", "mean", "variance")  # of a moment, on disk
 Outputs = dict[Site, list[Float[Tensor, "tokens rows"]]]  # of a block's sites, per state
-
-
-@dataclass
-class Moment:
-    """Means over tokens of one site's inputs x, and of the outputs y that it should have."""
-
-    H: Float[Tensor, "columns columns"]  # E[x x^T]
-    mean: Float[Tensor, " columns"]  # E[x]
-    target: Float[Tensor, "rows columns"] | None = None  # E[y x^T]; None: y = W x
-
-    @property
-    def covariance(self) -> Float[Tensor, "columns columns"]:
-        """Return E[(x - E[x]) (x - E[x])^T]."""
-        return self.H - self.mean[:, None] * self.mean
-
-    def to(self, device: torch.device) -> "Moment":
-        """Return the moment on a device."""
-        target = None if self.target is None else self.target.to(device)
-        return Moment(self.H.to(device), self.mean.to(device), target)
-
-    def mixed(self, other: "Moment", share: float) -> "Moment":
-        """Return the moment of both texts' tokens, of whose weight `share` is the other's."""
-
-        def mix(a: Tensor, b: Tensor) -> Tensor:
-            return a * (1 - share) + b * share
-
-        both = self.target is not None and other.target is not None
-        target = mix(self.target, other.target) if both else None  # type: ignore[arg-type]
-        return Moment(mix(self.H, other.H), mix(self.mean, other.mean), target)
-
-
-@dataclass
-class Split:
-    """Moments of the tokens to solve with, and of those held out to judge by."""
-
-    fit: Moment
-    held: Moment
-    share: float  # held-out part of the total weight
-
-    @property
-    def all(self) -> Moment:
-        """Return the moment of all tokens."""
-        return self.fit.mixed(self.held, self.share)
-
-    def to(self, device: torch.device) -> "Split":
-        """Return both on a device."""
-        return Split(self.fit.to(device), self.held.to(device), self.share)
-
-
-class Accumulator:
-    """The running sums of w x x^T and w x in float32; of x x^T only the upper panels."""
-
-    def __init__(self, columns: int, device: torch.device):
-        self.sum = torch.zeros(columns, columns, device=device)
-        self.first = torch.zeros(columns, device=device)
-        self.target: Tensor | None = None
-        self.weight = 0.0
-
-    def add_(
-        self,
-        X: Float[Tensor, "tokens columns"],
-        w: Float[Tensor, " tokens"],
-        Y: Float[Tensor, "tokens rows"] | None = None,
-    ) -> None:
-        """Add tokens X with weights w >= 0; a weight of 0 (padding) leaves a token out."""
-        root = w.sqrt()
-        X = X.float() * root[:, None]
-        self.first.addmv_(X.T, root)
-        for left in range(0, X.shape[1], PANEL):
-            panel = slice(left, left + PANEL)
-            self.sum[panel, left:].addmm_(X[:, panel].T, X[:, left:])
-        if Y is not None:
-            products = (Y.float() * root[:, None]).T @ X
-            self.target = products if self.target is None else self.target.add_(products)
-        self.weight += float(w.double().sum())
-
-    def mean(self) -> Moment:
-        """Return the weighted means."""
-        upper = self.sum.triu()
-        weight = max(self.weight, 1e-30)
-        target = None if self.target is None else self.target / weight
-        return Moment((upper + upper.triu(1).T) / weight, self.first / weight, target)
 
 
 class _Seen(Exception):
@@ -138,8 +56,8 @@ def collect(
     """Yield the moments of the sites of one block after the other.
 
     Beyond the model, memory holds the hidden states of every batch and one block's moments. With
-    `weight` residual a token counts 1 / mean(h^2), h the residual stream behind the block: the
-    next RMSNorm divides the token's error by that.
+    `weight` residual a token counts 1 / d^2, where d is what the next norm that reads the stream
+    with a site's error in it divides that token by.
     """
     states = [enter(model, batch) for batch in batches]
     of_block: dict[int, list[Site]] = {}
@@ -162,9 +80,9 @@ def block_moments(
     """Run block `index` on every state; return the moments of its sites `of`.
 
     With `advance` the states go on behind the block, else they stay in front of it: then the first
-    call says how much each token weighs in this block, and further ones run only as much of it as
-    they need. `targets` are what the sites should give for every state, where that is not what
-    their own weights give.
+    call says how much each token weighs in this block, for both sub-blocks, and further ones run
+    only as much of it as they need. `targets` are what the sites should give for every state, where
+    that is not what their own weights give.
     """
     block, device = blocks(model)[index], states[0].hidden.device
     reading = {site.reads: site for site in reversed(of)}  # one site for each kind of inputs
@@ -173,27 +91,28 @@ def block_moments(
         for site in reading.values()
     }
     known = not advance and all(state.weights is not None for state in states)
-    with _inputs(model, list(sums), stop=known) as inputs:
+    with _inputs(model, list(sums), stop=known) as inputs, _summed(model, index) as summed:
         for number, state in enumerate(states):
             inputs.clear()
+            w = state.weights or {}
             if known:
                 with suppress(_Seen):
                     behind(block, state.hidden, state.calls[index])
-                w = state.weights
             else:
                 hidden = (
                     state.advance(index, block)
                     if advance
                     else behind(block, state.hidden, state.calls[index])
                 )
-                w = _weights(state.batch, hidden, weight)
+                if of:
+                    w = _weights(model, index, state.batch, {Kind.FFN: hidden} | summed, weight)
                 if not advance:
                     state.weights = w
-            assert w is not None
             for site, (fit, held) in sums.items():
                 X = inputs[site].flatten(0, -2)
                 Y = None if targets is None else targets[site][number]
-                (held if state.batch.held_out else fit).add_(X, w.flatten(), Y)
+                own = w[sub_block(model, site)].flatten()
+                (held if state.batch.held_out else fit).add_(X, own, Y)
     found = {
         site.reads: Split(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
         for site, (fit, held) in sums.items()
@@ -201,14 +120,50 @@ def block_moments(
     return {site: found[site.reads] for site in of}
 
 
+@contextmanager
+def _summed(model: PreTrainedModel, index: int) -> Iterator[dict[Kind, Tensor]]:
+    """Note what the norms inside block `index` read that see the stream plus a sub-block's output.
+
+    What is not among it is read behind the block.
+    """
+    seen: dict[Kind, Tensor] = {}
+
+    def note(kind: Kind):
+        def hook(module, args) -> None:
+            seen[kind] = args[0]
+
+        return hook
+
+    norms = summing_norms(model, index)
+    handles = [norm.register_forward_pre_hook(note(kind)) for kind, norm in norms.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _weights(
-    batch: Batch, behind: Float[Tensor, "batch sequence hidden"], weight: Weight
-) -> Float[Tensor, "batch sequence"]:
-    """Say how much every token counts; padding not at all."""
-    w = batch.mask.to(behind.device).float()
-    if weight is Weight.residual:
-        w = w / behind.float().square().mean(-1).clamp(min=1e-12)
-    return w
+    model: PreTrainedModel, index: int, batch: Batch, read: dict[Kind, Tensor], weight: Weight
+) -> dict[Kind, Float[Tensor, "batch sequence"]]:
+    """Say how much every token counts for each sub-block, padding not at all.
+
+    `read` is what the norm divides that sees the sub-block's error.
+    """
+    w = batch.mask.float()
+    if weight is Weight.none:
+        return {kind: w.to(h.device) for kind, h in read.items()}
+    norm = a_norm(model, index)
+    return {kind: w.to(h.device) / _divisor(norm, h).reshape(w.shape) for kind, h in read.items()}
+
+
+def _divisor(norm: nn.Module, h: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens"]:
+    """Return the square of what a norm divides each token by: of RMSNorm, or of LayerNorm."""
+    h = h.float()
+    if isinstance(norm, nn.LayerNorm):
+        h = h - h.mean(-1, keepdim=True)
+    eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", 0.0)
+    return (h.square().mean(-1) + eps).clamp(min=1e-12)
 
 
 @torch.no_grad()
@@ -257,7 +212,7 @@ class Moments:
                 found.write(index, block)
 
         key = {
-            "version": 3,
+            "version": 4,
             "model": identity,
             "batches": [batch.digest() for batch in batches],
             "weight": calibration.weight,
@@ -273,10 +228,11 @@ class Moments:
     def write(self, index: int, block: dict[Site, Split]) -> None:
         """Write the moments of block `index`."""
         tensors = {
-            f"{site.reads}.{part}.{name}": getattr(getattr(split, part), name).cpu()
+            f"{site.reads}.{part}.{name}": tensor.cpu()
             for site, split in block.items()
-            for part in ("fit", "held")
-            for name in ("H", "mean")
+            for part, moment in (("fit", split.fit), ("held", split.held))
+            for name in NAMES
+            if (tensor := getattr(moment, name)) is not None
         }
         shares = {f"{site.reads}.share": str(split.share) for site, split in block.items()}
         save_file(tensors, self._file(index), metadata=shares)
@@ -284,9 +240,11 @@ class Moments:
     def __getitem__(self, site: Site) -> Split:
         """Read the moments of one site."""
         with safe_open(self._file(site.block), "pt") as file:
+            paths = [f"{site.reads}.{part}." for part in ("fit", "held")]
+            there = set(file.keys())
             fit, held = (
-                Moment(*(file.get_tensor(f"{site.reads}.{part}.{name}") for name in ("H", "mean")))
-                for part in ("fit", "held")
+                Moment(**{n: file.get_tensor(path + n) for n in NAMES if path + n in there})
+                for path in paths
             )
             return Split(fit, held, float(file.metadata()[f"{site.reads}.share"]))
 

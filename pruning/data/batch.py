@@ -1,6 +1,5 @@
 """Batches of token rows: packed running text, or padded rows of a task."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -10,6 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
+
+from pruning.system.cache import digest, digest_tensors
 
 Row = dict[str, Tensor]  # input_ids, token_type_ids where the tokenizer has them, labels of a task
 Item = TypeVar("Item")
@@ -62,10 +63,11 @@ class Batch:
 
     def digest(self) -> str:
         """Hash the tokens, the mask, the use and the labels."""
-        content = self.ids.numpy().tobytes() + self.mask.numpy().tobytes() + bytes([self.held_out])
-        for tensor in ([] if self.types is None else [self.types]) + list(self.labels.values()):
-            content += tensor.numpy().tobytes()
-        return hashlib.sha256(content).hexdigest()[:16]
+        named = {"ids": self.ids, "mask": self.mask}
+        if self.types is not None:
+            named["types"] = self.types
+        labels = {f"label {name}": label for name, label in sorted(self.labels.items())}
+        return digest([self.held_out, digest_tensors((named | labels).items())])
 
     def take(self, rows: Tensor | slice, columns: slice = slice(None)) -> "Batch":
         """Return some rows, and some columns of them."""
@@ -84,11 +86,12 @@ class Batch:
 
 def digest_rows(rows: Sequence[Row]) -> str:
     """Hash all that rows hold, 16 hexadecimal digits."""
-    state = hashlib.sha256()
-    for row in rows:
-        for tensor in row.values():
-            state.update(tensor.numpy().tobytes())
-    return state.hexdigest()[:16]
+    named = (
+        (f"{index} {name}", tensor)
+        for index, row in enumerate(rows)
+        for name, tensor in sorted(row.items())
+    )
+    return digest([len(rows), digest_tensors(named)])
 
 
 def shuffled(items: Sequence[Item], seed: int) -> Iterator[Item]:

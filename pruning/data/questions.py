@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, islice, repeat
 from typing import Any
 
-from pruning.data.rows import Rows
+from pruning.data.rows import Rows, report_skipped
 from pruning.system.cache import Cache
 
 
@@ -36,7 +36,10 @@ class Questions(Rows):
     unanswerable: bool = False  # some questions have no answer
 
     def read(self, cache: Cache, field: str, limit: int | None = None) -> list[Question]:
-        """Return the questions; ValueError where the file, a column or an answer is not there."""
+        """Return the questions whose texts are there, at most `limit`.
+
+        ValueError where the file, a column or an answer is not there, or of the wrong type.
+        """
         names = ["context", "answers"] + (["question"] if self.pattern is None else [])
         needed = [(name, getattr(self, name)) for name in names]
         return list(islice(self._questions(cache, field, needed), limit))
@@ -44,16 +47,22 @@ class Questions(Rows):
     def _questions(
         self, cache: Cache, field: str, needed: list[tuple[str, str]]
     ) -> Iterator[Question]:
-        for row in self.rows(cache, field, needed):
-            text, context = row.get(self.question, ""), row[self.context]
-            if self.pattern is not None:
-                text, context = self._split(context, field)
-            if not isinstance(text, str) or not isinstance(context, str):
+        texts = [(option, column) for option, column in needed if option != "answers"]
+        columns, skipped = [column for _, column in texts], 0
+        for place, row in self.placed(cache, field, needed, texts=columns):
+            cells = [self.cell(row, place, field, each, missing=True) for each in texts]
+            if None in cells:
+                skipped += 1
+                continue
+            context, text = cells if self.pattern is None else self._split(cells[0], field)
+            try:
+                answers, start = _answers(row[self.answers], context)
+            except (TypeError, KeyError) as error:
                 raise ValueError(
-                    f"{field}.question={self.question!r} and {field}.context={self.context!r} must "
-                    f"name columns of texts: a row has {text!r} and {str(context)[:40]!r}"
-                )
-            answers, start = _answers(row[self.answers], context)
+                    f"{field}.answers={self.answers!r}: {place} has "
+                    f"{str(row[self.answers])[:60]!r}, which are no answers: give a text, several, "
+                    "or SQuAD's {'text': [...], 'answer_start': [...]}"
+                ) from error
             if start < 0 and (answers or not self.unanswerable):
                 raise ValueError(
                     f"{field}.answers={self.answers!r}: the context of {text!r} holds no answer "
@@ -61,8 +70,10 @@ class Questions(Rows):
                     f"{field}.unanswerable=true let those without any stay (SQuAD 2.0 has some)"
                 )
             yield Question(text, context, answers, start)
+        report_skipped(skipped, field, self.path)
 
     def _split(self, both: str, field: str) -> tuple[str, str]:
+        """Return the context and the question."""
         assert self.pattern is not None
         found = re.fullmatch(self.pattern, both, re.DOTALL)
         if found is None:
@@ -70,23 +81,37 @@ class Questions(Rows):
                 f"{field}.pattern={self.pattern!r} does not fit {both[:80]!r}: correct it, or "
                 f"leave it out where {field}.question is a column"
             )
-        return found["question"], found["context"]
+        return found["context"], found["question"]
 
 
 def _answers(given: Any, context: str) -> tuple[list[str], int]:
-    """Return the texts, and where the first begins; -1 where it does not."""
+    """Return the texts, and where the first begins; -1 where it does not.
+
+    TypeError or KeyError where they are of no form that a row may have them in.
+    """
     if given is None or isinstance(given, str):
         given = [] if given is None else [given]
-    elif not isinstance(given, dict) and all(isinstance(answer, dict) for answer in given):
-        given = {key: [of[key] for of in given] for key in ("text", "answer_start")}
+    elif isinstance(given, list) and all(isinstance(answer, dict) for answer in given):
+        given = {key: [each[key] for each in given] for key in ("text", "answer_start")}
     if isinstance(given, dict):
+        _require(list, given["text"], given["answer_start"])
         starts = chain(given["answer_start"], repeat(-1))  # of the first text at least
-        pairs = zip(given["text"], starts, strict=False)
+        pairs = list(zip(given["text"], starts, strict=False))
     else:
-        pairs = ((text, context.find(str(text))) for text in given)
-    found = [(str(text), int(start)) for text, start in pairs if str(text)]
+        _require(list, given)
+        _require(str, *given)
+        pairs = [(text, context.find(text)) for text in given]
+    for text, start in pairs:
+        _require(str, text)
+        _require(int, start)
+    found = [(text, start) for text, start in pairs if text]
     if not found:
         return [], -1
     first, start = found[0]
     there = start >= 0 and context.startswith(first, start)
     return [text for text, _ in found], start if there else -1
+
+
+def _require(kind: type, *values: Any) -> None:
+    if not all(isinstance(value, kind) for value in values):
+        raise TypeError

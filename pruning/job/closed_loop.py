@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -23,10 +24,15 @@ log = logging.getLogger(__name__)
 
 Make = Callable[[Shapes], tuple[PreTrainedModel, Allocation]]
 
+CARE = 1.0  # standard errors by which a round has to be inside the tolerance to be confirmed
+
 
 @dataclass
 class Met:
-    """The pruned model whose measured speedup came nearest the target."""
+    """The pruned model whose measured speedup came nearest the target.
+
+    Speedup and timings are those of the last round that `confirms`: taken when the choice was made.
+    """
 
     pruned: PreTrainedModel
     allocation: Allocation
@@ -35,7 +41,7 @@ class Met:
     measured: float | None  # None where the hardware is not here
     dense_timing: Timing
     pruned_timing: Timing
-    rounds: list[dict[str, float | None]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def reached(self) -> float:
@@ -43,6 +49,63 @@ class Met:
         found = self.predicted if self.measured is None else self.measured
         assert found is not None
         return found
+
+
+@dataclass
+class _Made:
+    """A model of some shapes, to time."""
+
+    model: PreTrainedModel
+    allocation: Allocation
+    shapes: Shapes
+    aim: float | None
+    predicted: float | None
+
+
+class _Loop:
+    """What a closed loop makes and times; shapes alone decide how long a model takes."""
+
+    def __init__(
+        self,
+        dense: PreTrainedModel,
+        table: LatencyTable,
+        how: Measurement,
+        target: float | None,
+        clock: Stopwatch,
+    ):
+        self.dense, self.table, self.how = dense, table, how
+        self.target, self.clock = target, clock
+        self.rounds: list[dict[str, Any]] = []
+        self.factors: list[float] = []  # measured / predicted, of every timing
+        self._pairs: dict[tuple, tuple[Timing, Timing]] = {}  # by shapes
+
+    def make(self, make: Make, shapes: Shapes, aim: float | None) -> _Made:
+        """Make a model."""
+        with self.clock("prune"):
+            model, allocation = make(shapes)
+        return _Made(model, allocation, shapes, aim, prediction(self.table, allocation))
+
+    def time(self, made: _Made, confirms: bool = False) -> Met:
+        """Time a model against the dense one, and note it."""
+        with self.clock("measure"):
+            slow, fast = self.how.compare(self.dense, made.model, confirms)
+        pairs = self._pairs.setdefault(tuple(made.shapes.items()), (Timing([]), Timing([])))
+        for timing, new in zip(pairs, (slow, fast), strict=True):
+            timing.values.extend(new.values)
+        met = Met(
+            made.model, made.allocation, self.target, made.predicted, None, slow, fast, self.rounds
+        )
+        note(met, made.aim, confirms)
+        assert met.measured is not None
+        if made.predicted is not None:
+            self.factors.append(met.measured / made.predicted)
+        return met
+
+    def off(self, made: _Made, errors: float = 0.0) -> float:
+        """Return by which share all pairs of these shapes are off the target, and errors more."""
+        assert self.target is not None
+        middle, stderr = ratio(*self._pairs[tuple(made.shapes.items())])
+        return (abs(middle - self.target) + errors * stderr) / self.target
 
 
 def meet(
@@ -57,83 +120,82 @@ def meet(
     """Prune to `speedup` as measured end to end, within `hardware.tolerance` where it can be had.
 
     What the table predicts and what is measured differ by a factor that barely depends on the
-    allocation; each round divides the target by the median of the factors seen so far. What was
-    timed of a model of the same shapes before counts along: shapes alone decide how long it takes.
-    Without a speedup the plan's own shapes are built and timed. Where the hardware is not here, the
-    table decides alone.
+    allocation; each round divides the target by the median of the factors seen so far. A timing
+    that a choice depends on flatters what is chosen, so that this is timed once more, longer: that
+    timing alone is reported, and where it is outside the tolerance another round follows. Without a
+    speedup the plan's own shapes are built and timed. Where the hardware is not here, the table
+    decides alone.
     """
     if (how := hardware.measurement(dense, runtime)) is None:
         return foretold(plan, table, hardware, speedup, clock)
-    rounds: list[dict[str, float | None]] = []
-    of_shapes: dict[tuple, tuple[Timing, Timing]] = {}
-
-    def timed(make: Make, shapes: Shapes, aim: float | None) -> Met:
-        with clock("prune"):
-            model, allocation = make(shapes)
-        with clock("measure"):
-            timings = how.compare(dense, model)
-        slow, fast = of_shapes.setdefault(tuple(shapes.items()), (Timing([]), Timing([])))
-        slow.values += timings[0].values
-        fast.values += timings[1].values
-        measured, doubt = ratio(slow, fast)
-        predicted = prediction(table, allocation)
-        rounds.append({"aim": aim, "predicted": predicted, "measured": measured, "stderr": doubt})
-        log.info(
-            "aim %s: predicted %s, measured %.3fx ± %.3f",
-            times(aim),
-            times(predicted),
-            measured,
-            doubt,
-        )
-        return Met(model, allocation, speedup, predicted, measured, slow, fast, rounds)
-
-    if speedup is None:
-        assert plan.given is not None
-        return timed(plan.build, plan.given, None)
-    aim, best, settled = speedup, None, None
-    factors: list[float] = []
+    loop = _Loop(dense, table, how, speedup, clock)
+    if speedup is None or speedup == 1:  # no choice depends on what is measured
+        shapes = plan.given if speedup is None else plan.choose(table.budget(speedup))
+        if shapes is None:
+            assert speedup is not None
+            raise _impossible(plan, table, hardware, speedup)
+        return loop.time(loop.make(plan.build, shapes, speedup), confirms=True)
+    aim, nearest, met = speedup, None, None
     for _ in range(how.rounds):
         shapes = plan.choose(table.budget(aim))
         if shapes is None:
             log.warning("no allocation is predicted to reach %.2fx: keeping the nearest round", aim)
             break
-        met = timed(plan.draft, shapes, aim)
-        nearer = best is None or abs(met.reached - speedup) < abs(best.reached - speedup)
-        if nearer or shapes == settled:  # the same shapes again: known better now
-            best, settled = met, shapes
-        if abs(met.reached / speedup - 1) <= how.tolerance or speedup == 1:
+        made = loop.make(plan.draft, shapes, aim)
+        loop.time(made)
+        near = loop.off(made, CARE) <= how.tolerance
+        confirmation = loop.time(made, confirms=True) if near else None
+        if confirmation and met_within(confirmation, how):
+            nearest, met = made, confirmation
             break
-        assert met.predicted is not None
-        factors.append(met.reached / met.predicted)
-        aim = max(1.0, speedup / median(factors))
-    if best is None or settled is None:
+        if nearest is None or loop.off(made) <= loop.off(nearest):
+            nearest = made
+        aim = max(1.0, speedup / median(loop.factors))
+    if nearest is None:
         raise _impossible(plan, table, hardware, speedup)
     if plan.costly:
-        best = timed(plan.build, settled, best.rounds[-1]["aim"])
-    if abs(best.reached / speedup - 1) > how.tolerance and speedup > 1:
+        nearest, met = loop.make(plan.build, nearest.shapes, nearest.aim), None
+    met = met or loop.time(nearest, confirms=True)
+    if not met_within(met, how):
         log.warning(
-            "the nearest measured speedup after %d rounds is %.3fx, not %.3fx within %.0f %%",
-            len(rounds),
-            best.reached,
+            "the nearest model after %d timings has a measured speedup of %.3fx, not %.3fx within "
+            "%.0f %%",
+            len(loop.rounds),
+            met.reached,
             speedup,
             100 * how.tolerance,
         )
-    return best
+    return met
+
+
+def met_within(met: Met, how: Measurement) -> bool:
+    """Tell whether a speedup is within the tolerance of its target, if it has one."""
+    return met.target is None or abs(met.reached / met.target - 1) <= how.tolerance
+
+
+def note(met: Met, aim: float | None, confirms: bool) -> None:
+    """Take a model's speedup from its timings, and add these to the rounds."""
+    met.measured, doubt = ratio(met.dense_timing, met.pruned_timing)
+    met.rounds.append(
+        {
+            "aim": aim,
+            "predicted": met.predicted,
+            "measured": met.measured,
+            "stderr": doubt,
+            "pairs": len(met.dense_timing.values),
+            "confirms": confirms,
+        }
+    )
+    told = times(aim), times(met.predicted), met.measured, doubt
+    what = ", confirming what was chosen" if confirms else ""
+    log.info("aim %s: predicted %s, measured %.3fx ± %.3f%s", *told, what)
 
 
 def timed_again(met: Met, dense: PreTrainedModel, how: Measurement) -> None:
-    """Time a model whose weights are others now, and note it as a round.
-
-    Its shapes are those of before, so that what was timed then counts along.
-    """
-    slow, fast = how.compare(dense, met.pruned)
-    met.dense_timing.values += slow.values
-    met.pruned_timing.values += fast.values
-    met.measured, doubt = ratio(met.dense_timing, met.pruned_timing)
-    found = {"aim": None, "predicted": met.predicted, "measured": met.measured, "stderr": doubt}
-    met.rounds.append(found)
-    log.info("measured again after recovery: %.3fx ± %.3f", met.measured, doubt)
-    if met.target and abs(met.measured / met.target - 1) > how.tolerance:
+    """Time a model whose weights are others now; that alone is its speedup from now on."""
+    met.dense_timing, met.pruned_timing = how.compare(dense, met.pruned, confirm=True)
+    note(met, None, confirms=True)
+    if not met_within(met, how):
         log.warning("after recovery it is not within %.0f %%", 100 * how.tolerance)
 
 
@@ -160,7 +222,7 @@ def foretold(
     told = (table.foretold, times(predicted), hardware.name)
     log.info("%s %s, not measured: hardware=%s is not here", *told)
     timings = Timing([table.dense]), Timing([table.dense / predicted])
-    rounds: list[dict[str, float | None]] = [{"aim": speedup, "predicted": predicted}]
+    rounds: list[dict[str, Any]] = [{"aim": speedup, "predicted": predicted}]
     return Met(model, allocation, speedup, predicted, None, *timings, rounds)
 
 

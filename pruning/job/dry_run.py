@@ -6,7 +6,8 @@ nothing else is computed but one forward pass of one batch, the unit of the esti
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.data.batch import Batch
+    from pruning.evaluation.suite import Suite
 
 DATA = ("model", "wheel", "documents")  # stages that only fetch and convert
 GIB = 2**30
@@ -63,10 +65,13 @@ class Estimate:
     seconds_per_token: float
     rows: list[tuple[str, str, float | None]] = field(default_factory=list)
 
-    def add(self, stage: str, state: str, tokens: float | None) -> None:
-        """Note a stage and how many tokens it brings through the whole model, if that is known."""
-        seconds = tokens * self.seconds_per_token if tokens else None
-        self.rows.append((stage, state, seconds))
+    def add(self, stage: str, cached: bool, tokens: float | None) -> None:
+        """Note a stage and how many tokens it brings through the whole model, if that is known.
+
+        What is cached takes no time.
+        """
+        seconds = tokens * self.seconds_per_token if tokens and not cached else None
+        self.rows.append((stage, "cached" if cached else "to compute", seconds))
 
     def table(self, title: str) -> Table:
         """Return the stages as a table."""
@@ -92,7 +97,7 @@ def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estima
         try:
             dense = experiment.task.teach(dense, tokenizer, cache)
         except Absent:
-            found.add("finetune", "to compute; what follows depends on it", None)
+            found.rows.append(("finetune", "to compute; what follows depends on it", None))
             console.print(found.table(name))
             return found
     seed = experiment.seed
@@ -102,7 +107,7 @@ def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estima
     found.seconds_per_token = _forward(dense, batches[0])
     _rows(found, experiment, dense, tokenizer, batches, text, cache)
     console.print(found.table(name))
-    total = sum(seconds or 0.0 for _, state, seconds in found.rows if state != "cached")
+    total = sum(seconds or 0.0 for _, _, seconds in found.rows)
     console.print(
         f"about {total / 60:.0f} minutes, solves, profile and lm-eval's tasks not counted; about "
         f"{_memory(dense, batches) / GIB:.1f} GiB of memory at the peak"
@@ -124,17 +129,13 @@ def _rows(
     suite, _ = experiment.suite.of(experiment.task).available(cache)
     read = None if suite.perplexity is None else _read(suite.perplexity)
     table = None
-    try:
+    with suppress(Absent):
         of = experiment.method.sites(dense)
         table = experiment.hardware.profile(dense, of, cache, experiment.runtime)
-        found.add("profile", "cached", None)
-    except Absent:
-        found.add("profile", "to compute", None)
-    try:
-        suite.evaluate(dense, tokenizer, cache, identity)
-        found.add("evaluate the dense model", "cached", read)
-    except Absent:
-        found.add("evaluate the dense model", "to compute", read)
+    found.add("profile", table is not None, None)
+    text_alone = replace(suite, tasks={}, labelled={}, questions={})
+    whole, of_text = (_known(of, dense, tokenizer, cache, identity) for of in (suite, text_alone))
+    found.add("evaluate the dense model", whole, None if of_text else read)
     reached = "moments"  # what a method asks for first, if it asks for anything
     if table is not None:
         subject = Subject(
@@ -147,10 +148,9 @@ def _rows(
         except Absent as absent:
             reached = str(absent)
     for stage, cost in _costs(experiment, dense, tokens).items():
-        before = STAGES.index(stage) < STAGES.index(reached)
-        found.add(stage, "cached" if before else "to compute", cost)
-    found.add("measure", "to compute", None)
-    found.add("evaluate the pruned model", "to compute", read)
+        found.add(stage, STAGES.index(stage) < STAGES.index(reached), cost)
+    found.add("measure", False, None)
+    found.add("evaluate the pruned model", False, read)
 
 
 STAGES = ["influence", "moments", "levels", "search", "train", "prune", "recover"]
@@ -176,6 +176,17 @@ def _costs(
     if isinstance(experiment.recovery, Training):
         found["recover"] = _training(experiment.recovery)
     return found
+
+
+def _known(
+    suite: "Suite", dense: "PreTrainedModel", tokenizer: Any, cache: Rehearsal, identity: str
+) -> bool:
+    """Say whether all parts of a suite are measured; one of no parts is."""
+    try:
+        suite.evaluate(dense, tokenizer, cache, identity)
+    except Absent:
+        return False
+    return True
 
 
 def _training(r: Training) -> float | None:

@@ -1,6 +1,5 @@
 """Training between pruning and the last measurements: what `run` does of it."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +11,7 @@ from pruning.job.closed_loop import Met, timed_again
 from pruning.models.sites import positions
 from pruning.recovery.recovery import Training
 from pruning.recovery.rows import rows_of
-from pruning.system.cache import Cache, digest
+from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def heal(
     with clock("recover"):
         from pruning.recovery.stage import recovered  # peft takes a second to import
 
-        watched = quality, digest(asdict(suite))
+        watched = quality, suite.identity(tokenizer)
         found = recovered(recovery, met.pruned, dense, rows, cache, _seed(experiment), *watched)
     met.pruned = found.model
     if (how := experiment.hardware.measurement(dense, experiment.runtime)) is not None:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.evaluation.part import Measured
+from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import meet
 from pruning.job.outcome import compose
@@ -18,6 +21,7 @@ from pruning.methods.method import Subject
 from pruning.models import checkpoint
 from pruning.models.allocation import composed, read_allocation, write_allocation
 from pruning.models.source import fingerprint
+from pruning.models.weights import check_finite
 from pruning.results import report, result
 from pruning.results.card import card
 from pruning.results.result import Evaluation, Result
@@ -74,6 +78,12 @@ def _run(
             table.check(experiment.speedup, sites, experiment.hardware.name)
     with clock("evaluate"):  # before the long stages, so that a bad suite is noticed now
         before = suite.evaluate(dense, tokenizer, cache, identity)
+        if said := before.not_finite():
+            raise ValueError(
+                f"model={experiment.model.name}: of the dense model {said}, computed in "
+                f"{dense.dtype}: give model.dtype=float32 if it overflows, or another "
+                "checkpoint or suite"
+            )
         shared = suite.shared([r for b in batches for r in b.rows()], tokenizer, cache)
     plan = experiment.method.plan(
         Subject(
@@ -97,12 +107,12 @@ def _run(
         former = read_allocation(start / "allocation.json", sites)
         met.allocation = composed(former, met.allocation)
     with clock("evaluate"):
-        after = suite.evaluate(met.pruned, tokenizer, cache)
+        after = judged(suite, met.pruned, tokenizer, cache)
     evaluation = Evaluation(before.metrics, after.metrics, after.read, missing, shared=shared)
     recovered = heal(experiment, met, dense, rows, tokenizer, suite, cache, clock)
     if recovered is not None:
         with clock("evaluate"):
-            after = suite.evaluate(met.pruned, tokenizer, cache)
+            after = judged(suite, met.pruned, tokenizer, cache)
             evaluation.one_shot, evaluation.pruned = evaluation.pruned, after.metrics
     found = compose(experiment, out.name, dense, met, table, evaluation, clock.total())
     if recovered is not None:
@@ -120,4 +130,15 @@ def _run(
     shutil.rmtree(out / SETTLED, ignore_errors=True)
     experiment.tracker.report(found, out)
     report.show(found, out)
+    return found
+
+
+def judged(
+    suite: Suite, pruned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
+) -> Measured:
+    """Evaluate a pruned model, and say what is not finite; ValueError where its weights are not."""
+    check_finite(pruned, "method: the pruned model", "give model.dtype=float32, or ask for less")
+    found = suite.evaluate(pruned, tokenizer, cache)
+    if said := found.not_finite():
+        log.warning("NOT FINITE, this pruned model is of no use: %s", said)
     return found

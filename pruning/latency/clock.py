@@ -119,7 +119,8 @@ def interleaved(
 
     A slow spell of a shared machine then meets all of them alike. Calls that take less than the
     mean come up to `most` times in a round, each at its own place. With `enough`, rounds beyond
-    `repetitions` follow until it is satisfied, up to as many again or for ten seconds. A round in
+    `repetitions` follow until it is satisfied, or until there are as many again and ten seconds
+    are over. A round in
     which other processes took a CPU away is timed again; after `repetitions` of these it counts,
     or, if `strict`, is a ValueError.
     """
@@ -151,6 +152,24 @@ def interleaved(
     if device.type == "cpu" and not patience:
         log.warning("%s: other processes take CPUs away from this one; stop them", description)
     return found
+
+
+def in_turns(
+    calls: tuple[Callable[[], object], Callable[[], object]],
+    device: torch.device,
+    repetitions: int,
+    doubt: float,
+    description: str,
+) -> tuple[Timing, Timing]:
+    """Time two calls in pairs until the ratio is known to a share `doubt` of it, or time is up."""
+
+    def enough(found: dict[str, Timing]) -> bool:
+        middle, error = speedup(found["before"], found["after"])
+        return error < doubt * middle
+
+    named: dict[str, Callable[[], object]] = {"before": calls[0], "after": calls[1]}
+    found = interleaved(named, device, repetitions, description, enough)
+    return found["before"], found["after"]
 
 
 def _rounds(least: int, seconds: float) -> Iterator[int]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from pruning.data.rows import local
+from pruning.data.files import local
 from pruning.latency.hardware import Hardware, Working, at_least
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.torch_eager import EAGER

@@ -1,5 +1,6 @@
 """`hardware=local`: this machine, measured."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pruning.latency.hardware import Working, at_least
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.torch_eager import EAGER
-from pruning.system.cache import Cache
+from pruning.system.cache import Cache, digest
 from pruning.system.device_locks import alone
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pruning.latency.measurement import Measurement
     from pruning.latency.table import LatencyTable
     from pruning.models.sites import Site
+
+NAMES = {"architectures", "auto_map", "id2label", "label2id", "_name_or_path", "dtype"}
 
 
 @dataclass
@@ -71,22 +74,33 @@ class Local(Working):
     def _identity(
         self, model: "PreTrainedModel", of: "list[Site]", how: "Measurement"
     ) -> dict[str, Any]:
-        """Return what a profile depends on: shapes, precision, work, environment."""
-        from pruning.models.sites import blocks
-        from pruning.system.environment import environment
+        """Return what a profile depends on: class, config, shapes, precision, work, machine."""
+        from pruning.system.environment import machine
 
-        config, runtime = model.config, how.runtime
+        runtime = how.runtime
         # eager PyTorch is told by the environment alone
         engine = [] if runtime == EAGER else [runtime.name, runtime.version]
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        shapes = {name: [*tensor.shape] for name, tensor in model.state_dict().items()}
         return {
-            "version": 6,
-            "shape": [config.model_type, config.hidden_size, len(blocks(model))]
-            + [str(site) for site in of]
-            + [config.vocab_size, config._attn_implementation, str(model.dtype)],
+            "version": 7,
+            "class": type(model).__name__,
+            "config": {k: v for k, v in config.items() if v is not None and decides_times(k)},
+            "shapes": digest(shapes),
+            "sites": [str(site) for site in of],
+            "precision": [model.config._attn_implementation, str(model.dtype)],
             "setting": [str(model.device), str(how.work), self.threads, *engine],
             # a table that noise may have spoilt is none for those who would have refused it
             "measurement": [self.repetitions, self.alignment, self.noise is None],
-            "environment": {
-                k: v for k, v in environment().items() if k not in {"git", "commit", "dirty"}
-            },
+            "environment": machine(),
         }
+
+
+def decides_times(key: str) -> bool:
+    """Say whether an entry of a model's config may change how long the model takes.
+
+    All may but names, paths, token ids and dropout; what the profile's key has elsewhere is left
+    out too.
+    """
+    told = ("_name", "_path", "_token_id", "_version", "dropout", "pdrop", "layerdrop")
+    return not key.endswith(told) and key not in NAMES

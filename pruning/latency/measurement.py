@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from pruning.latency.clock import Timing, interleaved, speedup
+from pruning.latency.clock import Timing, in_turns
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.workload import Workload
 from pruning.system.device_locks import alone
@@ -27,21 +27,24 @@ class Measurement:
     tolerance: float  # accepted distance of measured from target speedup
     rounds: int  # measure-and-correct rounds at most
 
-    def compare(self, dense: PreTrainedModel, pruned: PreTrainedModel) -> tuple[Timing, Timing]:
-        """Time both models end to end in turns until the ratio is known to half the tolerance."""
+    def pairs(self, confirm: bool) -> tuple[int, float]:
+        """Return the least number of pairs to time, and the standard error at which they do.
 
-        def enough(found: dict[str, Timing]) -> bool:
-            middle, doubt = speedup(found["dense"], found["pruned"])
-            return doubt < self.tolerance / 2 * middle
+        The error is a share of the speedup: half the tolerance, and a quarter of it to confirm.
+        """
+        if confirm:
+            return 2 * self.repetitions, self.tolerance / 4
+        return self.repetitions, self.tolerance / 2
 
+    def compare(
+        self, dense: PreTrainedModel, pruned: PreTrainedModel, confirm: bool = False
+    ) -> tuple[Timing, Timing]:
+        """Time both models end to end in turns, as often as `pairs` asks for."""
         with alone(dense.device):
-            pair = {"dense": dense, "pruned": pruned}
-            calls = {
-                name: self.runtime.end_to_end(model, self.work) for name, model in pair.items()
-            }
-            what = "measure: end to end"
-            found = interleaved(calls, dense.device, self.repetitions, what, enough)
-        for name, timing in found.items():
+            call = self.runtime.end_to_end
+            calls = call(dense, self.work), call(pruned, self.work)
+            found = in_turns(calls, dense.device, *self.pairs(confirm), "measure: end to end")
+        for name, timing in zip(("dense", "pruned"), found, strict=True):
             if timing.spread > NOISY:
                 log.warning(
                     "end-to-end time of the %s model: p90/p50 is %.2f; other work on this machine "
@@ -49,4 +52,4 @@ class Measurement:
                     name,
                     timing.spread,
                 )
-        return found["dense"], found["pruned"]
+        return found

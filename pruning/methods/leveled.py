@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
-    from pruning.methods.levels import Levels, SiteLevels
     from pruning.models.sites import Site
+    from pruning.solver.levels import Levels, SiteLevels
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Leveled(Method):
 
     def levels(self) -> "type[Levels]":
         """Return what makes models of the levels."""
-        from pruning.methods.levels import Levels
+        from pruning.solver.levels import Levels
 
         return Levels
 
@@ -52,6 +52,6 @@ class Leveled(Method):
         with s.clock("levels"):
             levels = self.levels().of(s.dense, moments, self, s.table, s.cache)
         with s.clock("search"), s.search.trial(s.dense, levels, s.batches) as trial:
-            problem = pose(levels, s.table, trial, s.cache)
+            problem = pose(levels, s.table, trial, s.cache, s.seed)
             choose = s.search.prepare(problem, s.table.budget(s.speedup))
         return LevelsPlan(s, levels, choose, self.ridges, problem.history)

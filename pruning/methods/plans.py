@@ -11,16 +11,17 @@ from transformers import PreTrainedModel
 from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Split
 from pruning.latency.table import Shape, Shapes
-from pruning.methods.levels import Levels
 from pruning.methods.method import Plan, Subject
-from pruning.methods.obs import Removal, batched, by_score, damped, greedy, wanda
 from pruning.methods.sequential import sequential
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
-from pruning.methods.solve import kept_units
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Allocation, Site, sites
+from pruning.search.options import Chooser
 from pruning.search.schedule import chooser, every_shape, shapes
-from pruning.search.search import Chooser, Schedule
+from pruning.search.search import Schedule
+from pruning.solver.levels import Levels
+from pruning.solver.obs import Removal, batched, by_wanda, greedy
+from pruning.solver.ordering import kept_units
 
 Keep = Bool[Tensor, " units"]
 
@@ -89,8 +90,8 @@ class SchedulePlan(Plan):
         of = sites(subject.dense)
         given = None
         if method.ratio is not None:
-            given = shapes(search, {site: every_shape(site) for site in of}, method.ratio)
-        choose = chooser(search, {site: table.levels(site) for site in of}, table.total)
+            given = shapes(search.form(), {site: every_shape(site) for site in of}, method.ratio)
+        choose = chooser(search.form(), {site: table.levels(site) for site in of}, table.total)
         return cls(method, subject, choose, given)
 
     def choose(self, budget: float) -> Shapes | None:
@@ -116,12 +117,12 @@ class SchedulePlan(Plan):
         self, W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None
     ) -> Removal:
         if width == 1 and self.method.ffn_score is ChannelScore.wanda:
-            return by_score(wanda(W, H), width, steps, partition)
-        H = damped(H.double(), self.method.damp)
+            return by_wanda(W, H, width, steps, partition)
+        damp = self.method.damp
         if width == 1:
-            return batched(W, H, self.method.group_sizes(steps))
+            return batched(W, H, self.method.group_sizes(steps), damp)
         grouped = self.method.score is HeadScore.grouped_cholesky
-        return greedy(W, H, width, steps, partition, grouped_cholesky=grouped)
+        return greedy(W, H, width, steps, partition, damp, grouped_cholesky=grouped)
 
 
 def _first(site: Site, shape: Shape) -> Keep:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
-    from pruning.methods.levels import SiteLevels
     from pruning.models.sites import Site
+    from pruning.solver.levels import SiteLevels
 
 
 @dataclass
@@ -31,6 +31,6 @@ class Scored(Leveled):
         self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
         """Order the units by score; judge every level by held-out error."""
-        from pruning.methods.solve import scored_levels
+        from pruning.solver.ordering import scored_levels
 
         return scored_levels(self, site, W, split, shapes)

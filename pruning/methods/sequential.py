@@ -10,8 +10,6 @@ from transformers import PreTrainedModel
 from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Split, block_moments, outputs
 from pruning.methods.method import Subject
-from pruning.methods.obs import least_squares
-from pruning.methods.solve import HeldOut, choose_ridge
 from pruning.models.blockwise import enter
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import (
@@ -23,6 +21,8 @@ from pruning.models.sites import (
     sites,
     weight,
 )
+from pruning.solver.obs import least_squares
+from pruning.solver.ordering import HeldOut, check_finite, choose_ridge
 from pruning.system.progress import track
 
 Keep = Bool[Tensor, " units"]
@@ -54,7 +54,9 @@ def sequential(
                 pruned, index, states, [site], calibration.weight, advance=False, targets=targets
             )[site]
             with subject.clock("solve"):
-                W = weight(projection(dense, site)).to(split.fit.H.dtype)
+                W = weight(projection(dense, site))
+                check_finite(site, W, split)
+                W = W.to(split.fit.H.dtype)
                 allocation[site] = keep = decide(site, W, split)
                 partly = keep.any() and not keep.all()  # else the weight is the dense one, or gone
                 W_K = _solved(site, W, split, keep, ridges) if partly else None

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
-    from pruning.methods.levels import Levels, SiteLevels
     from pruning.models.sites import Site
+    from pruning.solver.levels import Levels, SiteLevels
 
 
 @dataclass
@@ -40,7 +40,7 @@ class SVD(Leveled):
 
     def levels(self) -> "type[Levels]":
         """Return what makes models of ranks."""
-        from pruning.methods.ranks import Ranks
+        from pruning.solver.ranks import Ranks
 
         return Ranks
 
@@ -48,6 +48,6 @@ class SVD(Leveled):
         self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
         """Keep the main components of the outputs; judge every rank by held-out error."""
-        from pruning.methods.ranks import rank_levels
+        from pruning.solver.ranks import rank_levels
 
         return rank_levels(site, W, split, shapes, plain=not self.whiten)

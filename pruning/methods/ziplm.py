@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
-    from pruning.methods.levels import SiteLevels
     from pruning.models.sites import Site
+    from pruning.solver.levels import SiteLevels
 
 
 class Score(StrEnum):
@@ -59,6 +59,6 @@ class ZipLM(Leveled):
         self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
         """Order the units, choose the ridge, and judge every level, all by held-out error."""
-        from pruning.methods.solve import site_levels
+        from pruning.solver.ordering import site_levels
 
         return site_levels(self, site, W, split, shapes)

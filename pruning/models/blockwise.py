@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.models.sites import architecture, blocks, final
+from pruning.models.sites import Kind, architecture, blocks, final
 
 Hidden = Float[Tensor, "batch sequence hidden"]
 NEVER = -1e4  # the logit of a place that cannot be
@@ -37,7 +37,7 @@ class State:
     batch: Batch
     hidden: Hidden
     calls: list[tuple[tuple, dict]]  # what the model passes to each block beside the hidden states
-    weights: Tensor | None = None  # of its tokens in the block in front of it, once they are known
+    weights: dict[Kind, Tensor] | None = None  # of its tokens in the next block, once known
 
     def advance(self, index: int, block: nn.Module) -> Hidden:
         """Replace the hidden states by those behind `block` and return them."""

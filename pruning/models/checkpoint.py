@@ -15,13 +15,26 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from pruning.models import modeling_pruned
 from pruning.models.modeling_pruned import block_shape, head_size, ranks
 from pruning.models.sites import HEADS, architecture, blocks
+from pruning.models.weights import loaded
+from pruning.system.cache import file_sha256
 
 CODE = Path(modeling_pruned.__file__)
-EMBEDDING = "embedding_clusters"  # key in config.json
+FORMER = (  # sha256 sums of what it was in checkpoints before
+    "72bcf9bae2fff435e672b114648fde34ab184fce84094fc0baefdaf8d4250353",
+    "9689af86854226d8b27615224007a11b608eacf401a65983c92fc6c131d59be0",
+    "b87ba2ac051b6c5a41d982e3122b9589d65df1255d4c13353adbc0e94a3e4241",
+    "02057f26c943c57387e0502fe07ba96f13fc0b9fe1dad407897ab62318327701",
+    "502195516f7016eab4848ef7c8b661f7fa0cd402253547c0ca36dcf2ef7e8e07",
+    "3b4e996c4b04512432782f86452c1d687db1532f9986961c9eb030fed1cb16bf",
+    "e6329176d68961692184884cfb06190dcbf7ba71ebe6f66d699bea7df5aee4ee",
+    "361cc0f766299395490e49ffc5ee120b6eb95ce3a2490f113f860c809b019094",
+)
+EMBEDDING, BLOCKS = "embedding_clusters", "pruned_blocks"  # keys in config.json
 OURS = ("output_bias", "ranks", EMBEDDING)  # keys that no class of transformers knows
 
 
@@ -37,23 +50,38 @@ def save(
     partial, former = (path.with_name(f".{path.name}.{state}") for state in ("partial", "former"))
     for leftover in (partial, former):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    model.save_pretrained(partial)
-    for file in partial.glob("*.py"):  # of a model that was itself loaded with remote code
-        file.unlink()
-    config.save_pretrained(partial)
-    if getattr(config, "auto_map", None):
-        shutil.copyfile(CODE, partial / CODE.name)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    mode = (partial / "README.md").stat().st_mode
-    for file in partial.glob("*.safetensors"):  # written as 0600 whatever the umask
-        file.chmod(mode)
+    try:
+        _write(model, config, tokenizer, partial, card)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if path.exists():
         os.replace(path, former)  # a directory can only replace an empty one
     os.replace(partial, path)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def _write(
+    model: PreTrainedModel,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    directory: Path,
+    card: str,
+) -> None:
+    """Write all files to a directory that is not there yet."""
+    directory.mkdir(parents=True)
+    model.save_pretrained(directory)
+    for file in directory.glob("*.py"):  # of a model that was itself loaded with remote code
+        file.unlink()
+    config.save_pretrained(directory)
+    if getattr(config, "auto_map", None):
+        shutil.copyfile(CODE, directory / CODE.name)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    mode = (directory / "README.md").stat().st_mode
+    for file in directory.glob("*.safetensors"):  # written as 0600 whatever the umask
+        file.chmod(mode)
 
 
 def load(
@@ -68,19 +96,61 @@ def load(
             f"{path} is gone, and its job counts as done: remove {path.parent}, and it runs again"
         )
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    name = (config.architectures or [""])[0]
-    kind = getattr(modeling_pruned, name, None) or getattr(transformers, name)
-    model = kind.from_pretrained(path, config=config, dtype=dtype, attn_implementation=attention)
-    return model.to(device).eval()
+    kind = pruned_class(str(path), config)
+    if kind is None:
+        kind = getattr(transformers, (config.architectures or [""])[0])
+    options = {"config": config, "dtype": dtype, "attn_implementation": attention}
+    model = loaded(kind, path, str(path), **options)
+    return model.to(device).eval()  # type: ignore[arg-type]
+
+
+def pruned_class(
+    where: str, config: PreTrainedConfig, revision: str | None = None, auto: str | None = None
+) -> type[PreTrainedModel] | None:
+    """Return our own class for a checkpoint with a modelling file of ours; None for a plain one.
+
+    `where` is a directory or a hub id; `auto` says which head is wanted, where not its own. Its
+    modelling file is not run: it has to be a version of ours, which this class can stand for. What
+    an older version called the blocks is called `pruned_blocks` in `config` then.
+
+    ValueError for a file that is not known.
+    """
+    name, code = (config.architectures or [""])[0], getattr(config, "auto_map", None) or {}
+    if CODE.stem not in {str(path).partition(".")[0] for path in code.values()}:
+        return None
+    file = cached_file(where, CODE.name, revision=revision)
+    found = file_sha256(Path(str(file)))
+    if found not in (file_sha256(CODE), *FORMER):
+        raise ValueError(
+            f"{CODE.name} in {where} (sha256 {found[:16]}...) is no version of this package's own, "
+            "and other code is not run: update this package, or prune the dense model"
+        )
+    if config.is_heterogeneous:
+        _take_over_(config)
+    head = next((head for head in HEADS if auto and auto.endswith(head)), None)
+    if head is not None:
+        name = next(name.removesuffix(of) for of in HEADS if name.endswith(of)) + head
+    return getattr(modeling_pruned, name)
+
+
+def _take_over_(config: PreTrainedConfig) -> None:
+    """Rename what was kept of every block from what older checkpoints called it."""
+    a = modeling_pruned.ARCHITECTURES[config.model_type]
+    config.pruned_blocks = []
+    for of in config.per_layer_config:
+        heads = 0 if "attention" in of.skip else getattr(of, a.heads)
+        groups = getattr(of, a.kv_heads) if a.kv_heads and heads else heads
+        width = 0 if "mlp" in of.skip else getattr(of, a.intermediate)
+        config.pruned_blocks.append({"query_heads": heads, "kv_heads": groups, "ffn": width})
+    config.per_layer_config = None
 
 
 def describe(model: PreTrainedModel) -> PreTrainedConfig:
     """Return the config that rebuilds the model, read off its blocks."""
     a = architecture(model)
     config = deepcopy(model.config)
-    config.per_layer_config = None
     config.dtype = str(model.dtype).removeprefix("torch.")
-    for stale in ("auto_map", "allow_global_per_layer_attribute_access", "ranks", EMBEDDING):
+    for stale in ("auto_map", BLOCKS, "ranks", EMBEDDING):
         config.__dict__.pop(stale, None)
     shapes = [block_shape(block, a) for block in blocks(model)]
     if a.kv_heads:  # other families take it from the dense model's heads
@@ -101,10 +171,10 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
         return plain
     config.architectures = [f"Pruned{dense}"]
     config.auto_map = {auto_class(dense): f"{CODE.stem}.Pruned{dense}"}
-    config.allow_global_per_layer_attribute_access = True
-    config.per_layer_config = {
-        index: _override(config, *shape) for index, shape in enumerate(shapes)
-    }
+    config.pruned_blocks = [
+        {"query_heads": groups * heads, "kv_heads": groups, "ffn": width}
+        for groups, heads, width in shapes
+    ]
     return config
 
 
@@ -122,19 +192,6 @@ def auto_class(name: str) -> str:
     return next(
         (f"AutoModel{head}" for head in HEADS if name.endswith(head)), "AutoModelForCausalLM"
     )
-
-
-def _override(config: PreTrainedConfig, groups: int, heads: int, width: int) -> dict:
-    """Return one block's entry; transformers drops what equals the global value."""
-    a = modeling_pruned.ARCHITECTURES[config.model_type]
-    entry: dict = {"skip": [n for n, s in (("attention", groups), ("mlp", width)) if s == 0]}
-    if groups:
-        entry[a.heads] = groups * heads
-        if a.kv_heads:
-            entry[a.kv_heads] = groups
-    if width:
-        entry[a.intermediate] = width
-    return entry
 
 
 def _plain(

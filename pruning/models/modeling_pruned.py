@@ -1,9 +1,9 @@
 """Transformers whose blocks differ in attention heads and FFN width.
 
-This file travels inside pruned checkpoints and needs nothing but torch and transformers. The shape
-of every block comes from `per_layer_config` in config.json, in the schema of transformers itself:
-`{block: {heads, kv heads, intermediate size, "skip": ["attention", "mlp"]}}`, differences only.
-With `output_bias` the projections back to the residual stream have biases that the family has not.
+This file travels inside pruned checkpoints and needs nothing but torch and transformers, 4.57 or
+later. `pruned_blocks` in config.json is what is left of every block, in order, 0 where it is gone:
+`[{"query_heads": 6, "kv_heads": 3, "ffn": 47}, ...]`; all else there is the dense model's. With
+`output_bias` the projections back to the residual stream have biases that the family has not.
 `ranks` names the projections that are a product of two: `{block: {"self_attn.q_proj": 96}}`.
 `embedding_clusters` says so of the embedding: `{"sizes": [tokens], "ranks": [...], "tied": true}`.
 """
@@ -24,7 +24,6 @@ from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
     OPTForCausalLM,
-    PreTrainedConfig,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
     RobertaForQuestionAnswering,
@@ -212,9 +211,23 @@ class Zero(nn.Module):
 
 
 class ZeroAttention(Zero):
-    """Stand in for a removed attention, which also returns its weights."""
+    """Stand in for a removed attention, which also returns its weights.
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, None]:
+    A cache with windows counts tokens in each of its layers, so there it caches those of no heads.
+    """
+
+    def __init__(self, layer_idx: int | None = None):
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(
+        self, hidden_states: torch.Tensor, past_key_values: Any = None, **kwargs
+    ) -> tuple[torch.Tensor, None]:
+        layers = getattr(past_key_values, "layers", ())
+        if self.layer_idx is not None and any(getattr(x, "is_sliding", False) for x in layers):
+            batch, tokens, _ = hidden_states.shape
+            none = hidden_states.new_empty(batch, 0, tokens, 1)
+            past_key_values.update(none, none, self.layer_idx)
         return hidden_states.new_zeros(()), None
 
 
@@ -279,7 +292,8 @@ def resize_block_(
 
 def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: int) -> None:
     if groups == 0:
-        replace_(block, a.attention, ZeroAttention())
+        place = getattr(find(block, a.attention), "layer_idx", None)
+        replace_(block, a.attention, ZeroAttention(place))
         if find(block, a.attention_output) is not None:  # it lies beside the attention
             replace_(block, a.attention_output, Zero())
         replace_(block, a.attention_norm, nn.Identity())
@@ -395,34 +409,16 @@ def _resize_(block: nn.Module, path: str, rows: int | None = None, columns: int 
 
 
 class _Pruned:
-    """Build the dense model, then resize every block as `per_layer_config` says."""
+    """Build the dense model, then resize every block as `pruned_blocks` says."""
 
-    def __init__(self, config: PreTrainedConfig, *args, **kwargs):
-        # The dense classes read per-layer values from the global config, and transformers warns
-        # where a heterogeneous config is read so: it is homogeneous while they do.
-        layers = list(config.per_layer_config)
-        overrides = config.to_dict().get("per_layer_config")
-        config.per_layer_config = None
-        try:
-            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
-        finally:
-            config.per_layer_config = overrides
+    def __init__(self, config: Any, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         a = ARCHITECTURES[config.model_type]
-        changed = {int(index): override for index, override in (overrides or {}).items()}
         blocks = self.get_submodule(a.blocks)  # type: ignore[attr-defined]
-        for index, block in enumerate(blocks):
-            if index not in changed:
-                continue
-            groups, heads, width = block_shape(block, a)
-            skip = getattr(layers[index], "skip", ())
-            override = changed[index]
-            total = override.get(a.heads, groups * heads)
-            groups = override.get(a.kv_heads, groups) if a.kv_heads else total
-            assert total % groups == 0, f"block {index}: {total} query, {groups} KV heads"
-            heads, width = total // groups, override.get(a.intermediate, width)
-            if "attention" in skip:
-                groups = heads = 0
-            resize_block_(block, a, groups, heads, 0 if "mlp" in skip else width)
+        for block, left in zip(blocks, config.pruned_blocks, strict=True):  # type: ignore[arg-type]
+            groups, total = left["kv_heads"], left["query_heads"]
+            assert total % max(groups, 1) == 0, f"{total} query heads do not spread over {groups}"
+            resize_block_(block, a, groups, total // max(groups, 1), left["ffn"])
         if getattr(config, "output_bias", False):
             add_output_biases_(self, a)  # type: ignore[arg-type]
         for index, paths in (getattr(config, "ranks", None) or {}).items():

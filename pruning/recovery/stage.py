@@ -15,7 +15,8 @@ from pruning.models.source import fingerprint
 from pruning.recovery.recovery import Training
 from pruning.recovery.train import Quality, in_bfloat16, train
 from pruning.recovery.worker import spread, write
-from pruning.system.cache import Cache, digest
+from pruning.system.cache import Cache
+from pruning.system.environment import machine
 from pruning.tasks.training import own
 
 
@@ -52,9 +53,10 @@ def recovered(
         "bfloat16": in_bfloat16(recovery, pruned),
         "device": pruned.device.type,
         "watched": None if recovery.watch is None else measured,
+        "machine": None if recovery.minutes is None else machine(),  # how far minutes lead
         "seed": seed,
     }
-    scratch = cache.root / "checkpoints" / digest(key)
+    scratch = cache.checkpoints(key)
 
     def build(directory: Path) -> None:
         if recovery.launch is not None:

@@ -26,6 +26,7 @@ from pruning.models import checkpoint
 from pruning.recovery.recovery import Training
 from pruning.recovery.train import train
 from pruning.system.device_locks import locked
+from pruning.system.files import to_json
 from pruning.tasks.training import own, save_parameters
 
 
@@ -52,6 +53,7 @@ def spread(
     )
     device, dtype = dense.device.type, str(dense.dtype).removeprefix("torch.")
     options = {"seed": seed, "device": device, "dtype": dtype, "recovery": asdict(recovery)}
+    options |= {"attention": dense.config._attn_implementation}
     options |= {"scratch": str(scratch), "directory": str(directory)}
     (folder / "options.json").write_text(json.dumps(options))
     command = [*shlex.split(recovery.launch), "-m", "pruning.recovery.worker", str(folder)]
@@ -83,9 +85,9 @@ def main(folder: Path) -> None:
     device = torch.device(given["device"])
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    dtype = getattr(torch, given["dtype"])
-    dense = checkpoint.load(folder / "dense", dtype, device)
-    student = own(checkpoint.load(folder / "pruned", dtype, device))
+    how = getattr(torch, given["dtype"]), device, given["attention"]
+    dense = checkpoint.load(folder / "dense", *how)
+    student = own(checkpoint.load(folder / "pruned", *how))
     rows = read(load_file(folder / "rows.safetensors"))
     scratch, first = Path(given["scratch"]), int(os.environ.get("RANK", 0)) == 0
     # processes of a job that was killed may still be at it
@@ -109,7 +111,7 @@ def read(tensors: Mapping[str, torch.Tensor]) -> list[Row]:
 def write(student: PreTrainedModel, curve: list, cost: dict, directory: Path) -> None:
     """Write what training gave."""
     save_parameters(student, directory)
-    (directory / "curve.json").write_text(json.dumps({"curve": curve, "cost": cost}, indent=1))
+    (directory / "curve.json").write_text(to_json({"curve": curve, "cost": cost}, indent=1))
 
 
 if __name__ == "__main__":

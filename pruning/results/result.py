@@ -2,13 +2,12 @@
 
 import json
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pruning.system.files import write_text
+from pruning.system.files import to_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +147,7 @@ def write_samples(of: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None
     """Write what was asked and answered, a line of samples.jsonl per model and document, if any."""
     lines = [{"model": model, **sample} for model, kept in of.items() for sample in kept]
     if lines:
-        text = "".join(json.dumps(line, default=str) + "\n" for line in lines)
+        text = "".join(to_json(line, default=str) + "\n" for line in lines)
         write_text(text, out / "samples.jsonl")
 
 
@@ -157,7 +156,7 @@ def write(result: Result, path: Path) -> None:
 
     A job is done if and only if this file exists and `read` accepts it.
     """
-    write_text(json.dumps(finite(asdict(result)), indent=1, allow_nan=False) + "\n", path)
+    write_text(to_json(asdict(result), indent=1) + "\n", path)
 
 
 def read(path: Path) -> Result | None:
@@ -192,14 +191,3 @@ def parse(kind: type[T], data: dict[str, Any]) -> T:
         elif f.type == list[Block]:
             values[f.name] = [parse(Block, entry) for entry in values[f.name]]
     return kind(**values)
-
-
-def finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

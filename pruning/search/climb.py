@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pruning.search.knapsack import Row
+from pruning.search.options import Chooser
 from pruning.search.problem import Problem, scaled
-from pruning.search.search import Calibrated, Chooser, Spdy
 from pruning.system.progress import track
 
 Coefficients = np.ndarray
@@ -17,10 +17,14 @@ def _solve(problem: Problem, loss: Sequence[Row], c: Coefficients, budget: float
 
 
 class _Climb:
-    """Keeps the coefficients whose solution has the lowest measured loss."""
+    """Keeps the coefficients whose solution has the lowest measured loss.
+
+    All that is drawn comes from one generator, `random`, of the problem's seed.
+    """
 
     def __init__(self, problem: Problem, loss: Sequence[Row], budget: float):
         self.problem, self.loss, self.budget = problem, loss, budget
+        self.random = np.random.default_rng(problem.seed)
         self.best = np.inf
         self.coefficients = np.ones(len(loss))
         self.seen: dict[tuple[int, ...], float] = {}
@@ -36,15 +40,12 @@ class _Climb:
         if self.seen[key] < self.best:
             self.best, self.coefficients = self.seen[key], c
 
-    def climb(
-        self, steps: int, share: float, change: Callable[[np.ndarray], np.ndarray], seed: int = 0
-    ) -> None:
+    def climb(self, steps: int, share: float, change: Callable[[np.ndarray], np.ndarray]) -> None:
         """Offer `steps` mutants of the best coefficients, each with a `share` of them changed."""
         if steps == 0:
             return
-        random = np.random.default_rng(seed)
         for _ in track(range(steps), "search: local"):
-            changed = random.random(len(self.loss)) < share
+            changed = self.random.random(len(self.loss)) < share
             c = self.coefficients.copy()
             c[changed] = change(c[changed])
             self.offer(c)
@@ -55,24 +56,26 @@ class _Climb:
         return lambda budget: _solve(self.problem, self.loss, c, budget)
 
 
-def spdy(search: Spdy, problem: Problem, budget: float) -> Chooser:
+def spdy(problem: Problem, budget: float, inits: int, steps: int, mutation: float) -> Chooser:
     """Search coefficients of the priors from random starts (structured SPDY)."""
-    random = np.random.default_rng(0)
     climb = _Climb(problem, problem.loss, budget)
-    for _ in track(range(search.inits), "search: random starts"):
-        climb.offer(random.random(len(problem.loss)))
-    climb.climb(search.steps, search.mutation, lambda c: random.random(len(c)))
+    for _ in track(range(inits), "search: random starts"):
+        climb.offer(climb.random.random(len(problem.loss)))
+    climb.climb(steps, mutation, lambda c: climb.random.random(len(c)))
     return climb.chooser()
 
 
-def calibrated(search: Calibrated, problem: Problem, budget: float) -> Chooser:
+def calibrated(
+    problem: Problem, budget: float, anchors: list[float], steps: int, mutation: float
+) -> Chooser:
     """Solve on measured sensitivities; try mutants of the coefficients, factors e^(N/2)."""
-    measured = problem.sensitivities(search.anchors)
+    measured = problem.sensitivities(anchors)
     loss = [scaled(prior, at) for prior, at in zip(problem.loss, measured, strict=True)]
-    random = np.random.default_rng(0)
     climb = _Climb(problem, loss, budget)
     climb.offer(climb.coefficients)
-    climb.climb(
-        search.steps, search.mutation, lambda c: c * np.exp(0.5 * random.standard_normal(len(c)))
-    )
+
+    def change(c: Coefficients) -> Coefficients:
+        return c * np.exp(0.5 * climb.random.standard_normal(len(c)))
+
+    climb.climb(steps, mutation, change)
     return climb.chooser()

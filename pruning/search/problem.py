@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from pruning.latency.table import LatencyTable, Shape
-from pruning.methods.levels import Levels
 from pruning.models.sites import Site
 from pruning.search.knapsack import Row, knapsack
 from pruning.search.trial import Trial
+from pruning.solver.levels import Levels, dear
 from pruning.system.cache import Cache
+from pruning.system.files import to_json
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Problem:
     trial: Trial | None  # for searches that measure
     cache: Cache
     identity: dict  # of everything that sensitivities depend on
+    seed: int = 0  # of the candidates that a search draws
     history: list[dict[str, float]] = field(default_factory=list)  # of what `evaluate` measured
 
     def total(self, choice: Sequence[int]) -> float:
@@ -59,17 +61,19 @@ class Problem:
         def build(directory: Path) -> None:
             assert self.trial is not None
             found = self.trial.sensitivities(at)
-            (directory / "sensitivities.json").write_text(json.dumps(found))
+            (directory / "sensitivities.json").write_text(to_json(found))
 
         entry = self.cache.stage("sensitivities", {"of": self.identity, "at": at}, build)
         rows = json.loads((entry / "sensitivities.json").read_text())
-        return [{int(level): loss for level, loss in row.items()} for row in rows]
+        return [{int(level): dear(loss) for level, loss in row.items()} for row in rows]
 
 
-def pose(levels: Levels, table: LatencyTable, trial: Trial | None, cache: Cache) -> Problem:
+def pose(
+    levels: Levels, table: LatencyTable, trial: Trial | None, cache: Cache, seed: int = 0
+) -> Problem:
     """Put losses, milliseconds and measurements together for a search."""
     sites = list(levels)
-    identity: dict = {"version": 3, "levels": levels.identity}
+    identity: dict = {"version": 4, "levels": levels.identity}
     if trial is not None:
         identity["batches"] = [state.batch.digest() for state in trial.states]
         identity["objective"] = trial.objective
@@ -83,6 +87,7 @@ def pose(levels: Levels, table: LatencyTable, trial: Trial | None, cache: Cache)
         trial,
         cache,
         identity,
+        seed,
     )
 
 
@@ -95,15 +100,26 @@ def scaled(prior: Row, measured: dict[int, float]) -> Row:
     """Scale prior losses so that they meet the losses measured at a few levels.
 
     The ratio measured / prior is interpolated in the logarithm of the prior between the measured
-    levels and constant beyond them. Levels that leave the output as it is stay free.
+    levels and constant beyond them. Levels that leave the output as it is stay free. A level that
+    was measured as infinite is infinitely dear, and so is what has at least its prior; a site of
+    which nothing finite was measured stays whole.
     """
     at_least = 1e-12
+    dense = np.arange(len(prior)) == 0
+    broken = [prior[s] for s, loss in measured.items() if not np.isfinite(loss)]
+    beyond = ~np.isfinite(prior) | (prior >= min(broken, default=np.inf))
+    if broken and len(broken) == len(measured):
+        beyond = ~dense
+    prior = np.where(beyond, at_least, prior)  # of no meaning
     pairs = sorted(
-        (prior[s], loss / prior[s]) for s, loss in measured.items() if prior[s] > at_least
+        (prior[s], loss / prior[s])
+        for s, loss in measured.items()
+        if not beyond[s] and prior[s] > at_least
     )
-    if not pairs:
-        return prior
-    errors, ratios = (np.array(column) for column in zip(*pairs, strict=True))
-    ratios = np.maximum(ratios, 1e-6 * ratios.max() + 1e-12)
-    at = np.log(np.maximum(prior, at_least))
-    return prior * np.exp(np.interp(at, np.log(errors), np.log(ratios)))
+    scaled = prior
+    if pairs:
+        errors, ratios = (np.array(column) for column in zip(*pairs, strict=True))
+        ratios = np.maximum(ratios, 1e-6 * ratios.max() + 1e-12)
+        at = np.log(np.maximum(prior, at_least))
+        scaled = prior * np.exp(np.interp(at, np.log(errors), np.log(ratios)))
+    return np.where(dense, 0.0, np.where(beyond, np.inf, scaled))

@@ -1,14 +1,13 @@
 """How levels are chosen: the config group `search`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
+from pruning.search.options import Chooser, Objective, Ramp
 from pruning.system.options import Options
 
 if TYPE_CHECKING:
@@ -16,20 +15,10 @@ if TYPE_CHECKING:
 
     from pruning.data.batch import Batch
     from pruning.latency.table import Shapes
-    from pruning.methods.levels import Levels
     from pruning.search.problem import Problem
+    from pruning.search.schedule import Form
     from pruning.search.trial import Trial
-
-Chooser = Callable[
-    [float], "list[int] | None"
-]  # budget in ms -> a level per site, None if none fits
-
-
-class Objective(StrEnum):
-    """The calibration loss that a search lowers."""
-
-    kl = "kl"  # KL divergence from the dense model's next-token distribution, nats per token
-    task = "task"  # next-token cross entropy, nats per token
+    from pruning.solver.levels import Levels
 
 
 @dataclass
@@ -81,16 +70,6 @@ class Uniform(LevelSearch):
         return lambda budget: uniform(problem, budget)
 
 
-class Ramp(StrEnum):
-    """How the pruning ratio changes with depth."""
-
-    log = "log"
-    linear = "linear"
-    uniform = "uniform"
-    log_decrease = "log_decrease"
-    linear_decrease = "linear_decrease"
-
-
 @dataclass
 class Schedule(LevelSearch):
     """A ratio per block, the same for attention and FFN, that depends on depth alone.
@@ -121,6 +100,12 @@ class Schedule(LevelSearch):
             if self.last == 0:
                 raise ValueError("search.last=0.0 removes nothing: give a ratio above 0")
 
+    def form(self) -> "Form":
+        """Return how ratios change with depth."""
+        from pruning.search.schedule import Form
+
+        return Form(self.ramp, self.first, self.last)
+
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
         """Scale the schedule to any budget."""
         from pruning.search.schedule import chooser
@@ -130,7 +115,7 @@ class Schedule(LevelSearch):
         def choice(left: "Shapes") -> list[int]:
             return [of.index(left[site]) for site, of in options.items()]
 
-        within = chooser(self, options, lambda left: problem.total(choice(left)))
+        within = chooser(self.form(), options, lambda left: problem.total(choice(left)))
 
         def choose(budget: float) -> list[int] | None:
             left = within(budget)
@@ -187,7 +172,7 @@ class Spdy(Guided):
         """Search the coefficients of the prior losses by measured calibration loss."""
         from pruning.search.climb import spdy
 
-        return spdy(self, problem, budget)
+        return spdy(problem, budget, self.inits, self.steps, self.mutation)
 
 
 @dataclass
@@ -206,4 +191,4 @@ class Calibrated(Guided):
         """Solve the DP on sensitivities and refine its coefficients by measured loss."""
         from pruning.search.climb import calibrated
 
-        return calibrated(self, problem, budget)
+        return calibrated(problem, budget, self.anchors, self.steps, self.mutation)

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.methods.levels import Levels
 from pruning.models.blockwise import State, behind, enter, leave
 from pruning.models.modeling_pruned import replace_
 from pruning.models.sites import (
@@ -23,7 +22,8 @@ from pruning.models.sites import (
     set_weight_,
     weight,
 )
-from pruning.search.search import Objective
+from pruning.search.options import Objective
+from pruning.solver.levels import Levels, dear
 from pruning.system.progress import track
 
 
@@ -79,6 +79,12 @@ class Trial:
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
         with torch.no_grad():
             logits = [self._logits(state, 0, state.hidden) for state in self.states]
+        if not all(z.isfinite().all() for z in logits):
+            raise ValueError(
+                f"model.dtype={str(model.dtype).removeprefix('torch.')}: what the dense model says "
+                "of the held-out calibration text is not finite, so that no search can compare "
+                "with it: give model.dtype=float32, or other calibration text"
+            )
         self.dense = [_Numbers(z) if z.shape[1] == 1 else _Dense.of(z) for z in logits]
 
     def __enter__(self) -> "Trial":
@@ -90,7 +96,7 @@ class Trial:
 
     @torch.no_grad()
     def evaluate(self, choice: Sequence[int]) -> float:
-        """Return the calibration loss, in nats per token, of one level per site."""
+        """Return the calibration loss of one level per site, nats per token; finite or infinite."""
         for index, level in enumerate(choice):
             self._install(index, level)
         return self._loss(0, [state.hidden for state in self.states])
@@ -153,7 +159,10 @@ class Trial:
         return leave(self.model, state.batch, hidden).float()
 
     def _loss(self, start: int, hidden: Sequence[Tensor]) -> float:
-        """Return the objective in nats per prediction, with `hidden` entering block `start`."""
+        """Return the objective in nats per prediction, with `hidden` entering block `start`.
+
+        Infinity where it is not finite.
+        """
         self.evaluations += 1
         total, tokens = 0.0, 0
         for state, dense, h in zip(self.states, self.dense, hidden, strict=True):
@@ -165,7 +174,7 @@ class Trial:
                 loss = float(F.cross_entropy(z[chosen], targets, reduction="sum"))
                 count = len(targets)
             total, tokens = total + loss, tokens + count
-        return total / tokens
+        return dear(total / tokens)
 
 
 def _parameter(values: Tensor) -> nn.Parameter:

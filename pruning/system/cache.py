@@ -8,17 +8,25 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pruning.system.device_locks import free, locked
+from pruning.system.files import to_json
+from pruning.system.writing import writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-UNFINISHED = re.compile(r"\.([0-9a-f]{16})-.+")  # names of directories that become entries
+CHECKPOINTS = "checkpoints"  # where trainings that are not finished keep what they go on from
+NAME = re.compile(r"[0-9a-f]{16}")
+UNFINISHED = re.compile(rf"\.({NAME.pattern})-.+")  # names of directories that become entries
 
 
 def digest(key: Any) -> str:
@@ -33,6 +41,21 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_tensors(named: "Iterable[tuple[str, Tensor]]") -> str:
+    """Hash named tensors to 16 hexadecimal digits: names, dtypes, shapes and every bit, in order.
+
+    In front of the bytes of each is what tells how many they are, so no two lists are alike.
+    """
+    import torch
+
+    state = hashlib.sha256()
+    for name, tensor in named:
+        state.update(json.dumps([name, str(tensor.dtype), [*tensor.shape]]).encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        state.update(flat.view(torch.uint8).numpy().data)
+    return state.hexdigest()[:16]
+
+
 @dataclass
 class Entry:
     """A finished stage, or what a job has of one, or had when it was killed."""
@@ -41,7 +64,7 @@ class Entry:
     stage: str
     size: int  # bytes
     days: float  # since a job used it
-    finished: bool
+    useful: bool  # finished, or what the training of a killed job goes on from
 
 
 class Cache:
@@ -61,7 +84,7 @@ class Cache:
         entry = self.root / name / digest(key)
         if entry in self._checked:
             return entry
-        with locked(entry.with_suffix(".lock")):
+        with writing(self.root, "cache"), locked(entry.with_suffix(".lock")):
             if entry.exists():
                 if fault := self._fault(entry):
                     log.warning("cache entry %s is damaged (%s): rebuilding it", entry, fault)
@@ -85,27 +108,40 @@ class Cache:
         self._checked.add(entry)
         return entry
 
+    def checkpoints(self, key: Any) -> Path:
+        """Return where the training that builds the stage of `key` keeps its checkpoints."""
+        return self.root / CHECKPOINTS / digest(key)
+
     def entries(self) -> list[Entry]:
-        """List all stages, finished or not."""
+        """List all stages, finished or not, and the checkpoints of trainings."""
         found = []
         for path in sorted(self.root.glob("*/*")):
             unfinished = UNFINISHED.fullmatch(path.name) is not None
-            if not (path / MANIFEST).is_file() and not (unfinished and path.is_dir()):
+            resumable = path.parent.name == CHECKPOINTS and NAME.fullmatch(path.name) is not None
+            begun = (unfinished or resumable) and path.is_dir()
+            if not begun and not (path / MANIFEST).is_file():
                 continue
             try:
-                size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-                age = (time.time() - path.stat().st_mtime) / 86400
+                files = [p.stat() for p in path.rglob("*") if p.is_file()]
+                used = path.stat().st_mtime
             except FileNotFoundError:  # its job has just finished it
                 continue
+            if resumable:  # no job marks it as used
+                used = max([used, *(file.st_mtime for file in files)])
+            size, age = sum(file.st_size for file in files), (time.time() - used) / 86400
             found.append(Entry(path, path.parent.name, size, age, not unfinished))
         return found
 
     def remove(self, entry: Entry, dry_run: bool = False) -> bool:
         """Remove a stage, unless a job is at it now; say whether it went, or would go."""
         unfinished = UNFINISHED.fullmatch(entry.path.name)
-        name = unfinished[1] if unfinished else entry.path.name
-        with free(entry.path.with_name(f"{name}.lock")) as is_free:
-            going = is_free and entry.path.exists()
+        lock = f"{unfinished[1] if unfinished else entry.path.name}.lock"
+        locks = [entry.path.with_name(lock)]
+        if entry.stage == CHECKPOINTS:  # of whatever stage is trained
+            locks = [*self.root.glob(f"*/{lock}"), *entry.path.glob("*.lock")]
+        with ExitStack() as stack:
+            held = [stack.enter_context(free(path)) for path in locks]
+            going = all(held) and entry.path.exists()
             if going and not dry_run:
                 shutil.rmtree(entry.path)
         return going
@@ -121,7 +157,7 @@ class Cache:
             if path.is_file()
         }
         manifest = {"stage": name, "key": key, "files": files}
-        (directory / MANIFEST).write_text(json.dumps(manifest, indent=1, default=str))
+        (directory / MANIFEST).write_text(to_json(manifest, indent=1, default=str))
 
     @staticmethod
     def _fault(entry: Path) -> str | None:
@@ -137,6 +173,10 @@ class Cache:
                 return f"{name} is missing"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes, not {size}"
-            if file_sha256(path) != sha256:
+            try:
+                altered = file_sha256(path) != sha256
+            except OSError as error:
+                return f"{name}: {error.strerror}"
+            if altered:
                 return f"{name} was altered"
         return None

@@ -55,6 +55,11 @@ def environment() -> dict[str, Any]:
 
     Keys `commit` and `dirty` are null where this package does not run from a git checkout.
     """
+    return {**machine(), **checkout()}
+
+
+def machine() -> dict[str, Any]:
+    """Return what times depend on besides models and config: the machine and the versions."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -69,7 +74,6 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
-        **checkout(),
     }
 
 

@@ -1,8 +1,11 @@
 """Files that are written whole or not at all."""
 
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def write_text(text: str, path: Path) -> None:
@@ -24,3 +27,19 @@ def write_bytes(content: bytes, path: Path) -> None:
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Write JSON, null for NaN and infinity, which it does not have; options of json.dumps."""
+    return json.dumps(finite(value), allow_nan=False, **options)
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

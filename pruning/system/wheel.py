@@ -34,7 +34,13 @@ def fetch(cache: Cache, requirement: str, sha256: str | None, field: str) -> Pat
                     f"{field}.sha256={sha256!r} is not the sum of {requirement!r}, which is "
                     f"{found!r}: correct it if you trust that file, or look for a tampered index"
                 )
-            with zipfile.ZipFile(wheels[0]) as archive:
-                archive.extractall(directory)
+            try:
+                with zipfile.ZipFile(wheels[0]) as archive:
+                    archive.extractall(directory)
+            except zipfile.BadZipFile as error:
+                raise ValueError(
+                    f"{field}.wheel={requirement!r} came damaged ({error}): try again, without "
+                    "pip's cache (pip cache purge) if it stays so"
+                ) from error
 
     return cache.stage("wheel", {"requirement": requirement, "sha256": sha256}, build)

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, Trainer
 
 from pruning.data.batch import Row, digest_rows
 from pruning.models.source import fingerprint
-from pruning.system.cache import Cache, digest
+from pruning.models.weights import loaded
+from pruning.system.cache import Cache
 from pruning.tasks.training import Guard, arguments, collator, own, run
 
 CLIP = 1.0  # largest norm of the gradient
@@ -48,8 +49,9 @@ def finetuned(
         "model": fingerprint(model),
         "examples": digest_rows(examples),
         "recipe": recipe,
+        "device": model.device.type,  # on CUDA passes are computed in bfloat16
     }
-    scratch = cache.root / "checkpoints" / digest(key)
+    scratch = cache.checkpoints(key)
 
     def build(directory: Path) -> None:
         lengths = [len(row["input_ids"]) for row in examples]
@@ -78,7 +80,9 @@ def finetuned(
 
     entry = cache.stage("finetune", key, build)
     shutil.rmtree(scratch, ignore_errors=True)
-    found = type(model).from_pretrained(entry, dtype=model.dtype)
+    said = f"task.rate={s.rate:g}: the fine-tuned model in {entry}"
+    how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
+    found = loaded(type(model), entry, said, **how)
     return found.to(model.device).eval()  # type: ignore[arg-type]
 
 

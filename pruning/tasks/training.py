@@ -42,11 +42,10 @@ def own(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> PreTraine
     """Copy a model, with parameters that no other shares and that all can be trained.
 
     In float32, since most steps are lost in bfloat16. Buffers keep their type: positions are
-    rotated in float32 whatever the weights are.
+    rotated in float32 whatever the weights are. So do modules that see to it themselves.
     """
     copy = deepcopy(model)
-    for parameter in copy.parameters():
-        parameter.data = parameter.data.to(dtype)
+    copy._apply(lambda t: t.to(dtype) if isinstance(t, nn.Parameter) else t)
     return copy.requires_grad_(True)
 
 

@@ -1,48 +1,68 @@
 """Moments against float64 sums over what hooks see in the model's own forward pass."""
 
 import weakref
+from copy import deepcopy
 
 import pytest
 import torch
+from torch import nn
 
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Accumulator, Moments, Split, collect
-from pruning.models.sites import Kind, sites
-from tests.families import FAMILIES, llama
+from pruning.methods.flap import Flap
+from pruning.models.shrink import shrink_
+from pruning.models.sites import Kind, Site, linears, projection, sites, weight
+from tests.families import EVERY, llama, opt
 from tests.tiny import padded_batches
 
-OUTPUTS = {  # family: its blocks, and the output projections in a block
-    "gpt2": ("transformer.h", "attn.c_proj", "mlp.c_proj"),
-    "opt": ("model.decoder.layers", "self_attn.out_proj", "fc2"),
-}
-LLAMA = ("model.layers", "self_attn.o_proj", "mlp.down_proj")
+HIDDEN = 64  # of the tiny models; heads, which some families normalise too, are narrower
 BATCHES = padded_batches()
 
 
 @torch.no_grad()
-def reference(model, family: str, weight: Weight):
-    """Return {(block, kind, held_out): (sum of w x x^T, sum of w x, sum of w)} in float64."""
-    layers, *paths = OUTPUTS.get(family, LLAMA)
-    seen, found = {}, {}
-    for index, block in enumerate(model.get_submodule(layers)):
-        block.register_forward_hook(
-            lambda m, a, out, i=index: seen.update({i: out[0] if isinstance(out, tuple) else out})
+def divisor(norm: nn.Module, h: torch.Tensor) -> torch.Tensor:
+    """Measure what a norm divides tokens by: how far apart two entries are, before and behind."""
+    plain = deepcopy(norm).double()
+    plain.weight.fill_(0.0 if type(norm).__name__.startswith("Gemma") else 1.0)
+    if getattr(plain, "bias", None) is not None:
+        plain.bias.zero_()
+    out = plain(h.double())
+    return (h.amax(-1) - h.amin(-1)).double() / (out.amax(-1) - out.amin(-1))
+
+
+@torch.no_grad()
+def reference(model, of: list[Site], weighting: Weight):
+    """Return {(site, held_out): (sum of w x x^T, sum of w x, sum of w)} in float64.
+
+    What divides the error of a site is the first norm of the stream that runs after it.
+    """
+    ran, found = [], {}
+    for site in of:
+        projection(model, site).register_forward_pre_hook(
+            lambda m, args, site=site: ran.append((site, args[0]))
         )
-        for kind, path in zip((Kind.ATTENTION, Kind.FFN), paths, strict=True):
-            block.get_submodule(path).register_forward_pre_hook(
-                lambda m, args, k=(index, kind): seen.update({k: args[0]})
-            )
+    for module in model.modules():
+        if "Norm" in type(module).__name__:
+            module.register_forward_pre_hook(lambda m, args: ran.append((m, args[0])))
     for batch in BATCHES:
-        model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+        ran.clear()
+        model(input_ids=batch.ids, attention_mask=batch.mask)
         real = batch.mask.bool()
-        for index, kind in [key for key in seen if isinstance(key, tuple)]:
-            X = seen[index, kind].reshape(*real.shape, -1)[real].double()
+        for place, (site, x) in enumerate(ran):
+            if isinstance(site, nn.Module):
+                continue
+            X = x.reshape(*real.shape, -1)[real].double()
             w = torch.ones(len(X), dtype=torch.float64)
-            if weight is Weight.residual:
-                w /= seen[index].double().square().mean(-1)[real]
-            total, first, mass = found.get((index, kind, batch.held_out), (0.0, 0.0, 0.0))
+            if weighting is Weight.residual:
+                norm, h = next(
+                    (m, h)
+                    for m, h in ran[place:]
+                    if isinstance(m, nn.Module) and h.shape[-1] == HIDDEN
+                )
+                w /= divisor(norm, h.reshape(*real.shape, -1)[real]).square()
+            total, first, mass = found.get((site, batch.held_out), (0.0, 0.0, 0.0))
             sums = total + (X.T * w) @ X, first + w @ X, mass + w.sum()
-            found[index, kind, batch.held_out] = sums
+            found[site, batch.held_out] = sums
     return found
 
 
@@ -51,26 +71,44 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) 
     return float((found.double() - expected).norm() / expected.norm()) < tolerance
 
 
-@pytest.mark.parametrize("weight", [Weight.none, Weight.residual])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_moments_are_those_of_the_plain_forward_pass(family, weight):
-    model = FAMILIES[family]()
-    found = {
-        s: m for block in collect(model, BATCHES, weight, sites(model)) for s, m in block.items()
-    }
-    assert list(found) == sites(model)
-    expected = reference(model, family, weight)
+def check(model, of: list[Site], weighting: Weight) -> None:
+    """Compare the moments of sites with those of the plain forward pass."""
+    found = {s: m for block in collect(model, BATCHES, weighting, of) for s, m in block.items()}
+    assert set(found) == set(of)
+    expected = reference(model, of, weighting)
     for site, moment in found.items():
         (fit, fit_first, fit_mass), (held, held_first, held_mass) = (
-            expected[site.block, site.kind, use] for use in (False, True)
+            expected[site, use] for use in (False, True)
         )
         assert close(moment.fit.H, fit / fit_mass)
         assert close(moment.held.H, held / held_mass)
         assert close(moment.fit.mean, fit_first / fit_mass)
         assert close(moment.held.mean, held_first / held_mass)
         assert moment.share == pytest.approx(float(held_mass / (fit_mass + held_mass)), rel=1e-5)
-        assert close(moment.all.H, (fit + held) / (fit_mass + held_mass))
+        H, mean = ((a + b) / (fit_mass + held_mass)
+                   for a, b in ((fit, held), (fit_first, held_first)))  # fmt: skip
+        assert close(moment.all.H, H)
+        assert close(moment.all.covariance, H - mean[:, None] * mean)
         assert torch.equal(moment.fit.H, moment.fit.H.T)
+
+
+@pytest.mark.parametrize("weighting", [Weight.none, Weight.residual])
+@pytest.mark.parametrize("family", EVERY)
+def test_moments_are_those_of_the_plain_forward_pass(family, weighting):
+    """Every token weighs as the norm asks that divides the site's error, before or behind."""
+    model = EVERY[family]()
+    check(model, sites(model) + linears(model), weighting)
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_what_is_left_of_a_block_is_weighted_alike(family):
+    """Behind an attention without its FFN it is the norm of the next block that divides."""
+    model = EVERY[family]()
+    gone = [s for s in sites(model) if (s.block, s.kind) in ((1, Kind.FFN), (2, Kind.ATTENTION))]
+    shrink_(model, {site: torch.zeros(site.units, dtype=torch.bool) for site in gone})
+    left = sites(model)
+    assert len(left) == 4
+    check(model, left, Weight.residual)
 
 
 def test_padding_counts_for_nothing():
@@ -138,6 +176,58 @@ def test_float32_sums_stay_accurate_over_200_batches(columns):
     assert torch.equal(found.H, found.H.T)
 
 
+@pytest.mark.parametrize("ratio", [1, 100, 10_000])
+def test_a_large_mean_drowns_neither_sums_nor_variance(ratio):
+    """A million tokens; column 0 is constant, column 1 dead."""
+    generator = torch.Generator().manual_seed(0)
+    columns = 16
+    mean = 0.5 + torch.rand(columns, generator=generator)
+    sums, mass = Accumulator(columns, torch.device("cpu")), 0.0
+    total = torch.zeros(columns, columns, dtype=torch.float64)
+    first = torch.zeros(columns, dtype=torch.float64)
+    for _ in range(512):
+        X = mean + torch.randn(2048, columns, generator=generator) / ratio
+        X[:, 0], X[:, 1] = 1 / 3, 0
+        w = torch.rand(2048, generator=generator) + 0.5
+        sums.add_(X, w)
+        total += (X.double().T * w.double()) @ X.double()
+        first += w.double() @ X.double()
+        mass += float(w.double().sum())
+    found, expected = sums.mean(), first / mass
+    covariance = total / mass - expected[:, None] * expected
+    # a millionth of the variance, in float32 sums; and as well as float32 stores
+    assert close(found.H, total / mass, 2e-6 / ratio**2 + 1e-7)
+    assert close(found.mean, expected, 1e-7)
+    assert found.H[1].abs().max() == 0
+    variance = found.covariance.diagonal()
+    assert 0 <= variance[0] < 1e-14  # the square of what float32 resolves beside 1/3
+    assert variance[1] == 0
+    assert close(variance[2:], covariance.diagonal()[2:])
+
+
+@torch.no_grad()
+def test_flap_orders_by_the_variance_of_nearly_constant_inputs(tmp_path):
+    model = opt()
+    block = model.model.decoder.layers[0]
+    block.fc1.bias.add_(1000)  # behind the ReLU a mean of 1000, and a variance near 1
+    seen = []
+    block.fc2.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    site = sites(model)[1]
+    moments = Moments(tmp_path)
+    moments.write(0, next(collect(model, BATCHES, Weight.none, [site])))
+    real = torch.cat([batch.mask.flatten().bool() for batch in BATCHES])
+    X = torch.cat(seen).double()[real]
+    variance = X.var(0, unbiased=False)
+    assert variance.max() < 1e-5 * X.mean() ** 2
+    assert moments[site].all.covariance.diagonal().min() > 0
+    score = weight(block.fc2).double().square().sum(0) * variance
+    widths = [site.units, 60, 30, 1, 0]
+    of = Flap("flap", bias=True).site_levels(site, weight(block.fc2), moments[site], widths)
+    for keep, width in zip(of.keeps, widths, strict=True):
+        kept = score.argsort(descending=True)[:width]
+        assert keep.nonzero().flatten().tolist() == sorted(kept.tolist())
+
+
 def test_moments_survive_the_disk(tmp_path):
     model = llama()
     stored, kept = Moments(tmp_path), {}
@@ -150,7 +240,7 @@ def test_moments_survive_the_disk(tmp_path):
     for site, moment in kept.items():
         again = Moments(tmp_path)[site]
         assert isinstance(again, Split)
-        for name in ("H", "mean"):
+        for name in ("H", "mean", "variance"):
             for part in ("fit", "held"):
                 of = (getattr(getattr(x, part), name) for x in (again, moment))
                 assert torch.equal(*of)

@@ -47,11 +47,6 @@ def test_the_forms_of_a_question(tmp_path):
     for rows in (one, listed):
         again = source(tmp_path, rows).read(cache, "here")
         assert [(q.answers, q.start) for q in again] == [(q.answers[:1], q.start) for q in found]
-    with pytest.raises(
-        ValueError, match=r"^here\.question='question' and .* texts: a row has None"
-    ):
-        source(tmp_path, [{**ROWS[0], "question": None}]).read(cache, "here")
-    source(tmp_path)
     prompts = [
         {"doc": {"both": f"Read: {CONTEXT}\nAsk: {q.text}", "said": q.answers}} for q in found
     ]
@@ -79,6 +74,36 @@ def test_what_is_wrong_is_said(tmp_path):
         if answers in (["w99"], "w99", moved):  # an answer that is not there
             with pytest.raises(ValueError, match=r"^here\.answers='answers': the context of"):
                 source(tmp_path, rows, unanswerable=True).read(cache, "here")
+
+
+@pytest.mark.parametrize("column", ["question", "context"])
+def test_a_question_without_its_text_is_left_out(tmp_path, caplog, column):
+    cache, rows = Cache(tmp_path / "cache"), [{**ROWS[0], column: None}, *ROWS]
+    assert source(tmp_path, rows).read(cache, "here") == source(tmp_path).read(cache, "here")
+    assert "here: 1 rows of" in caplog.text
+    for wrong, said in ((7, r"7 \(int\)"), (["w1"], r"\['w1'\] \(list\)")):
+        rows = [ROWS[0], {**ROWS[1], column: wrong}]
+        with pytest.raises(ValueError, match=rf"^here\.{column}='{column}': row 2 of .* {said}"):
+            source(tmp_path, rows).read(cache, "here")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        7,
+        [7],
+        [["w3"]],
+        {"text": ["w3"]},
+        {"text": "w3", "answer_start": [9]},
+        {"text": ["w3"], "answer_start": [None]},
+        [{"text": "w3"}],
+        [None],
+    ],
+)
+def test_answers_of_another_form(tmp_path, answers):
+    rows = [ROWS[0], {**ROWS[1], "answers": answers}]
+    with pytest.raises(ValueError, match=r"^here\.answers='answers': row 2 of .* give a text"):
+        source(tmp_path, rows).read(Cache(tmp_path / "cache"), "here")
 
 
 @pytest.mark.parametrize("none", [{"text": [], "answer_start": []}, None, [], "", [""]])

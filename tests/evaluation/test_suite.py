@@ -383,7 +383,7 @@ def test_a_metric_behind_a_filter_keeps_its_stderr_suffix():
         ),
         (
             {"piqa": Documents(path="tests")},
-            r"suite\.tasks\.piqa\.path='tests' is not a folder written",
+            r"suite\.tasks\.piqa\.path=.*tests' cannot be read .*written by",
         ),
         (
             {"piqa": Documents(path="{documents}")},
@@ -452,3 +452,27 @@ def test_composing_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("columns", [{}, {"goal": "goal"}])
+@pytest.mark.parametrize("damaged", ["rows.jsonl", "rows.parquet", "folder", "wiki.raw"])
+def test_damaged_documents_are_noticed_before_anything_is_measured(tmp_path, damaged, columns):
+    rows = datasets.Dataset.from_list([{"goal": "sit", "sol1": "a", "sol2": "b", "label": 0}] * 9)
+    path, said = tmp_path / damaged, "download it again"
+    if damaged == "rows.jsonl":
+        path.write_text('{"goal": "sit"}\n{"go')
+        said = "line 2.*repair it"
+    elif damaged == "rows.parquet":
+        rows.to_parquet(path)
+        path.write_bytes(path.read_bytes()[:-20])
+    elif damaged == "folder":
+        rows.save_to_disk(path)
+        (arrow,) = path.glob("*.arrow")
+        arrow.write_bytes(arrow.read_bytes()[:100])
+        said = "give a folder"
+    else:
+        path.write_bytes("na\u00efve".encode("latin-1"))
+        said = "convert it to UTF-8"
+    task = {"piqa": Documents(path=str(path), columns=columns)}
+    with pytest.raises(ValueError, match=rf"^suite\.tasks\.piqa\.path='{path}' cannot .*{said}"):
+        suite(task).available(Cache(tmp_path / "cache"))

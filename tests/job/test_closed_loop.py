@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from pruning.job.closed_loop import meet
+from pruning.job.closed_loop import meet, timed_again
 from pruning.latency.clock import Timing
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
@@ -15,7 +15,7 @@ from pruning.search.search import Uniform
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.families import llama
-from tests.methods.data import lstsq
+from tests.solver.data import lstsq
 from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels
 
 BATCHES = padded_batches()
@@ -38,11 +38,13 @@ class Fake(Local):
     factors: tuple[float, ...] = ()
     table: object = None
     rounds_seen: int = 0
+    asked: tuple[bool, ...] = ()  # whether each timing was to confirm
 
     def measurement(self, model, runtime=EAGER):
         return Told(**vars(super().measurement(model, runtime)), fake=self)
 
-    def compare(self, dense, pruned):
+    def compare(self, dense, pruned, confirm=False):
+        self.asked += (confirm,)
         ms = self.table.rest
         for s in sites(pruned):
             shape = s.units if s.kind is Kind.FFN else (s.groups, s.heads_per_group)
@@ -56,8 +58,8 @@ class Fake(Local):
 class Told(Measurement):
     fake: Fake
 
-    def compare(self, dense, pruned):
-        return self.fake.compare(dense, pruned)
+    def compare(self, dense, pruned, confirm=False):
+        return self.fake.compare(dense, pruned, confirm)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,8 @@ def test_a_constant_factor_is_corrected(case, speedup, factor):
     plan = levels_plan(model, levels, choose)
     met = meet(model, plan, table, fake(table, factor), speedup, Stopwatch())
     assert met.measured == pytest.approx(speedup, rel=0.02)
-    assert len(met.rounds) <= 3
+    assert len(met.rounds) <= 4
+    assert [entry["confirms"] for entry in met.rounds] == [*[False] * (len(met.rounds) - 1), True]
     assert met.measured == pytest.approx(met.predicted * factor, rel=1e-9)
     assert met.rounds[0]["aim"] == speedup
     assert met.rounds[-1]["measured"] == met.measured
@@ -96,25 +99,70 @@ def test_a_constant_factor_is_corrected(case, speedup, factor):
 def test_the_nearest_round_is_kept_when_none_is_near_enough(case, caplog):
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
-    met = meet(model, plan, table, fake(table, 0.7, 1.4, 0.7, 1.4), 1.5, Stopwatch())
-    assert len(met.rounds) == 4
-    nearest = min(met.rounds, key=lambda r: abs(r["measured"] - 1.5))
-    assert met.measured == nearest["measured"]
-    assert met.predicted == nearest["predicted"]
-    assert "nearest measured speedup after 4 rounds" in caplog.text
+    here = fake(table, 0.7, 1.4, 0.7, 1.4, 1.1)
+    met = meet(model, plan, table, here, 1.5, Stopwatch())
+    *chosen, last = met.rounds
+    assert len(chosen) == 4
+    nearest = min(chosen, key=lambda r: abs(r["measured"] - 1.5))
+    assert (last["aim"], last["predicted"]) == (nearest["aim"], nearest["predicted"])
+    assert [entry["confirms"] for entry in met.rounds] == [False] * 4 + [True]
+    assert here.asked == (False,) * 4 + (True,)
+    assert met.measured == last["measured"] == pytest.approx(1.1 * met.predicted)
+    assert "nearest model after 5 timings" in caplog.text
 
 
-def test_the_same_shapes_again_are_known_better(case):
-    """A slow spell in one round of a costly plan does not decide alone."""
+def test_what_chose_a_round_is_not_what_is_reported(case):
+    """A lucky timing of the right speedup chooses; the next one, of that model, is the result."""
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
-    plan.costly, plan.build = True, plan.draft
-    met = meet(model, plan, table, fake(table, 1.0, 1.2), 1.5, Stopwatch())
-    assert len(met.rounds) == 2  # the draft was near enough; then the model itself
-    low, high = met.predicted, 1.2 * met.predicted
-    assert met.rounds[0]["measured"] == pytest.approx(low)
-    assert met.measured == pytest.approx((low + high) / 2)  # median of three pairs of each
-    assert len(met.dense_timing.values) == len(met.pruned_timing.values) == 6
+    met = meet(model, plan, table, fake(table, 1.0, 1.01), 1.5, Stopwatch())
+    assert [entry["confirms"] for entry in met.rounds] == [False, True]
+    assert met.rounds[0]["measured"] == pytest.approx(met.predicted)
+    assert met.measured == met.rounds[1]["measured"] == pytest.approx(1.01 * met.predicted)
+    assert met.pruned_timing.values == pytest.approx([table.dense / met.measured] * 3)
+    assert len(met.dense_timing.values) == met.rounds[1]["pairs"] == 3
+
+
+def test_a_confirmation_outside_the_tolerance_is_followed_by_another_round(case):
+    """The first timing was lucky: 1.0 of what is predicted, where 0.9 is the truth."""
+    model, levels, table, choose = case
+    plan = levels_plan(model, levels, choose)
+    met = meet(model, plan, table, fake(table, 1.0, 0.9), 1.5, Stopwatch())
+    confirms = [entry["confirms"] for entry in met.rounds]
+    assert confirms[:2] == [False, True]
+    assert confirms[2] is False
+    assert confirms[-1] is True
+    assert met.measured == met.rounds[-1]["measured"]
+    assert met.measured == pytest.approx(1.5, rel=0.02)
+    assert met.predicted == pytest.approx(1.5 / 0.9, rel=0.03)
+
+
+def test_a_costly_model_is_timed_itself_when_its_draft_is_confirmed(case):
+    model, levels, table, choose = case
+    plan = levels_plan(model, levels, choose)
+    built = []
+    plan.costly, plan.build = True, lambda shapes: built.append(shapes) or plan.draft(shapes)
+    met = meet(model, plan, table, fake(table, 1.0, 1.0, 1.2), 1.5, Stopwatch())
+    assert len(built) == 1
+    assert [entry["confirms"] for entry in met.rounds] == [False, True, True]
+    assert met.measured == met.rounds[-1]["measured"] == pytest.approx(1.2 * met.predicted)
+
+
+def test_other_weights_are_timed_anew_and_that_alone_counts(case):
+    model, levels, table, choose = case
+    here = fake(table, 1.0, 1.01, 1.2)
+    met = meet(model, levels_plan(model, levels, choose), table, here, 1.5, Stopwatch())
+    timed_again(met, model, here)
+    assert met.measured == met.rounds[-1]["measured"] == pytest.approx(1.2 * met.predicted)
+    assert met.rounds[-1]["confirms"] is True
+    assert here.asked[-1] is True
+    assert len(met.dense_timing.values) == 3
+
+
+def test_a_confirmation_takes_more_pairs():
+    here = fake(None)
+    assert here.pairs(False) == (4, 0.01)
+    assert here.pairs(True) == (8, 0.005)
 
 
 def test_what_no_search_reaches_is_an_error(case, tmp_path):
@@ -133,7 +181,7 @@ def test_a_correction_that_cannot_be_met_keeps_the_nearest(case, caplog):
     )
     assert met.measured == pytest.approx(0.8 * met.predicted)
     assert "no allocation is predicted to reach" in caplog.text
-    assert "nearest measured speedup" in caplog.text
+    assert "the nearest model after" in caplog.text
 
 
 @torch.no_grad()
@@ -141,7 +189,7 @@ def test_speedup_one_is_the_dense_model(case):
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
     met = meet(model, plan, table, fake(table, 0.9), 1.0, Stopwatch())
-    assert len(met.rounds) == 1
+    assert [entry["confirms"] for entry in met.rounds] == [True]
     assert all(keep.all() for keep in met.allocation.values())
     ids = BATCHES[0].ids
     assert torch.equal(met.pruned(input_ids=ids).logits, model(input_ids=ids).logits)

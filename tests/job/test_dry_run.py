@@ -1,9 +1,15 @@
 """`dry_run=true` says what a job would compute, and computes nothing of it."""
 
+import json
 import re
 
 import pytest
+import torch
 
+from pruning.evaluation.parts import Documents
+from pruning.experiment import compose
+from pruning.job.dry_run import rehearse
+from pruning.system.cache import Cache
 from tests.test_launch import Place
 
 
@@ -16,6 +22,12 @@ def states(text: str) -> dict[str, str]:
     """Read the printed table: stage -> state."""
     rows = re.findall(r"^│ (.+?) +│ (.+?) +│ +(?:\d+ )?│", text, re.M)
     return {stage.strip(): state.strip() for stage, state in rows}
+
+
+def seconds(text: str) -> dict[str, str]:
+    """Read the printed table: stage -> seconds, "" where there are none."""
+    rows = re.findall(r"^│ (.+?) +│ .+? +│ +(\d*) *│", text, re.M)
+    return {stage.strip(): number for stage, number in rows}
 
 
 def test_before_the_first_job_and_after_it(place, jobs):
@@ -37,8 +49,28 @@ def test_before_the_first_job_and_after_it(place, jobs):
     cached = {stage for stage, state in states(dry.stdout).items() if state == "cached"}
     assert cached == {"profile", "evaluate the dense model", "moments", "levels"}
     assert place.entries() == before
+    told = seconds(dry.stdout)
+    assert {stage: told[stage] for stage in cached} == dict.fromkeys(cached, "")
+    assert told["search"] != "" != told["evaluate the pruned model"]
     done = jobs(*arguments, "dry_run=true")  # the same job: no other name, and it is done
     assert done.stdout.startswith("done before:")
+
+
+def test_a_text_that_was_read_takes_no_time_where_a_task_was_not(place, capsys, monkeypatch):
+    rows = place.root / "questions.jsonl"
+    row = {"id": "1", "question": "w1", "choices": {"text": ["w2", "w3"], "label": ["A", "B"]}}
+    rows.write_text(json.dumps(row | {"answerKey": "A"}) + "\n")
+    monkeypatch.setenv("COLUMNS", "200")
+    given = [a for a in place.arguments("speedup=1.3") if not a.startswith("hydra.")]
+    experiment = compose([*given, f"cache={place.root / 'other'}"])
+    device, cache = torch.device("cpu"), Cache(experiment.cache)
+    experiment.suite.evaluate(*experiment.model.load(cache, device), cache)
+    experiment.suite.tasks["arc_easy"] = Documents(str(rows))
+    rehearse(experiment, "job")
+    out = capsys.readouterr().out
+    assert states(out)["evaluate the dense model"] == "to compute"
+    assert seconds(out)["evaluate the dense model"] == ""
+    assert seconds(out)["evaluate the pruned model"] != ""
 
 
 @pytest.mark.parametrize("method", ["slimgpt", "depth", "svd"])

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MistralConfig, OPTConfig
 
 from pruning.job.closed_loop import meet
 from pruning.latency.anchors import anchors
@@ -26,7 +26,7 @@ from pruning.runtimes.workload import Phase
 from pruning.search.problem import pose
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
-from tests.families import EVERY, GATED, llama, random_model
+from tests.families import COMMON, ENCODERS, EVERY, GATED, llama, random_model, reader
 from tests.models.allocations import mixed
 from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels, word_tokenizer
 
@@ -276,6 +276,37 @@ def test_a_profile_is_measured_once_per_shape(tmp_path):
     assert len([p for p in (tmp_path / "profile").iterdir() if p.is_dir()]) == 1
     hardware(sequence=8).profile(llama(), sites(llama()), cache)
     assert len([p for p in (tmp_path / "profile").iterdir() if p.is_dir()]) == 2
+
+
+def opt_of(width: int):
+    values = {"ffn_dim": 96, "word_embed_proj_dim": width, "max_position_embeddings": 128}
+    return random_model(OPTConfig(**COMMON, **values))
+
+
+PAIRS = {
+    "a sliding window": [
+        lambda window=window: random_model(MistralConfig(**GATED, sliding_window=window))
+        for window in (6, None)
+    ],
+    "biases": [lambda bias=bias: llama(attention_bias=bias) for bias in (False, True)],
+    "classifier or reader": [ENCODERS["bert"], lambda: reader("bert")],
+    "projections around the blocks": [lambda: opt_of(32), lambda: opt_of(64)],
+}
+
+
+@pytest.mark.parametrize("what", PAIRS)
+def test_models_that_take_different_times_have_a_profile_each(what, tmp_path):
+    one, other = (make() for make in PAIRS[what])
+    for model in (one, other, one):
+        hardware(repetitions=1).profile(model, sites(model), Cache(tmp_path))
+    assert len(list(tmp_path.glob("profile/*/"))) == 2
+
+
+def test_a_profile_does_not_depend_on_what_takes_no_time(tmp_path):
+    cache, first = Cache(tmp_path), hardware().profile(llama(), sites(llama()), Cache(tmp_path))
+    renamed = llama(attention_dropout=0.5)
+    renamed.config._name_or_path, renamed.config.eos_token_id = str(tmp_path), 5
+    assert hardware().profile(renamed, sites(renamed), cache) == first
 
 
 def test_a_model_without_half_of_itself_is_faster():

@@ -1,25 +1,34 @@
 """FLOP: gates against Monte Carlo, the constraint against finite differences, what is extracted."""
 
+import math
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from pruning.calibration.calibration import Weight
+from pruning.calibration.calibration import Calibration, Target, Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.latency.table import LatencyTable
 from pruning.methods.flop.constraint import Cost, Lagrangian, counts
+from pruning.methods.flop.embedding import Tokens
 from pruning.methods.flop.flop import FLOP, Embedding
 from pruning.methods.flop.gates import GatedLowRank, Gates
-from pruning.methods.flop.gating import gated_, restored_
+from pruning.methods.flop.gating import gated_, product, restored_
 from pruning.methods.flop.learned import LearnedPlan
 from pruning.methods.flop.training import Goal, train
+from pruning.methods.method import Subject
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, projection, weight
+from pruning.search.options import Objective
+from pruning.search.search import Spdy
+from pruning.system.cache import Cache
+from pruning.system.stopwatch import Stopwatch
+from pruning.tasks.training import own, save_parameters
 from tests.families import ENCODERS, EVERY, FAMILIES, llama
-from tests.methods.data import inputs, weights
+from tests.solver.data import inputs, weights
 from tests.tiny import padded_batches
 
 BATCHES = padded_batches()
@@ -273,6 +282,89 @@ def test_a_gated_model_comes_back_from_its_parameters(family, tmp_path):
     assert torch.equal(again.eval()(input_ids=ids).logits, gated(input_ids=ids).logits)
 
 
+CASTS = {
+    "bfloat16": lambda model: model.to(torch.bfloat16),
+    "float16": lambda model: model.half(),
+    "float64": lambda model: model.double(),
+    "own": lambda model: own(model, torch.bfloat16),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("embedding", [Embedding.none, Embedding.adaptive])
+@pytest.mark.parametrize("cast", CASTS)
+def test_gates_stay_exact_in_a_model_of_any_type(cast, embedding, tmp_path):
+    """Their ranks, what these save, and their parameters on disk."""
+    dense, method = llama(), flop(sparsity=0.5, embedding=embedding, clusters=[0.1, 0.5])
+    of, ranks, tokens = method.sites(dense), half(method.sites(dense)), None
+    if embedding is not Embedding.none:
+        tokens = Tokens.of(BATCHES, dense, method.ends())
+        ranks |= dict.fromkeys(tokens.sizes, 12)
+    model = gated_(deepcopy(dense), moments_of(dense, of, tmp_path), ranks, method, tokens)
+    generator = torch.Generator().manual_seed(4)
+    expected = {}
+    for site in ranks:
+        log_alpha = product(model, site).gates.log_alpha
+        log_alpha.copy_(3 * torch.randn(log_alpha.shape, generator=generator))
+        expected[site] = (1 / (1 + (-log_alpha.double() - math.log(11)).exp())).sum()
+    before = {site: product(model, site).gates.log_alpha.clone() for site in ranks}
+    model = CASTS[cast](model).eval()
+    assert model.dtype is not torch.float32
+    cost = Cost.of(table_of(list(ranks)), list(ranks))
+    saved = cost.saved({site: product(model, site).gates.rank() for site in ranks})
+    assert float(saved) == pytest.approx(float(cost.saved(expected)), abs=1e-6)
+    save_parameters(model, tmp_path)
+    state = load_file(tmp_path / "parameters.safetensors")
+    again = CASTS[cast](deepcopy(dense))
+    restored_(again, list(ranks), state, method, tokens)
+    for each in (model, again.eval()):
+        for site in ranks:
+            gates = product(each, site).gates
+            assert torch.equal(gates.log_alpha, before[site])
+            assert gates.log_alpha.dtype is torch.float32
+            assert float(gates.rank()) == pytest.approx(float(expected[site]), rel=1e-6)
+    theirs = dict(again.named_parameters())
+    assert all(torch.equal(p, theirs[name]) for name, p in model.named_parameters())
+    logits = model(input_ids=BATCHES[0].ids).logits
+    assert logits.dtype is model.dtype
+    assert logits.isfinite().all()
+    cut = CASTS[cast](deepcopy(dense))
+    plan = LearnedPlan(cut, model, list(ranks), table_of(list(ranks)), None, [])
+    shapes = plan._exact(0.0)
+    assert all(rank in (site.units, round(float(expected[site]))) for site, rank in shapes.items())
+    pruned, _ = plan.build(shapes)
+    assert {p.dtype for p in pruned.parameters()} == {model.dtype}
+
+
+def test_many_gates_in_bfloat16_are_counted_one_by_one():
+    log_alpha = torch.randn(3000, generator=torch.Generator().manual_seed(0))
+    gated = GatedLowRank(torch.zeros(3000, 2), torch.zeros(2, 3000), None,
+                         Gates(log_alpha, 1.0, True)).bfloat16()  # fmt: skip
+    expected = (1 / (1 + (-log_alpha.double() - math.log(11)).exp())).sum()
+    assert float(gated.gates.rank()) == pytest.approx(float(expected), abs=1e-2)
+    assert int((gated.gates.fixed() > 0).sum()) == round(float(expected))
+
+
+def test_what_training_of_a_bfloat16_model_learned_is_what_its_plan_counts(tmp_path):
+    dense = llama().to(torch.bfloat16)
+    method = flop(sparsity=0.4, steps=4)
+    search = Spdy("spdy", Objective.kl, tokens=24, sequence=12, steps=0, mutation=0.1, inits=1)
+    subject = Subject(
+        dense, "tiny", BATCHES, lambda tokens: BATCHES,
+        Calibration("tiny", weight=Weight.none, target=Target.local, sequence=12, held_out=0.3),
+        table_of(method.sites(dense)), search, None, 0, Cache(tmp_path), Stopwatch(),
+    )  # fmt: skip
+    plan = method.plan(subject)
+    assert isinstance(plan, LearnedPlan)
+    (path,) = tmp_path.glob("training/*/parameters.safetensors")
+    state = load_file(path)
+    for site, module in plan.gated.items():
+        log_alpha = state[f"model.layers.{site.block}.{site.module}.gates.log_alpha"]
+        assert log_alpha.dtype is torch.float32
+        assert torch.equal(module.gates.log_alpha, log_alpha)
+        assert module.A.dtype is torch.bfloat16
+
+
 def trained(directory: Path, moments: Path, **values):
     dense, method = llama(), flop(**values)
     of = method.sites(dense)
@@ -333,8 +425,6 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path, monkeypatch):
 def test_numbers_that_are_not_finite_stop_before_the_step(tmp_path):
     with pytest.raises(ValueError, match=r"^method\.rate=.* at step \d+; lower it"):
         trained(tmp_path / "run", tmp_path, rate=1e30, save=1)
-    from safetensors.torch import load_file
-
     kept = sorted((tmp_path / "run").glob("checkpoint-*"))
     assert kept
     for path in kept:

@@ -13,12 +13,13 @@ from pruning.methods.plans import SchedulePlan
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
 from pruning.models.sites import Kind, projection, set_weight_, shape, sites, weight
 from pruning.runtimes.workload import Phase
+from pruning.search.options import Ramp
 from pruning.search.schedule import share
-from pruning.search.search import Ramp, Schedule
+from pruning.search.search import Schedule
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.families import FAMILIES, llama
-from tests.methods.data import lstsq
+from tests.solver.data import lstsq
 from tests.tiny import linear_table, padded_batches, text
 
 BATCHES = padded_batches(count=9)
@@ -118,6 +119,36 @@ def test_channels_leave_by_the_score_that_is_asked_for(score, tmp_path):
     of_inputs = (W**2).sum(0) * (X**2).sum(0)  # the definition, by hand
     by_inputs = of_inputs.argsort()[:9].tolist()
     assert (removal.order.tolist() == by_inputs) is (score is ChannelScore.wanda)
+
+
+def test_only_what_leaves_is_ordered(tmp_path, monkeypatch):
+    """Of the lattice of grouped heads, what leads to the pair that is taken; of others, nothing."""
+    model = llama()
+    plan = slimgpt().plan(subject(model, tmp_path))
+    ordered, remove = [], SchedulePlan._remove
+
+    def counted(self, W, H, width, steps, partition):
+        ordered.append((width, steps))
+        return remove(self, W, H, width, steps, partition)
+
+    monkeypatch.setattr(SchedulePlan, "_remove", counted)
+    pairs = [(4, 2), (4, 1), (2, 1)]  # of four groups with two heads of eight columns
+    left = {s: 96 if s.kind is Kind.FFN else pairs[s.block] for s in sites(model)}
+    allocation = plan.build(left)[1]
+    assert {s: shape(s, keep) for s, keep in allocation.items()} == left
+    assert [one for one in ordered if one[1]] == [(8, 4), (16, 2), (8, 2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_activations_that_overflow_are_named(dtype, tmp_path):
+    model = llama().to(dtype)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1e5 if dtype is torch.float16 else 1e38)
+    plan = slimgpt().plan(subject(model, tmp_path))
+    left = {s: 64 if s.kind is Kind.FFN else s.whole for s in sites(model)}
+    with pytest.raises(ValueError, match=r"^calibration: .*block\.1\.ffn.* overflow") as error:
+        plan.build(left)
+    assert ("model.dtype" in str(error.value)) is (dtype is torch.float16)
 
 
 def test_a_schedule_that_removes_nothing_gives_the_dense_model(tmp_path):

@@ -197,11 +197,11 @@ def test_what_lies_in_the_directory(stranger, name):
     assert len(readable) == 1
     if name.startswith("mixed"):
         assert "modeling_pruned.py" in files
-        assert config["per_layer_config"]["1"]["skip"] == ["attention"]
-        assert config["per_layer_config"]["2"]["skip"] == ["mlp"]
+        assert config["pruned_blocks"][1]["query_heads"] == 0
+        assert config["pruned_blocks"][2]["ffn"] == 0
     else:
         assert not any(file.endswith(".py") for file in files)
-        assert not {"auto_map", "per_layer_config"} & config.keys()
+        assert not {"auto_map", "pruned_blocks", "per_layer_config"} & config.keys()
         assert config["model_type"] == PLAIN[name.removeprefix("plain-")][2]
 
 

@@ -1,9 +1,11 @@
 """Training a pruned model: it learns, it is done once, it goes on after a kill, it stays whole."""
 
 import math
+import subprocess
 import time
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from pruning.data.text import Text
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import Kind, architecture, blocks, linears, projection, sites, weight
+from pruning.recovery import worker
 from pruning.recovery.recovery import Lora, Loss, Precision, Shape, Training
 from pruning.recovery.stage import recovered
 from pruning.recovery.student import Student
@@ -305,6 +308,50 @@ def test_adapters_of_some_projections(tmp_path):
     assert changed == {name for name in before if ".mlp." in name}
     with pytest.raises(ValueError, match=r"^recovery\.lora\.modules='h\.\*' fits no .*q_proj"):
         recovered(training(lora=Lora(2, 4.0, 0.0, "h.*"), steps=4), half(dense), *given)
+
+
+def test_rows_of_another_length_are_another_training(tmp_path):
+    """The same tokens, cut into rows of 8 and of 16."""
+    dense, cache = llama(), Cache(tmp_path)
+    ids = torch.randint(3, 128, (64,), generator=torch.Generator().manual_seed(3))
+    students = []
+    for sequence in (8, 16):
+        rows = [{"input_ids": row} for row in ids.view(-1, sequence)]
+        recovery = training(steps=2, sequence=sequence)
+        students.append(recovered(recovery, half(dense), dense, rows, cache, 0, nothing).model)
+    pairs = zip(*(student.parameters() for student in students), strict=True)
+    assert any(not torch.equal(one, other) for one, other in pairs)
+
+
+def test_processes_of_a_training_compute_attention_as_the_job_does(tmp_path, monkeypatch):
+    dense = llama()
+    dense.set_attn_implementation("eager")
+    seen = []
+
+    def noted(recovery, student, teacher, *_):
+        seen.extend(model.config._attn_implementation for model in (student, teacher))
+        return [], {}
+
+    def in_this_process(command, **_):
+        worker.main(Path(command[-1]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(worker, "train", noted)
+    monkeypatch.setattr(worker.subprocess, "run", in_this_process)
+    recovered(training(launch="processes"), half(dense), dense, ROWS, Cache(tmp_path), 0, nothing)
+    assert seen == ["eager", "eager"]
+
+
+def test_minutes_lead_as_far_as_the_machine_goes(tmp_path, monkeypatch):
+    """A training by steps is one whatever the machine, a training by minutes is not."""
+    dense = llama()
+    pruned = half(dense)
+    for budget, entries in (({"steps": 2}, 1), ({"steps": None, "minutes": 0.005}, 2)):
+        cache = Cache(tmp_path / str(entries))
+        for cpu in ("slow", "fast"):
+            monkeypatch.setattr("pruning.system.environment.cpu", lambda cpu=cpu: cpu)
+            recovered(training(**budget), pruned, dense, ROWS, cache, 0, nothing)
+        assert len(list(cache.root.glob("recovery/*/"))) == entries
 
 
 def test_a_path_goes_through_the_targets_below():

@@ -3,6 +3,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from pruning.search import knapsack as solver
 from pruning.search.knapsack import knapsack
 
 
@@ -75,3 +76,115 @@ def test_what_does_not_fit_is_none():
 
 def test_ties_go_to_the_earlier_level():
     assert knapsack([np.zeros(3)], [np.array([2.0, 2.0, 1.0])], 4.0) == [0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_not_finite_is_never_chosen(seed, bad):
+    """Neither a loss nor a time: as if the level were not there."""
+    random = np.random.default_rng(2000 + seed)
+    loss, ms = table(random, integers=True)
+    hurt = [(row.copy(), times.copy()) for row, times in zip(loss, ms, strict=True)]
+    allowed = []
+    for row, times in hurt:
+        at = random.random(len(row)) < 0.4
+        row[at], times[~at & (random.random(len(row)) < 0.2)] = bad, bad
+        allowed.append(np.isfinite(row) & np.isfinite(times))
+    dear = [np.where(ok, row, 1e6) for ok, row in zip(allowed, loss, strict=True)]
+    for budget in (13.0, 77.0, 300.0):
+        choice = knapsack(*zip(*hurt, strict=True), budget, buckets=int(budget))
+        expected = best(dear, ms, budget)
+        if expected is None or expected >= 1e6:
+            assert choice is None
+        else:
+            assert all(ok[s] for ok, s in zip(allowed, choice, strict=True))
+            assert total(loss, choice) == pytest.approx(expected, rel=1e-12)
+
+
+def of_many_sites(sites: int, levels: int, seed: int):
+    """Make the sites of a model whose blocks are alike in time, and differ in loss."""
+    random = np.random.default_rng(seed)
+    loss, ms = [], []
+    for index in range(sites):
+        share = np.linspace(1, 0, levels)
+        noise = 1 + 0.05 * random.random(levels)
+        curve = np.maximum.accumulate((1 - share) ** random.uniform(1.2, 4) * noise)
+        loss.append(np.exp(random.standard_normal()) * curve)
+        ms.append((0.1, 0.3, 0.07)[index % 3] * share)
+    return loss, ms
+
+
+def pareto(loss, ms, budget: float) -> float:
+    """Return the least loss exactly: all choices but those that another one beats in both."""
+    states = np.zeros((1, 2))
+    for row, times in zip(loss, ms, strict=True):
+        both = np.stack([times, row], 1)
+        sums = (states[:, None] + both[None]).reshape(-1, 2)
+        sums = sums[sums[:, 0] <= budget * (1 + 1e-9)]
+        sums = sums[np.lexsort((sums[:, 1], sums[:, 0]))]
+        lowest = np.minimum.accumulate(sums[:, 1])
+        states = sums[np.r_[True, lowest[1:] < lowest[:-1]]]
+    return float(states[:, 1].min())
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("seed", range(5))
+def test_many_buckets_are_next_to_exact(seed, share):
+    """Against the list of all choices that no other one beats, of times that are not whole."""
+    loss, ms = of_many_sites(12, 8, seed)
+    ms = [row * np.random.default_rng(seed).uniform(0.5, 1.5) for row in ms]
+    budget = share * sum(row[0] for row in ms)
+    choice = knapsack(loss, ms, budget)
+    assert total(ms, choice) <= budget * (1 + 1e-9)
+    # at most 12 buckets of 24,000 are lost, so no more loss than with that much less to spend
+    assert total(loss, choice) <= pareto(loss, ms, budget * (1 - 12 / 24_000)) + 1e-12
+    assert total(loss, choice) >= pareto(loss, ms, budget) - 1e-12
+
+
+@pytest.mark.parametrize("share", [0.15, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("sites", [60, 224])
+def test_no_more_than_a_2000th_of_the_budget_is_lost(sites, share, monkeypatch):
+    """And the steps for it are bounded: those of 10,000 buckets, or half a billion."""
+    steps = []
+    exact = solver._exact
+
+    def counted(costs, times, possible, budget, width):
+        steps.append(int(possible.sum()) * budget / width)
+        return exact(costs, times, possible, budget, width)
+
+    monkeypatch.setattr(solver, "_exact", counted)
+    loss, ms = of_many_sites(sites, 129, seed=sites)
+    budget = share * sum(row[0] for row in ms)
+    choice = knapsack(loss, ms, budget)
+    assert 1 - 1 / 2000 <= total(ms, choice) / budget <= 1 + 1e-9
+    assert sum(steps) <= max(10_000 * sites * 129, 500_000_000)
+    # the bound of linear programming: mixtures of levels on the lower hull, cheapest steps first
+    assert total(loss, choice) <= 1.003 * relaxed(loss, ms, budget)
+
+
+def relaxed(loss, ms, budget: float) -> float:
+    """Return the least loss where a site may mix two levels; no choice of whole ones is better."""
+    found, left, steps = 0.0, budget, []
+    for row, times in zip(loss, ms, strict=True):
+        order = np.argsort(times)
+        hull = []
+        for point in zip(times[order], row[order], strict=True):
+            if hull and hull[-1][1] <= point[1]:  # slower and no better
+                continue
+            while len(hull) > 1 and _above(hull[-2], hull[-1], point):
+                hull.pop()
+            hull.append(point)
+        found, left = found + hull[0][1], left - hull[0][0]
+        pairs = zip(hull[1:], hull[:-1], strict=True)
+        steps += [((b[1] - a[1]) / (a[0] - b[0]), a[0] - b[0]) for a, b in pairs]
+    for rate, time in sorted(steps, reverse=True):
+        used = min(time, left)
+        found, left = found - rate * used, left - used
+    return found
+
+
+def _above(first, middle, last) -> bool:
+    """Tell whether the middle point lies on or above the line between the others."""
+    slope = (last[1] - first[1]) / (last[0] - first[0])
+    return middle[1] >= first[1] + slope * (middle[0] - first[0])

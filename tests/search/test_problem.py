@@ -1,11 +1,13 @@
+import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from pruning.models.sites import Kind, Site
+from pruning.search.options import Objective
 from pruning.search.problem import Problem, scaled
-from pruning.search.search import Calibrated, Objective, Spdy, Uniform
+from pruning.search.search import Calibrated, Spdy, Uniform
 from pruning.system.cache import Cache
 
 BLOCKS = 7
@@ -96,6 +98,21 @@ def test_scaled_survives_a_site_that_costs_nothing(prior):
     assert (np.diff(found) >= 0).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_was_measured_as_infinite_is_infinitely_dear():
+    """And so is whatever takes more away; dense is free, and what is finite is as it was."""
+    prior = np.array([0.0, 0.02, 0.1, 0.35, 0.6, 1.0])
+    found = scaled(prior, {1: 0.5, 3: np.inf, 5: np.inf})
+    np.testing.assert_allclose(found, [0, 0.5, 2.5, np.inf, np.inf, np.inf], rtol=1e-12)
+    np.testing.assert_allclose(
+        scaled(prior, {3: 0.7, 5: np.inf}), [0, 0.04, 0.2, 0.7, 1.2, np.inf], rtol=1e-12
+    )
+    nothing = scaled(prior, {3: np.inf, 5: np.inf})
+    assert nothing.tolist() == [0, *[np.inf] * 5]
+    at_once = scaled(np.array([0.0, np.inf, 1.0]), {2: 3.0})
+    np.testing.assert_allclose(at_once, [0, np.inf, 3], rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     "search",
     [
@@ -137,6 +154,29 @@ def test_a_search_finds_what_the_priors_do_not_know(tmp_path, search):
     assert optimum < 0.9 * blind
 
 
+@pytest.mark.parametrize("search", ["spdy", "calibrated"])
+def test_candidates_are_drawn_by_the_seed(tmp_path, search):
+    """The same seed tries the same candidates, another one tries others."""
+    guided = {"objective": Objective.kl, "tokens": 1, "mutation": 0.3}
+    chosen = {
+        "spdy": Spdy("spdy", **guided, steps=12, inits=6),
+        "calibrated": Calibrated("calibrated", **guided, steps=12, anchors=[0.5, 0.0]),
+    }[search]
+
+    def tried(seed: int) -> list[tuple[int, ...]]:
+        posed = problem(tmp_path)
+        posed.seed, seen = seed, []
+        posed.trial = measured = Measured(posed, np.linspace(0.3, 3, 2 * BLOCKS))
+        evaluate = measured.evaluate
+        measured.evaluate = lambda choice: seen.append(tuple(choice)) or evaluate(choice)
+        chosen.prepare(posed, 19.0)
+        return seen
+
+    assert len(tried(0)) > 3
+    assert tried(0) == tried(0)
+    assert tried(0) != tried(1)
+
+
 def test_sensitivities_are_measured_once(tmp_path):
     posed = problem(tmp_path)
     posed.trial = Measured(posed, np.ones(2 * BLOCKS))
@@ -145,6 +185,23 @@ def test_sensitivities_are_measured_once(tmp_path):
     assert posed.sensitivities([0.5, 0.0]) == first
     assert first[0] == {1: 0.4, 2: 1.0}
     assert set(first[1]) == {3, 5}  # widths 4 and 0 are nearest the anchors 0.5 and 0
+
+
+def test_a_sensitivity_that_is_infinite_is_null_on_disk(tmp_path):
+    posed = problem(tmp_path)
+    factors = np.ones(2 * BLOCKS)
+    factors[3] = np.inf
+    posed.trial = Measured(posed, factors)
+    found = posed.sensitivities([0.5, 0.0])
+    assert found[3] == {3: np.inf, 5: np.inf}
+    assert found[2] == {1: 0.4, 2: 1.0}
+    (path,) = tmp_path.glob("sensitivities/*/sensitivities.json")
+
+    def refuse(constant: str):
+        raise AssertionError(f"{constant} is not JSON")
+
+    rows = json.loads(path.read_text(), parse_constant=refuse)
+    assert rows[3] == {"3": None, "5": None}
 
 
 def test_sensitivities_belong_to_their_levels(tmp_path):

@@ -5,8 +5,9 @@ from itertools import pairwise
 import pytest
 
 from pruning.models.sites import Kind, Site
+from pruning.search.options import Ramp
 from pruning.search.schedule import chooser, every_shape, ratios, shapes, share
-from pruning.search.search import Ramp, Schedule
+from pruning.search.search import Schedule
 
 
 def schedule(ramp: Ramp = Ramp.log, first: float = 0.0625, last: float = 0.25) -> Schedule:

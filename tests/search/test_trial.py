@@ -2,15 +2,22 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from pruning.methods.method import Subject
+from pruning.methods.ziplm import Score
 from pruning.models.sites import Kind
-from pruning.search.search import Objective
+from pruning.search.options import Objective
+from pruning.search.problem import pose
+from pruning.search.search import Calibrated, Spdy
 from pruning.search.trial import Trial, _Dense, _Numbers, evaluation_text
+from pruning.system.cache import Cache
+from pruning.system.stopwatch import Stopwatch
 from tests.families import EVERY
-from tests.tiny import INF, linear_table, padded_batches, solve_levels
+from tests.tiny import INF, linear_table, padded_batches, solve_levels, text, ziplm
 
 BATCHES = padded_batches()
 OUTPUTS = {  # family: its blocks, and the output projections in a block
@@ -215,6 +222,75 @@ def test_a_classifier_is_judged_on_whole_rows():
     known = [row for batch in BATCHES if batch.held_out for row in batch.rows()]
     assert len(rows) == 4
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(rows, known))  # noqa: B905
+
+
+def fragile():
+    """Make a float16 model whose sub-blocks keep each other's massive activations in bounds.
+
+    In one channel of the stream, the FFNs of blocks 0 and 1 give 40,000 each and the attention
+    between them -40,000: without it, the sum of 80,000 is beyond the 65,504 of float16.
+    """
+    model = EVERY["gpt2"]()
+    for module, value in (
+        (model.transformer.h[0].mlp.c_proj, 4e4),
+        (model.transformer.h[1].attn.c_proj, -4e4),
+        (model.transformer.h[1].mlp.c_proj, 4e4),
+    ):
+        module.bias.data[7] = value
+    return model.half()
+
+
+@torch.no_grad()
+def test_what_overflows_is_infinitely_dear(tmp_path):
+    """At 1fad669 a loss of NaN counted as an increase of 0, the best there was."""
+    model = fragile()
+    dense = model(BATCHES[2].ids, attention_mask=BATCHES[2].mask).logits
+    assert dense.isfinite().all()
+    table = linear_table(model, 8)
+    levels = solve_levels(model, BATCHES, tmp_path, table, ridges=(INF,))
+    last = [len(of.shapes) - 1 for of in levels.values()]
+    gone = [0, 0, last[2], 0, 0, 0]
+    pruned, _ = levels.cut(model, gone)
+    assert not pruned(BATCHES[2].ids, attention_mask=BATCHES[2].mask).logits.isfinite().all()
+
+    cache = Cache(tmp_path / "cache")
+    with Trial(model, levels, evaluation_text(BATCHES, 64, 12), Objective.kl) as trial:
+        problem = pose(levels, table, trial, cache)
+        found = problem.sensitivities([0.5, 0.0])
+        assert found[2][last[2]] == INF
+        others = [loss for i, row in enumerate(found) for loss in row.values() if i != 2]
+        assert np.isfinite(others).all()
+        assert problem.evaluate([0] * len(last)) == pytest.approx(0, abs=1e-6)
+        assert problem.evaluate(gone) == INF
+        assert problem.history[-1]["best"] == pytest.approx(0, abs=1e-6)
+        search = Calibrated("calibrated", Objective.kl, 64, 12, 2, 0.1, [0.5, 0.0])
+        budget = 0.5 * table.dense
+        choice = search.prepare(problem, budget)(budget)
+    assert choice[2] != last[2]
+    chosen, _ = levels.cut(model, choice)
+    assert chosen(BATCHES[2].ids, attention_mask=BATCHES[2].mask).logits.isfinite().all()
+
+
+def test_a_dense_model_that_overflows_is_no_reference(tmp_path):
+    model = fragile()
+    levels = solve_levels(model, BATCHES, tmp_path, linear_table(model, 8), ridges=(INF,))
+    model.transformer.h[1].attn.c_proj.bias.data[7] = 0
+    with pytest.raises(ValueError, match=r"^model\.dtype=float16: .* not finite"):
+        Trial(model, levels, BATCHES, Objective.kl)
+
+
+def test_a_job_draws_its_candidates_by_its_seed(tmp_path):
+    model, method = EVERY["llama"](), ziplm(Score.obs, [INF])
+    search = Spdy("spdy", Objective.kl, 24, 12, 2, 0.5, inits=3)
+
+    def tried(seed: int) -> list[float]:
+        table, cache = linear_table(model, 8), Cache(tmp_path)
+        given = BATCHES, lambda tokens: BATCHES, text(), table, search
+        plan = method.plan(Subject(model, "", *given, 1.5, seed, cache, Stopwatch()))
+        return [entry["loss"] for entry in plan.searched]
+
+    assert tried(0) == tried(0)
+    assert tried(0) != tried(1)
 
 
 def test_two_regressions_differ_by_their_squares():

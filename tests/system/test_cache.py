@@ -55,16 +55,16 @@ def test_what_a_killed_job_left_goes_unless_a_job_is_at_it(tmp_path):
         copytree(out, tmp_path / "moments" / f"{out.name}9")  # of a job that was killed
 
     entry = cache.stage("moments", 1, build)
-    for foreign in ("moments/.git", "checkpoints/0123456789abcdef", "mine/src"):
+    for foreign in ("moments/.git", "checkpoints/mine", "mine/0123456789abcdef"):
         (tmp_path / foreign).mkdir(parents=True)
-    assert [e.finished for e in cache.entries()] == [False, True]
+    assert [e.useful for e in cache.entries()] == [False, True]
     main(["--root", str(tmp_path), "prune", "--dry-run"])
     assert len(cache.entries()) == 2
     main(["--root", str(tmp_path), "prune"])
     assert [e.path for e in cache.entries()] == [entry]
     main(["--root", str(tmp_path), "prune", "--days", "0"])
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*") if p.is_dir()}
-    assert left == {"moments/.git", "checkpoints/0123456789abcdef", "mine/src"}
+    assert left == {"moments/.git", "checkpoints/mine", "mine/0123456789abcdef"}
 
 
 def test_what_was_not_used_lately_goes_and_the_rest_stays(root, capsys):
@@ -100,3 +100,61 @@ def test_use_renews_an_entry(root):
     Cache(root).stage("levels", [40, 200], never)
     (entry,) = (e for e in Cache(root).entries() if e.path == old.path)
     assert entry.days < 0.01
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """Leave the checkpoints of a training that was killed in the middle; return its cache."""
+    cache, key = Cache(tmp_path), {"steps": 9}
+
+    def dies(out):
+        step = cache.checkpoints(key) / "checkpoint-5"
+        step.mkdir(parents=True)
+        (step / "optimizer.pt").write_bytes(bytes(5000))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.stage("training", key, dies)
+    return cache
+
+
+def aged(cache, days):
+    then = time.time() - days * 86400
+    for path in [*cache.root.glob("checkpoints/*"), *cache.root.glob("checkpoints/*/**/*")]:
+        os.utime(path, times=(then, then))
+
+
+def test_checkpoints_of_a_killed_training_are_shown_and_stay_to_be_gone_on_from(killed, capsys):
+    main(["--root", str(killed.root)])
+    assert "checkpoints" in capsys.readouterr().out
+    (entry,) = killed.entries()
+    assert (entry.stage, entry.size, entry.days < 0.01) == ("checkpoints", 5000, True)
+    main(["--root", str(killed.root), "prune"])
+    aged(killed, 29)
+    main(["--root", str(killed.root), "prune"])
+    assert len(killed.entries()) == 1
+    (killed.root / "checkpoints").joinpath(entry.path.name, "checkpoint-5", "new").touch()
+    assert killed.entries()[0].days < 0.01  # a training that goes on is in use
+
+
+def test_checkpoints_that_nobody_went_on_from_go(killed, capsys):
+    aged(killed, 31)
+    main(["--root", str(killed.root), "prune", "--stage", "moments"])
+    main(["--root", str(killed.root), "prune", "--dry-run"])
+    assert len(killed.entries()) == 1
+    main(["--root", str(killed.root), "prune", "--stage", "checkpoints"])
+    assert list((killed.root / "checkpoints").iterdir()) == []
+    assert "removed 1 of 1 entries" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lock", ["training/{}.lock", "checkpoints/{}/training.lock"])
+def test_checkpoints_of_a_training_that_runs_stay(killed, lock, capsys):
+    """Its job has the lock of the stage; processes that outlive their job have one of their own."""
+    aged(killed, 31)
+    (entry,) = killed.entries()
+    with locked(killed.root / lock.format(entry.path.name)):
+        main(["--root", str(killed.root), "prune", "--days", "0"])
+    assert (entry.path / "checkpoint-5" / "optimizer.pt").exists()
+    assert "stay" in capsys.readouterr().out
+    main(["--root", str(killed.root), "prune", "--days", "0"])
+    assert not entry.path.exists()

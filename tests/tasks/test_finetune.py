@@ -79,6 +79,14 @@ def test_a_model_learns_the_task_once(task, tmp_path, monkeypatch):
     assert list((tmp_path / "cache" / "checkpoints").iterdir()) == []
 
 
+def test_a_fine_tuned_model_has_the_attention_that_was_asked_for(task, tmp_path):
+    task.epochs, before, cache = 0.25, encoder(), Cache(tmp_path / "cache")
+    before.set_attn_implementation("eager")
+    for _ in range(2):  # trained, and found
+        taught = task.teach(before, word_tokenizer(), cache)
+        assert taught.config._attn_implementation == "eager"
+
+
 def test_weights_of_bfloat16_are_trained_in_float32(task, tmp_path, monkeypatch):
     """Steps of this size are lost in bfloat16, where 1 + 1e-4 is 1."""
     task.rate = 1e-4

@@ -1,7 +1,7 @@
 """Hard-concrete gates on the rank-one terms of a projection (FLOP, arXiv:1910.04732)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +22,22 @@ class Gates(nn.Module):
 
     In training z = clamp(s (HIGH - LOW) + LOW) with s = sigmoid((logit(u) + log_alpha) / beta) and
     u uniform, drawn once per forward pass. Without `noise` u is 1/2.
+
+    They stay in float32 whatever type the model is cast to: in bfloat16 a sum of probabilities has
+    steps of 8 from 1024 terms on.
     """
 
     def __init__(self, log_alpha: Float[Tensor, " rank"], beta: float, noise: bool):
         super().__init__()
-        self.log_alpha = nn.Parameter(log_alpha.clone())
+        self.log_alpha = nn.Parameter(log_alpha.float().clone())
         self.beta, self.noise = beta, noise
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Gates":
+        def moved(t: Tensor) -> Tensor:
+            new = fn(t)
+            return new if new.dtype == t.dtype else t.to(new.device)
+
+        return super()._apply(moved, recurse)
 
     def sample(self) -> Float[Tensor, " rank"]:
         """Draw the gates of one forward pass."""
@@ -81,8 +91,8 @@ class GatedLowRank(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Project; where enough gates are 0, with the live terms alone."""
-        z = self.gates.draw()
         A, B = self.A, self.B
+        z = self.gates.draw().to(A.dtype)
         alive = z.nonzero().flatten()
         if len(alive) <= FEW * len(z):
             A, B, z = A[alive], B[:, alive], z[alive]
@@ -95,7 +105,7 @@ class GatedLowRank(nn.Module):
         """Return A and B of the terms that evaluation keeps, the gates folded into B."""
         z = self.gates.fixed(rank)
         alive = z.nonzero().flatten()
-        return self.A[alive], self.B[:, alive] * z[alive]
+        return self.A[alive], (self.B[:, alive] * z[alive]).to(self.B.dtype)
 
 
 class GatedEmbedding(nn.Module):
@@ -122,7 +132,7 @@ class GatedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Look up."""
         parts: Any = list(self.parts)
-        self.drawn = [part.gates.draw() for part in parts]
+        self.drawn = [part.gates.draw().to(part.A.dtype) for part in parts]
         look_ups = [
             lambda place, p=part, z=z: F.linear(F.embedding(place, p.A.t()) * z, p.B)
             for part, z in zip(parts, self.drawn, strict=True)

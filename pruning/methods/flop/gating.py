@@ -12,9 +12,9 @@ from pruning.latency.table import Shapes
 from pruning.methods.flop.embedding import Tokens, directions, install_
 from pruning.methods.flop.flop import FLOP
 from pruning.methods.flop.gates import GatedEmbedding, GatedLowRank, Gates
-from pruning.methods.ranks import components
 from pruning.models.modeling_pruned import replace_
 from pruning.models.sites import Kind, Site, architecture, blocks, projection, weight
+from pruning.solver.ranks import components
 
 CLOSED, OPEN = -5.0, 5.0  # log_alpha of gates at the start, away from the rank that is chosen
 EVEN = -2.4  # log_alpha at which a gate is open as often as closed, with beta 1
@@ -73,7 +73,7 @@ def gated_(
         if rank < site.units:  # type: ignore[operator]
             cut = share[min(rank, len(share) - 1)]  # type: ignore[type-var]
             log_alpha = (EVEN + method.slope * (share - cut) / spread).clamp(CLOSED, OPEN)
-        gates = Gates(log_alpha.float().to(model.device), method.beta, method.noise)
+        gates = Gates(log_alpha.to(model.device), method.beta, method.noise)
         A, B = (t.to(model.dtype) for t in (A, B / gates.fixed(len(A)).clamp(min=0.5).to(B)))
         if site in rows:
             clusters.append(GatedLowRank(A, B, None, gates))

@@ -31,7 +31,8 @@ from pruning.models.sites import (
     set_weight_,
     weight,
 )
-from pruning.system.cache import digest
+from pruning.system.cache import digest, digest_tensors
+from pruning.system.files import to_json
 from pruning.tasks.training import own, save_parameters
 
 LIMIT = 30.0  # shifts of log_alpha beyond which nothing changes
@@ -194,19 +195,20 @@ def _trained(
         "start": list(ranks.values()),
         "moments": moments.identity,
         "batches": [batch.digest() for batch in batches],
-        "tokens": None if tokens is None else digest(tokens.counts.tolist()),
+        "tokens": None if tokens is None else digest_tensors([("counts", tokens.counts)]),
         "method": {k: v for k, v in asdict(method).items() if k not in ("name", "save")},
         "target": goal.target,
-        "table": digest(str(s.table.parts)),
+        "table": digest(str((s.table.parts, s.table.rest, s.table.dense))),
+        "device": s.dense.device.type,  # on CUDA passes are computed in bfloat16
         "seed": s.seed,
     }
-    scratch = s.cache.root / "checkpoints" / digest(key)
+    scratch = s.cache.checkpoints(key)
 
     def build(directory: Path) -> None:
         model = gated_(own(s.dense), moments, ranks, method, tokens)
         history = train(model, sites, goal, method, batches, s.seed, scratch)
         save_parameters(model, directory)
-        (directory / "history.json").write_text(json.dumps(history, indent=1))
+        (directory / "history.json").write_text(to_json(history, indent=1))
 
     entry = s.cache.stage("training", key, build)
     shutil.rmtree(scratch, ignore_errors=True)

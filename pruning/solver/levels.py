@@ -1,6 +1,7 @@
 """The levels of every site: what is kept at each, what it costs in loss, and its weights."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +15,17 @@ from transformers import PreTrainedModel
 from pruning.calibration.moments import Moment, Moments
 from pruning.latency.table import LatencyTable, Shape
 from pruning.methods.leveled import Leveled
-from pruning.methods.obs import least_squares
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Allocation, Site, add_bias_, projection, set_weight_, weight
+from pruning.solver.obs import least_squares
 from pruning.system.cache import Cache
+from pruning.system.files import to_json
 from pruning.system.progress import track
+
+
+def dear(loss: float | None) -> float:
+    """Return a loss, infinity for one that is not finite: what overflows is never the better."""
+    return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 @dataclass
@@ -31,6 +38,9 @@ class SiteLevels:
     ridge: float  # of the weight update, chosen by held-out error
     score: str  # the score that ordered the units
     bias: bool = False  # what removed columns gave on average stays, as a bias
+
+    def __post_init__(self) -> None:
+        self.loss = [0.0, *map(dear, self.loss[1:])]
 
 
 class Levels(Mapping[Site, SiteLevels]):
@@ -64,7 +74,7 @@ class Levels(Mapping[Site, SiteLevels]):
         shapes = [table.levels(site) for site in of]
         # not its name: uniform_ffn has the levels of ziplm
         settings = {"kind": type(method).__name__, **asdict(method), "name": None}
-        key = {"version": 3, "moments": moments.identity, "method": settings, "shapes": shapes}
+        key = {"version": 4, "moments": moments.identity, "method": settings, "shapes": shapes}
         entry = cache.stage("levels", key, build)
         return cls.read(entry, of, moments)
 
@@ -122,7 +132,8 @@ class Levels(Mapping[Site, SiteLevels]):
     ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]:
         """Return the weights of a level with zeros in the removed columns, and the added bias.
 
-        Solved without the held-out tokens, which searches judge by.
+        Solved without the held-out tokens, which searches judge by; these have a part only in the
+        order in which units leave, and in the choice of the ridge.
         """
         fit = self._moments[site].fit
         full = torch.zeros_like(W)
@@ -158,7 +169,7 @@ class Levels(Mapping[Site, SiteLevels]):
             }
             for site, levels in self._of.items()
         }
-        (directory / "levels.json").write_text(json.dumps(rest, indent=1))
+        (directory / "levels.json").write_text(to_json(rest, indent=1))
 
     @classmethod
     def read(cls, directory: Path, sites: list[Site], moments: Moments) -> "Levels":
@@ -168,6 +179,8 @@ class Levels(Mapping[Site, SiteLevels]):
         of = {}
         for site in sites:
             fields = rest[site.name]
+            fields["loss"] = [dear(loss) for loss in fields["loss"]]
+            fields["ridge"] = dear(fields["ridge"])
             fields["shapes"] = [tuple(s) if isinstance(s, list) else s for s in fields["shapes"]]
             of[site] = SiteLevels(keeps=keeps[site.name], **fields)
         return cls(of, moments, directory.name)

@@ -33,39 +33,47 @@ class Removal:
     score: Float[Tensor, " steps"]  # loss it added; the running sum is tr(dW H dW^T)
 
 
+def live(H: Moment) -> Bool[Tensor, " columns"]:
+    """Tell the inputs that are ever active from the dead ones, by the diagonal of a raw moment."""
+    return H.diagonal() != 0  # NaN is not dead
+
+
 def damped(H: Moment, ridge: float) -> Moment:
-    """Return H + ridge diag(H), an input that is never active (H_ii = 0) getting 1.
+    """Return H + ridge diag(H), a dead input (H_ii = 0) getting the mean of the others.
+
+    What is dead can no longer be told from the result.
 
     Scaling the ridge by each input's own energy makes the solution independent of the inputs'
     units, and spans what the field does: at 0 it is plain OBS; as it grows the off-diagonal loses
     its weight until scores are Wanda's |w|^2 E[x^2] and the kept columns are left as they are.
     """
-    diagonal = H.diagonal()
-    diagonal = torch.where(diagonal > 0, diagonal * (1 + ridge), 1.0)
-    return H.diagonal_scatter(diagonal)
+    energies, alive = H.diagonal(), live(H)
+    mean = energies.sum() / alive.sum() if alive.any() else 1.0
+    return H.diagonal_scatter(torch.where(alive, energies * (1 + ridge), mean))
 
 
 def cholesky(H: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     """Factor H = L L^T; where it is not positive definite, add to its diagonal and say so.
 
-    The addition starts at 1e-10 (1e-6 in float32) of the mean diagonal and grows tenfold until the
-    factorisation succeeds; ValueError when a moment contains NaN or infinity.
+    The addition starts at 1e-10 (1e-6 in float32) of the mean of a matrix's own diagonal and grows
+    tenfold until the factorisation succeeds; ValueError when a matrix contains NaN or infinity.
     """
     if not torch.isfinite(H).all():
-        raise ValueError(
-            "calibration: a second moment is not finite; the model overflows on this text. "
-            "Use model.dtype=float32 or other calibration text"
-        )
-    added = 0.0
+        raise ValueError(f"A matrix to be factored is not finite in {H.dtype}")
+    share = 1e-10 if H.dtype == torch.float64 else 1e-6
+    first = share * H.diagonal(dim1=-2, dim2=-1).abs().mean(-1).clamp(min=1e-30)
+    added = torch.zeros_like(first)
     while True:
         L, info = torch.linalg.cholesky_ex(H)
         if not info.any():
             return L
-        first = 1e-10 if H.dtype == torch.float64 else 1e-6
-        step = max(added * 9, first * float(H.diagonal(dim1=-2, dim2=-1).mean()))
-        H = H + step * torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
-        added += step
-        log.warning("Cholesky failed on a rank-deficient moment: %.1e added to its diagonal", added)
+        step = torch.where(info > 0, torch.maximum(added * 9, first), 0.0)
+        H = H + torch.diag_embed(step[..., None].expand(H.shape[:-1]))
+        added = added + step
+        log.warning(
+            "Cholesky failed on a rank-deficient moment: %.1e added to its diagonal",
+            float(added.max()),
+        )
 
 
 def least_squares(
@@ -123,17 +131,37 @@ def by_score(
     width: int = 1,
     steps: int | None = None,
     partition: Int[Tensor, " units"] | None = None,
+    alive: Bool[Tensor, " columns"] | None = None,
 ) -> Removal:
-    """Order units by the sum of their columns' scores; other arguments as for `greedy`."""
+    """Order units by the sum of their columns' scores; other arguments as for `greedy`.
+
+    Of units with the same score those go first that have no column `alive`.
+    """
     score = score.view(-1, width).sum(1)
+    if alive is None:
+        ranked = score.argsort(stable=True)
+    else:
+        idle_first = alive.view(-1, width).any(1).int().argsort(stable=True)
+        ranked = idle_first[score[idle_first].argsort(stable=True)]
     turn = torch.zeros(len(score), dtype=torch.long, device=score.device)  # within the group
     if partition is not None:
+        place = ranked.argsort()
         for group in partition.unique():
             members = (partition == group).nonzero().flatten().to(score.device)
-            turn[members] = score[members].argsort(stable=True).argsort()
-    ranked = score.argsort(stable=True)
+            turn[members] = place[members].argsort().argsort()
     order = ranked[turn[ranked].argsort(stable=True)][:steps]
     return Removal(order, score[order])
+
+
+def by_wanda(
+    W: Matrix,
+    H: Moment,
+    width: int = 1,
+    steps: int | None = None,
+    partition: Int[Tensor, " units"] | None = None,
+) -> Removal:
+    """Order units by `wanda`, dead inputs in front of weights that are zero."""
+    return by_score(wanda(W, H), width, steps, partition, live(H))
 
 
 def greedy(
@@ -142,21 +170,24 @@ def greedy(
     width: int = 1,
     steps: int | None = None,
     partition: Int[Tensor, " units"] | None = None,
+    damp: float = 0.0,
     block: int = 128,
     grouped_cholesky: bool = False,
 ) -> Removal:
     """Remove `steps` units (default: all) one by one, each time the one that costs least.
 
-    Algorithm 1 of arXiv:2302.04089, for a unit S among those alive, with Hinv = inv(H):
+    Algorithm 1 of arXiv:2302.04089, for a unit S among those left, with Hinv = inv(H + damp
+    diag(H)):
 
         score(S) = tr(W_S inv(Hinv_SS) W_S^T)
         W    -= W_S inv(Hinv_SS) Hinv_S,:        Hinv -= Hinv_:,S inv(Hinv_SS) Hinv_S,:
 
-    `partition` names the group of each unit; units then leave evenly, one from every group before
-    a second from any (query heads of grouped-query attention). With `grouped_cholesky` units are
-    chosen by the score of SlimGPT (arXiv:2412.18110) instead, sum_j |W_j|^2 / L_jj^2 over the
-    columns j of S with L L^T = Hinv_SS, which leaves out how columns of a unit make up for each
-    other; `score` still holds the exact increases.
+    H is the raw moment: units that have dead inputs alone leave first, in turn, and cost nothing;
+    weights on dead inputs do not count. `partition` names the group of each unit; units then leave
+    evenly, one from every group before a second from any (query heads of grouped-query attention).
+    With `grouped_cholesky` units are chosen by the score of SlimGPT (arXiv:2412.18110) instead,
+    sum_j |W_j|^2 / L_jj^2 over the columns j of S with L L^T = Hinv_SS, which leaves out how
+    columns of a unit make up for each other; `score` still holds the exact increases.
 
     Only W^T W enters a score, so the pass works on G = W^T W instead of W, and both downdates are
     of low rank: with L L^T = Hinv_SS, U = inv(L) Hinv_S,:, Q = inv(L) G_S,: - (inv(L) G_SS
@@ -172,24 +203,25 @@ def greedy(
     units = columns // width
     assert units * width == columns, f"{columns} columns are not whole units of {width}"
     steps = units if steps is None else steps
-    live = H.diagonal() > 0
-    W = torch.where(live, W.double(), 0.0)
+    unit = torch.arange(units, device=W.device)  # at each place of the matrices
+    if not steps:
+        return Removal(unit[:0], unit[:0].double())
+    idle = ~live(H).view(units, width).any(1)
+    W, Hinv = _prepared(W, H, damp)
     G = W.T @ W
-    Hinv = torch.cholesky_inverse(cholesky(damped(H.double(), 0.0)))
     left = None if partition is None else torch.bincount(partition.cpu())
 
-    unit = torch.arange(units, device=W.device)  # at each place of the matrices
     gone = torch.zeros(units, dtype=torch.bool, device=W.device)
-    order, score = [unit[:0]], [Hinv.diagonal()[:0]]  # nothing yet, and maybe nothing at all
+    order, score = [], []
     taken = 0
     while taken < steps:
         count = min(steps - taken, max(block // width, 1))
         if width == 1 and partition is None:
-            U, Q, places, scores = _columns(Hinv, G, gone, count)
+            U, Q, places, scores = _columns(Hinv, G, gone, idle, count)
         else:
             group = None if partition is None else partition.to(W.device)[unit]
             U, Q, places, scores = _units(
-                Hinv, G, gone, width, count, group, left, grouped_cholesky
+                Hinv, G, gone, idle, width, count, group, left, grouped_cholesky
             )
         order.append(unit[places])
         score.append(scores)
@@ -200,8 +232,14 @@ def greedy(
         if gone.sum() > len(gone) // 4:  # a smaller matrix is worth the copy
             stay = (~gone).repeat_interleave(width).nonzero().flatten()
             Hinv, G = (A[stay[:, None], stay] for A in (Hinv, G))
-            unit, gone = unit[~gone], gone[~gone]
+            unit, idle, gone = unit[~gone], idle[~gone], gone[~gone]
     return Removal(torch.cat(order), torch.cat(score))
+
+
+def _prepared(W: Matrix, H: Moment, damp: float) -> tuple[Matrix, Moment]:
+    """Return W without the weights on dead inputs, and inv(H + damp diag(H)), in float64."""
+    Hinv = torch.cholesky_inverse(cholesky(damped(H.double(), damp)))
+    return torch.where(live(H), W.double(), 0.0), Hinv
 
 
 Picked = tuple[
@@ -212,11 +250,18 @@ Picked = tuple[
 ]
 
 
-def _columns(Hinv: Moment, G: Moment, gone: Bool[Tensor, " columns"], count: int) -> Picked:
+def _columns(
+    Hinv: Moment,
+    G: Moment,
+    gone: Bool[Tensor, " columns"],
+    idle: Bool[Tensor, " columns"],
+    count: int,
+) -> Picked:
     """Pick `count` columns one by one, by the fewest and leanest operations per column."""
     U, Q = Hinv.new_empty(2, count, len(Hinv))
     h = torch.where(gone, 1.0, Hinv.diagonal())
-    g = torch.where(gone, torch.inf, G.diagonal())
+    g = torch.where(idle, -torch.inf, G.diagonal())  # no rounding of another's score comes first
+    g = torch.where(gone, torch.inf, g)
     places, scores = [], []
     for row in range(count):
         j = int(torch.argmin(g / h))
@@ -238,6 +283,7 @@ def _units(
     Hinv: Moment,
     G: Moment,
     gone: Bool[Tensor, " units"],
+    idle: Bool[Tensor, " units"],
     width: int,
     count: int,
     group: Int[Tensor, " units"] | None,
@@ -257,7 +303,8 @@ def _units(
         due = ~gone
         if group is not None and left is not None:
             due &= (left == left.max()).to(group.device)[group]
-        cost = torch.where(due, _score(h, g, gone, grouped_cholesky), torch.inf)
+        cost = torch.where(idle, -torch.inf, _score(h, g, gone, grouped_cholesky))
+        cost = torch.where(due, cost, torch.inf)
         j = int(cost.argmin())
         S = slice(j * width, (j + 1) * width)
         u_S, q_S = U[:rows, S].T, Q[:rows, S].T
@@ -277,29 +324,31 @@ def _units(
     return U, Q, torch.tensor(places, device=Hinv.device), torch.stack(scores)
 
 
-def batched(W: Matrix, H: Moment, sizes: Sequence[int]) -> Removal:
+def batched(W: Matrix, H: Moment, sizes: Sequence[int], damp: float = 0.0) -> Removal:
     """Remove columns in groups of the given sizes: Batched Greedy Pruning of SlimGPT.
 
     Algorithm 1 of arXiv:2412.18110: the columns of the least |W_j|^2 / Hinv_jj leave together, then
-    W and Hinv are updated as in `greedy`. With all sizes 1 it is `greedy` for columns. The scores
-    of a group are the increases in the order in which its columns are eliminated.
+    W and Hinv are updated as in `greedy`, and dead inputs are treated as there. With all sizes 1 it
+    is `greedy` for columns. The scores of a group are the increases in the order in which its
+    columns are eliminated.
     """
-    live = H.diagonal() > 0
-    W = torch.where(live, W.double(), 0.0)
-    Hinv = torch.cholesky_inverse(cholesky(damped(H.double(), 0.0)))
-    alive = torch.arange(W.shape[1], device=W.device)
-    order, score = [alive[:0]], [Hinv.diagonal()[:0]]
+    column = torch.arange(W.shape[1], device=W.device)  # at each place of the matrices
+    if not sizes:
+        return Removal(column[:0], column[:0].double())
+    idle = ~live(H)
+    W, Hinv = _prepared(W, H, damp)
+    order, score = [], []
     for size in sizes:
-        cost = W.square().sum(0) / Hinv.diagonal()
+        cost = torch.where(idle, -torch.inf, W.square().sum(0) / Hinv.diagonal())
         S = cost.argsort(stable=True)[:size]
         L = cholesky(Hinv[S][:, S])
         E = torch.linalg.solve_triangular(L, W[:, S].T, upper=False)
         U = torch.linalg.solve_triangular(L, Hinv[S], upper=False)
-        order.append(alive[S])
+        order.append(column[S])
         score.append(E.square().sum(1))
-        stay = torch.ones(len(alive), dtype=torch.bool, device=W.device)
+        stay = torch.ones(len(column), dtype=torch.bool, device=W.device)
         stay[S] = False
-        alive, U = alive[stay], U[:, stay]
+        column, idle, U = column[stay], idle[stay], U[:, stay]
         W = W[:, stay] - E.T @ U
         Hinv = Hinv[stay][:, stay] - U.T @ U
     return Removal(torch.cat(order), torch.cat(score))

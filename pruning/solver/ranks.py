@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Split
 from pruning.latency.table import Shape
-from pruning.methods.levels import Levels, SiteLevels
 from pruning.models.shrink import factor_, twin
 from pruning.models.sites import Allocation, Site, projection, weight
+from pruning.solver.levels import Levels, SiteLevels
+from pruning.solver.ordering import check_finite
 
 
 def components(
@@ -33,6 +34,7 @@ def rank_levels(
     site: Site, W: Float[Tensor, "rows columns"], split: Split, shapes: Sequence[Shape], plain: bool
 ) -> SiteLevels:
     """Return the levels of a projection at these ranks, judged by held-out error."""
+    check_finite(site, W, split)
     W, held = W.double(), split.held.H.double()
     U = components(W, None if plain else split.fit.H.double())
     A = U.T @ W

