@@ -14,7 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
-from pruning.experiment import register, run_name, to_experiment
+from pruning.composition import register, to_experiment
+from pruning.experiment import run_name
 from pruning.job.journal import Ended, journal, note, read
 from pruning.results.result import finished
 from pruning.system.device_locks import locked

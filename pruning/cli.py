@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.results.points import results_of
 from pruning.results.tracker import Service
 from pruning.system.cache import Cache

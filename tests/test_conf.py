@@ -16,7 +16,8 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from pruning.experiment import Experiment, compose, register, run_name
+from pruning.composition import compose, register
+from pruning.experiment import Experiment, run_name
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
