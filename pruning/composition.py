@@ -19,15 +19,12 @@ from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment, run_name
 from pruning.latency.elsewhere import File, Proxy, Roofline
 from pruning.latency.local import Local
+from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
 from pruning.methods.dense import Dense
 from pruning.methods.depth import Depth
-from pruning.methods.flap import Flap
 from pruning.methods.flop.flop import FLOP
-from pruning.methods.magnitude import Magnitude
-from pruning.methods.random import Random
 from pruning.methods.slimgpt import SlimGPT
 from pruning.methods.svd import SVD
-from pruning.methods.wanda_sp import WandaSp
 from pruning.methods.ziplm import ZipLM
 from pruning.models.source import Model
 from pruning.recovery.recovery import NoRecovery, Training

@@ -1,12 +1,22 @@
 """SlimGPT: sequential structured pruning by batched greedy OBS (arXiv:2412.18110)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.method import Method, Plan, Subject
 from pruning.search.search import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from pruning.calibration.moments import Split
+    from pruning.latency.table import Shape, Shapes
+    from pruning.models.sites import Allocation, Site
+    from pruning.solver.obs import Removal
 
 
 class HeadScore(StrEnum):
@@ -80,6 +90,83 @@ class SlimGPT(Method):
 
     def plan(self, subject: Subject) -> Plan:
         """Scale the schedule; blocks are pruned once the shapes are settled."""
-        from pruning.methods.plans import SchedulePlan
-
         return SchedulePlan.of(self, subject)
+
+
+class SchedulePlan(Plan):
+    """SlimGPT at any scale of its schedule."""
+
+    costly = True
+
+    def __init__(
+        self,
+        method: "SlimGPT",
+        subject: Subject,
+        choose: "Callable[[float], Shapes | None]",
+        given: "Shapes | None",
+    ):
+        self.method, self.subject = method, subject
+        self._choose, self.given = choose, given
+
+    @classmethod
+    def of(cls, method: "SlimGPT", subject: Subject) -> "SchedulePlan":
+        """Prepare the schedule."""
+        from pruning.models.sites import sites
+        from pruning.search.schedule import chooser, every_shape, shapes
+
+        search, table = subject.search, subject.table
+        assert isinstance(search, Schedule)
+        of = sites(subject.dense)
+        given = None
+        if method.ratio is not None:
+            given = shapes(search.form(), {site: every_shape(site) for site in of}, method.ratio)
+        choose = chooser(search.form(), {site: table.levels(site) for site in of}, table.total)
+        return cls(method, subject, choose, given)
+
+    def choose(self, budget: float) -> "Shapes | None":
+        """Return the shapes of the least ratios that fit a budget."""
+        return self._choose(budget)
+
+    def draft(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
+        """Cut the last units of every site: as fast as the model to come, and as large."""
+        from pruning.models.shrink import shrink_, twin
+
+        allocation = {site: _first(site, shape) for site, shape in shapes.items()}
+        return shrink_(twin(self.subject.dense), allocation), allocation
+
+    def build(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
+        """Prune block after block, each on what the pruned ones before it give."""
+
+        from pruning.methods.sequential import sequential
+        from pruning.solver.ordering import kept_units
+
+        def decide(site: "Site", W: "Tensor", split: "Split") -> "Tensor":
+            H, damp = split.all.H, self.method.damp
+            return kept_units(site, W, H, [shapes[site]], self._remove, damp)[0]
+
+        return sequential(self.subject, self.method.ridges, decide)
+
+    def _remove(
+        self, W: "Tensor", H: "Tensor", width: int, steps: int, partition: "Tensor | None"
+    ) -> "Removal":
+        from pruning.solver.obs import batched, by_wanda, greedy
+
+        if width == 1 and self.method.ffn_score is ChannelScore.wanda:
+            return by_wanda(W, H, width, steps, partition)
+        damp = self.method.damp
+        if width == 1:
+            return batched(W, H, self.method.group_sizes(steps), damp)
+        grouped = self.method.score is HeadScore.grouped_cholesky
+        return greedy(W, H, width, steps, partition, damp, grouped_cholesky=grouped)
+
+
+def _first(site: "Site", shape: "Shape") -> "Tensor":
+    """Keep the first units: channels, or heads of the first KV groups."""
+    import torch
+
+    keep = torch.zeros(site.groups, site.heads_per_group, dtype=torch.bool)
+    if isinstance(shape, tuple):
+        keep[: shape[0], : shape[1]] = True
+    else:
+        keep[:, :shape] = True
+    return keep.flatten()

@@ -58,7 +58,45 @@ class ZipLM(Leveled):
     def site_levels(
         self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
-        """Order the units, choose the ridge, and judge every level, all by held-out error."""
-        from pruning.solver.ordering import site_levels
+        """Return the levels of a site, with the score and the ridge of the least held-out error.
 
-        return site_levels(self, site, W, split, shapes)
+        Losses are those of levels ordered and solved without the held-out tokens; once they are
+        known, the order (as later the weights) is taken from all tokens.
+        """
+        import torch
+
+        from pruning.models.sites import Kind
+        from pruning.solver.levels import SiteLevels
+        from pruning.solver.ordering import HeldOut, check_finite, choose_ridge, references
+
+        check_finite(site, W, split)
+        W = W.to(split.fit.H.dtype)
+        score = self.attention_score if site.kind is Kind.ATTENTION else self.ffn_score
+        scores = [Score.obs, Score.wanda] if score is Score.auto else [score]
+        judge = HeldOut(site, W, split)
+        candidates = [self._order(score, site, W, split.fit.H, shapes) for score in scores]
+        best = 0
+        if len(scores) > 1:
+            middle = self.ridges[len(self.ridges) // 2]
+            losses = [judge(references(site, keeps), middle) for keeps in candidates]
+            best = losses.index(min(losses))
+        ridge = choose_ridge(judge, references(site, candidates[best]), self.ridges)
+        losses = [judge([keep], ridge) for keep in candidates[best]]
+        final = torch.stack(self._order(scores[best], site, W, split.all.H, shapes))
+        return SiteLevels(list(shapes), final, losses, ridge, scores[best].value)
+
+    def _order(
+        self, score: Score, site: "Site", W: "Tensor", H: "Tensor", shapes: "Sequence[Shape]"
+    ) -> "list[Tensor]":
+        """Return what is kept at each shape: the units that a score removes last."""
+        from pruning.solver.obs import Removal, by_wanda, greedy
+        from pruning.solver.ordering import kept_units
+
+        def remove(
+            W: "Tensor", H: "Tensor", width: int, steps: int, partition: "Tensor | None"
+        ) -> Removal:
+            if score is Score.wanda:
+                return by_wanda(W, H, width, steps, partition)
+            return greedy(W, H, width, steps, partition, self.damp)
+
+        return kept_units(site, W, H, shapes, remove, self.damp)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.calibration.moments import Moment, Moments
+from pruning.calibration.moments import Moment, Moments, Split
 from pruning.latency.table import LatencyTable, Shape
-from pruning.methods.leveled import Leveled
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Allocation, Site, add_bias_, projection, set_weight_, weight
 from pruning.solver.obs import least_squares
@@ -43,6 +43,21 @@ class SiteLevels:
         self.loss = [0.0, *map(dear, self.loss[1:])]
 
 
+@runtime_checkable
+class Solves(Protocol):
+    """A dataclass with the rule of a paper: where it cuts, and the levels of one such place."""
+
+    def sites(self, model: PreTrainedModel) -> list[Site]:
+        """List where it removes something."""
+        ...
+
+    def site_levels(
+        self, site: Site, W: Tensor, split: Split, shapes: Sequence[Shape]
+    ) -> SiteLevels:
+        """Return the levels of one site at the given shapes."""
+        ...
+
+
 class Levels(Mapping[Site, SiteLevels]):
     """The levels of all sites; weights are solved from the moments when they are asked for."""
 
@@ -56,7 +71,7 @@ class Levels(Mapping[Site, SiteLevels]):
         cls,
         model: PreTrainedModel,
         moments: Moments,
-        method: Leveled,
+        method: Solves,
         table: LatencyTable,
         cache: Cache,
     ) -> "Levels":
@@ -73,7 +88,7 @@ class Levels(Mapping[Site, SiteLevels]):
 
         shapes = [table.levels(site) for site in of]
         # not its name: uniform_ffn has the levels of ziplm
-        settings = {"kind": type(method).__name__, **asdict(method), "name": None}
+        settings = {"kind": type(method).__name__, **asdict(method), "name": None}  # type: ignore[call-overload]
         key = {"version": 4, "moments": moments.identity, "method": settings, "shapes": shapes}
         entry = cache.stage("levels", key, build)
         return cls.read(entry, of, moments)

@@ -1,4 +1,4 @@
-"""From a weight and its moments to levels: order, ridge, held-out losses."""
+"""What rules of papers share: orders of units, a ridge, a judge on held-out tokens."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,19 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pruning.calibration.moments import Moment, Split
+from pruning.calibration.moments import Split
 from pruning.latency.table import Shape
-from pruning.methods.scored import Scored
-from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.sites import Kind, Site
-from pruning.solver.levels import SiteLevels
 from pruning.solver.obs import (
     Removal,
-    by_score,
-    by_wanda,
     change,
     energy,
-    greedy,
     least_squares,
 )
 
@@ -28,55 +22,6 @@ NO_UPDATE = float("inf")  # the ridge of it
 
 Keep = Bool[Tensor, " units"]
 Remove = Callable[[Tensor, Tensor, int, int, Tensor | None], Removal]
-
-
-def site_levels(
-    method: ZipLM, site: Site, W: Tensor, split: Split, shapes: Sequence[Shape]
-) -> SiteLevels:
-    """Return the levels of a site, with the score and the ridge of the least held-out error.
-
-    Losses are those of levels ordered and solved without the held-out tokens; once they are known,
-    the order (as later the weights) is taken from all tokens.
-    """
-    check_finite(site, W, split)
-    W = W.to(split.fit.H.dtype)
-
-    def order(score: Score, moment: Moment) -> list[Keep]:
-        return kept_units(site, W, moment.H, shapes, _remove(score, method.damp), method.damp)
-
-    score = method.attention_score if site.kind is Kind.ATTENTION else method.ffn_score
-    scores = [Score.obs, Score.wanda] if score is Score.auto else [score]
-    judge = HeldOut(site, W, split)
-    candidates = [order(score, split.fit) for score in scores]
-    best = 0
-    if len(scores) > 1:
-        middle = method.ridges[len(method.ridges) // 2]
-        losses = [judge(_references(site, keeps), middle) for keeps in candidates]
-        best = losses.index(min(losses))
-    ridge = choose_ridge(judge, _references(site, candidates[best]), method.ridges)
-    losses = [judge([keep], ridge) for keep in candidates[best]]
-    final = torch.stack(order(scores[best], split.all))
-    return SiteLevels(list(shapes), final, losses, ridge, scores[best].value)
-
-
-def scored_levels(
-    method: Scored, site: Site, W: Tensor, split: Split, shapes: Sequence[Shape]
-) -> SiteLevels:
-    """Return the levels of a site in the order of a method's own score, weights as they were."""
-    check_finite(site, W, split)
-    W = W.to(split.fit.H.dtype)
-
-    def remove(W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None) -> Removal:
-        return by_score(method.score(site, W, H), width, steps, partition)
-
-    def order(moment: Moment) -> list[Keep]:
-        H = moment.covariance if method.centred else moment.H
-        return kept_units(site, W, H, shapes, remove, NO_UPDATE)
-
-    judge = HeldOut(site, W, split, method.bias)
-    losses = [judge([keep], NO_UPDATE) for keep in order(split.fit)]
-    final = torch.stack(order(split.all))
-    return SiteLevels(list(shapes), final, losses, NO_UPDATE, type(method).__name__, method.bias)
 
 
 def check_finite(site: Site, W: Float[Tensor, "rows columns"], split: Split) -> None:
@@ -145,15 +90,6 @@ def choose_ridge(judge: HeldOut, keeps: Sequence[Keep], ridges: Sequence[float])
     return min(reversed(ridges), key=lambda ridge: judge(keeps, ridge))
 
 
-def _remove(score: Score, damp: float) -> Remove:
-    def remove(W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None) -> Removal:
-        if score is Score.wanda:
-            return by_wanda(W, H, width, steps, partition)
-        return greedy(W, H, width, steps, partition, damp)
-
-    return remove
-
-
 def kept_units(
     site: Site,
     W: Float[Tensor, "rows columns"],
@@ -217,7 +153,7 @@ def _lattice(
     return found
 
 
-def _references(site: Site, keeps: list[Keep]) -> list[Keep]:
+def references(site: Site, keeps: list[Keep]) -> list[Keep]:
     """Return the levels nearest the reference shares."""
     shares = torch.tensor([float(keep.sum()) / site.units for keep in keeps])
     partial = torch.where((shares > 0) & (shares < 1), shares, torch.inf)

@@ -14,10 +14,11 @@ from pruning.calibration.moments import Moments, collect
 from pruning.latency.table import LatencyTable
 from pruning.methods.flop.constraint import Cost, Lagrangian, counts
 from pruning.methods.flop.embedding import Tokens
-from pruning.methods.flop.flop import FLOP, Embedding
+from pruning.methods.flop.flop import FLOP
 from pruning.methods.flop.gates import GatedLowRank, Gates
 from pruning.methods.flop.gating import gated_, product, restored_
 from pruning.methods.flop.learned import LearnedPlan
+from pruning.methods.flop.recipe import Embedding
 from pruning.methods.flop.training import Goal, train
 from pruning.methods.method import Subject
 from pruning.models.modeling_pruned import LowRank

@@ -9,8 +9,7 @@ import torch
 from pruning.calibration.calibration import Target
 from pruning.latency.local import Local
 from pruning.methods.method import Subject
-from pruning.methods.plans import SchedulePlan
-from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
+from pruning.methods.slimgpt import ChannelScore, HeadScore, SchedulePlan, SlimGPT
 from pruning.models.sites import Kind, projection, set_weight_, shape, sites, weight
 from pruning.runtimes.workload import Phase
 from pruning.search.options import Ramp

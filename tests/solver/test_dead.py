@@ -11,10 +11,9 @@ from torch import Tensor
 
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, collect
-from pruning.methods.flap import Flap
+from pruning.methods.baselines import Flap, WandaSp
 from pruning.methods.method import Subject
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
-from pruning.methods.wanda_sp import WandaSp
 from pruning.methods.ziplm import Score
 from pruning.models.sites import Kind, projection, set_weight_, sites, weight
 from pruning.search.options import Ramp

@@ -6,12 +6,9 @@ import torch
 
 from pruning.calibration.moments import Moment, Moments, Split
 from pruning.latency.grid import heads, widths
-from pruning.methods.flap import Flap
+from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
 from pruning.methods.leveled import Leveled
-from pruning.methods.magnitude import Magnitude
-from pruning.methods.random import Random
 from pruning.methods.svd import SVD
-from pruning.methods.wanda_sp import WandaSp
 from pruning.methods.ziplm import Score
 from pruning.models.sites import Kind, Site, shape
 from pruning.solver.levels import Levels, SiteLevels

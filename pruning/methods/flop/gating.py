@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from pruning.calibration.moments import Moments
 from pruning.latency.table import Shapes
 from pruning.methods.flop.embedding import Tokens, directions, install_
-from pruning.methods.flop.flop import FLOP
 from pruning.methods.flop.gates import GatedEmbedding, GatedLowRank, Gates
+from pruning.methods.flop.recipe import Recipe
 from pruning.models.modeling_pruned import replace_
 from pruning.models.sites import Kind, Site, architecture, blocks, projection, weight
 from pruning.solver.ranks import components
@@ -37,7 +37,7 @@ def gated_(
     model: PreTrainedModel,
     moments: Moments,
     ranks: Shapes,
-    method: FLOP,
+    method: Recipe,
     tokens: Tokens | None = None,
 ) -> PreTrainedModel:
     """Replace projections, and with `tokens` the embedding, by gated products, the best of a rank.
@@ -91,7 +91,7 @@ def restored_(
     model: PreTrainedModel,
     sites: list[Site],
     state: dict[str, Tensor],
-    method: FLOP,
+    method: Recipe,
     tokens: Tokens | None = None,
 ) -> None:
     """Give a dense model the gated products and all parameters of a trained one."""

@@ -15,8 +15,8 @@ from pruning.calibration.moments import Moments
 from pruning.latency.table import LatencyTable, Shape, Shapes
 from pruning.methods.flop.constraint import Cost, counts
 from pruning.methods.flop.embedding import Tokens, fold_
-from pruning.methods.flop.flop import FLOP, Embedding
 from pruning.methods.flop.gating import gated_, product, restored_
+from pruning.methods.flop.recipe import Embedding, Recipe
 from pruning.methods.flop.training import Goal, train
 from pruning.methods.method import Plan, Subject
 from pruning.methods.svd import SVD
@@ -27,6 +27,7 @@ from pruning.models.sites import (
     Kind,
     Site,
     blocks,
+    chosen_linears,
     projection,
     set_weight_,
     weight,
@@ -59,10 +60,10 @@ class LearnedPlan(Plan):
             self.given = self._largest(self._exact, lambda left: self._sparsity(left) >= sparsity)
 
     @classmethod
-    def of(cls, method: FLOP, subject: Subject) -> "LearnedPlan":
+    def of(cls, method: Recipe, subject: Subject) -> "LearnedPlan":
         """Factorise, insert gates and train; or find all that in the cache."""
         s = subject
-        sites = method.sites(s.dense)
+        sites = chosen_linears(s.dense, method.modules)
         sizes = {site: _size(s.dense, site) for site in sites}
         if method.sparsity is not None:  # parameters are what is to be saved
             s = replace(s, table=counts(sizes, s.table), speedup=1 / (1 - method.sparsity))
@@ -163,7 +164,7 @@ def _share(left: float, rows: int, columns: int) -> int:
     return max(1, int(left * rows * columns / (rows + columns)))
 
 
-def _start(method: FLOP, subject: Subject) -> Shapes:
+def _start(method: Recipe, subject: Subject) -> Shapes:
     """Return the ranks that `method=svd` would choose."""
     s = subject
     assert s.speedup is not None
@@ -171,14 +172,14 @@ def _start(method: FLOP, subject: Subject) -> Shapes:
     found = svd.plan(s).choose(s.table.budget(s.speedup))
     if found is None:
         raise ValueError(
-            f"method={method.name} has no ranks to start from: none that search={s.search.name} "
-            "finds save as much as is asked for; ask for less"
+            f"method.modules={method.modules!r} has no ranks to start from: none that "
+            f"search={s.search.name} finds save as much as is asked for; ask for less"
         )
     return found
 
 
 def _trained(
-    method: FLOP, subject: Subject, ranks: Shapes, moments: Moments, tokens: Tokens | None
+    method: Recipe, subject: Subject, ranks: Shapes, moments: Moments, tokens: Tokens | None
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     """Return the trained model with gates and the curves of its training, from the cache if there.
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, Trainer
 
 from pruning.data.batch import Batch
 from pruning.methods.flop.constraint import Cost, Lagrangian
-from pruning.methods.flop.flop import FLOP
 from pruning.methods.flop.gating import product
+from pruning.methods.flop.recipe import Recipe
 from pruning.models.sites import Site
 from pruning.tasks.training import Guard, arguments, collator, run
 
@@ -34,7 +34,7 @@ class GateTrainer(Trainer):
     """The task's loss plus the Lagrangian; weights, gates and multipliers at rates of their own."""
 
     def __init__(
-        self, model: PreTrainedModel, sites: list[Site], goal: Goal, method: FLOP, **options: Any
+        self, model: PreTrainedModel, sites: list[Site], goal: Goal, method: Recipe, **options: Any
     ):
         self.gated = {site: product(model, site) for site in sites}
         self.goal, self.method = goal, method
@@ -116,7 +116,7 @@ def train(
     model: PreTrainedModel,
     sites: list[Site],
     goal: Goal,
-    method: FLOP,
+    method: Recipe,
     batches: list[Batch],
     seed: int,
     directory: Path,
