@@ -75,7 +75,8 @@ def main() -> None:
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     assert experiment.calibration.text is not None
     documents = experiment.calibration.text.documents(cache, "text")
-    rows = pack(tokenizer, documents, SEQUENCE, COUNTS[-1] + OTHER, experiment.seed)
+    encode = experiment.calibration.bos.encoder(tokenizer, "calibration.bos")
+    rows = pack(encode, documents, SEQUENCE, COUNTS[-1] + OTHER, experiment.seed)
     site_of = {s.block: s for s in sites(model) if s.kind is Kind.FFN and s.block in BLOCKS}
     found = moments(model, rows.split(BATCH), site_of)
     table = []

@@ -17,6 +17,7 @@ from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Moments
 from pruning.composition import compose
 from pruning.data.batch import Batch
+from pruning.data.bos import Bos
 from pruning.evaluation.perplexity import token_perplexity, tokenize
 from pruning.experiment import Experiment
 from pruning.latency.table import LatencyTable
@@ -76,7 +77,8 @@ def main() -> None:
     cache = Cache(experiment.cache)
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     with open(evaluation) as file:
-        tokens = tokenize(tokenizer, [file.read()], None)[: WINDOW * WINDOWS]
+        encode = Bos.text.encoder(tokenizer, "bos")  # as published
+        tokens = tokenize(encode, [file.read()], None)[: WINDOW * WINDOWS]
     dense = token_perplexity(model, tokens, WINDOW, 1)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     moments = Moments.of(

@@ -1,11 +1,12 @@
 """Which text a model is calibrated on, and how its tokens are weighted."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from omegaconf import MISSING
 
+from pruning.data.bos import Bos
 from pruning.data.text import Text
 from pruning.system.cache import Cache
 from pruning.system.options import Options
@@ -53,6 +54,7 @@ class Calibration(Options):
     pack: bool = True  # documents joined and cut into full sequences, or one a row and padded
     weight: Weight = Weight.residual  # how much a token counts
     target: Target = Target.local  # of the last weight update: what the outputs should be
+    bos: Bos = Bos.auto  # which rows of a text begin with the beginning-of-sequence token
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,10 +126,17 @@ class Calibration(Options):
         """Tokenise shuffled documents, packed or padded, up to so many tokens."""
         from pruning.data.batch import cut, pack, pad
 
+        encode = self.bos.encoder(tokenizer, "calibration.bos")
+        if self.sequence <= len(encode.head):
+            raise ValueError(
+                f"calibration.sequence={self.sequence} is the beginning-of-sequence token alone: "
+                "give at least 2, or calibration.bos=never"
+            )
         if self.pack:
-            return pack(tokenizer, documents, self.sequence, tokens, seed)
+            return pack(encode, documents, self.sequence, tokens, seed)
         filler: Any = tokenizer.pad_token_id or 0
-        return pad(cut(tokenizer, documents, self.sequence, seed), tokens, filler)
+        rows = pad(cut(encode, documents, self.sequence, seed), tokens, filler)
+        return replace(rows, head=len(encode.head))
 
 
 @dataclass

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
 
+from pruning.data.bos import Encoder
 from pruning.system.cache import digest, digest_tensors
 
 Row = dict[str, Tensor]  # input_ids, token_type_ids where the tokenizer has them, labels of a task
@@ -26,6 +26,7 @@ class Batch:
     held_out: bool = False
     types: Int[Tensor, "batch sequence"] | None = None  # 1 in the second text of a pair
     labels: Row = field(default_factory=dict)  # of a task, one value per row
+    head: int = 0  # tokens that every row begins with, and every part cut from it
 
     @classmethod
     def of(cls, rows: Sequence[Row], filler: int) -> "Batch":
@@ -70,12 +71,14 @@ class Batch:
         return digest([self.held_out, digest_tensors((named | labels).items())])
 
     def take(self, rows: Tensor | slice, columns: slice = slice(None)) -> "Batch":
-        """Return some rows, and some columns of them."""
+        """Return some rows, and some columns of them, behind the head."""
+        chosen = range(self.ids.shape[1])[columns]
+        chosen = [*range(self.head), *(column for column in chosen if column >= self.head)]
         return replace(
             self,
-            ids=self.ids[rows, columns],
-            mask=self.mask[rows, columns],
-            types=None if self.types is None else self.types[rows, columns],
+            ids=self.ids[rows][:, chosen],
+            mask=self.mask[rows][:, chosen],
+            types=None if self.types is None else self.types[rows][:, chosen],
             labels={name: label[rows] for name, label in self.labels.items()},
         )
 
@@ -100,32 +103,31 @@ def shuffled(items: Sequence[Item], seed: int) -> Iterator[Item]:
     return (items[i] for i in torch.randperm(len(items), generator=generator).tolist())
 
 
-def pack(
-    tokenizer: PreTrainedTokenizerBase, documents: list[str], sequence: int, tokens: int, seed: int
-) -> Batch:
+def pack(encode: Encoder, documents: list[str], sequence: int, tokens: int, seed: int) -> Batch:
     """Join shuffled documents by blank lines and cut them into at least `tokens` / `sequence` rows.
 
-    One long document (a whole book in a file) is cut at random places instead of being shuffled.
+    Each row begins with the encoder's head, which is counted. One long document (a whole book in a
+    file) is cut at random places instead of being shuffled.
     """
-    rows = -(-tokens // sequence)
+    rows, width = -(-tokens // sequence), sequence - len(encode.head)
     ids: list[int] = []
     for text in shuffled(documents, seed):
-        ids += tokenizer(text + "\n\n", verbose=False).input_ids
-        if len(documents) > 1 and len(ids) >= rows * sequence:
+        ids += encode(text + "\n\n")
+        if len(documents) > 1 and len(ids) >= rows * width:
             break
-    packed = torch.tensor(ids[: len(ids) // sequence * sequence]).view(-1, sequence)
+    packed = torch.tensor(ids[: len(ids) // width * width], dtype=torch.long).view(-1, width)
     if len(documents) == 1:
         packed = packed[torch.randperm(len(packed), generator=torch.Generator().manual_seed(seed))]
     packed = packed[:rows]
-    return Batch(packed, torch.ones_like(packed))
+    head = torch.tensor(encode.head, dtype=torch.long).expand(len(packed), -1)
+    packed = torch.cat([head, packed], 1)
+    return Batch(packed, torch.ones_like(packed), head=len(encode.head))
 
 
-def cut(
-    tokenizer: PreTrainedTokenizerBase, documents: list[str], sequence: int, seed: int
-) -> Iterator[Row]:
-    """Yield shuffled documents, each cut at `sequence` tokens."""
+def cut(encode: Encoder, documents: list[str], sequence: int, seed: int) -> Iterator[Row]:
+    """Yield shuffled documents, each cut at `sequence` tokens, the encoder's head among them."""
     for text in shuffled(documents, seed):
-        yield {"input_ids": torch.tensor(tokenizer(text, verbose=False).input_ids[:sequence])}
+        yield {"input_ids": torch.tensor([*encode.head, *encode(text)][:sequence])}
 
 
 def pad(rows: Iterable[Row], tokens: int, filler: int) -> Batch:

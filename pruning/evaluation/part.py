@@ -50,6 +50,7 @@ class Measured:
     metrics: dict[str, float]
     read: dict[str, str]  # by part, the hash of what was asked, and of the right answers
     samples: list[dict[str, Any]] = field(default_factory=list)  # prompts, answers, metrics
+    windows: dict[str, dict[str, Any]] = field(default_factory=dict)  # of a text, by metric
 
     def not_finite(self) -> str:
         """List the metrics that are NaN or infinite; their standard errors and chances may be."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
+from pruning.data.bos import Bos, Encoder
 from pruning.data.questions import Question
 from pruning.data.text import Text
 from pruning.evaluation.part import Candidate, Measured, Part, digest_of
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PERPLEXITY = "suite.perplexity"
+
 
 @dataclass
 class Perplexity(Options, Part):
@@ -29,10 +32,10 @@ class Perplexity(Options, Part):
     head = ""
     extent = "window"
     text: Text = MISSING  # the documents
-    window: list[int] = field(
-        default_factory=lambda: [2048]
-    )  # tokens of a window, one size or more
+    # tokens of a window, one size or more
+    window: list[int] = field(default_factory=lambda: [2048])
     tokens: int | None = None  # how many of the text, from the beginning; null: all
+    bos: Bos = Bos.auto  # which windows begin with the beginning-of-sequence token
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,36 +64,39 @@ class Perplexity(Options, Part):
 
         `batch` windows of the largest size go through the model at a time, more of smaller ones.
         """
-        from pruning.evaluation.perplexity import token_perplexity
+        from pruning.evaluation.perplexity import cut, token_perplexity
 
         model, largest = candidate.model, max(self.window)
-        tokens = self._read(candidate.tokenizer, candidate.cache)
-        if len(tokens) < largest:
+        encode = self.bos.encoder(candidate.tokenizer, f"{PERPLEXITY}.bos")
+        head, tokens = encode.head, self._read(encode, candidate.cache)
+        if len(tokens) + len(head) < largest:
             raise ValueError(
                 f"suite.perplexity.window={self.window} is more than the {len(tokens)} tokens of "
                 f"suite.perplexity.text.path={self.text.path!r}: lower it, or give more text"
             )
         if self.tokens is not None and len(tokens) < self.tokens:
             log.warning("suite.perplexity.tokens=%s: the text has %s", self.tokens, len(tokens))
-        found = {
-            f"{name}/token_perplexity_{window}": token_perplexity(
-                model, tokens, window, candidate.batch * (largest // window)
-            )
-            for window in self.window
-        }
-        return Measured(found, {name: digest_of(tokens.tolist())})
+        found, windows = {}, {}
+        for window in self.window:
+            key, count = f"{name}/token_perplexity_{window}", len(cut(tokens, window, head))
+            batch = candidate.batch * (largest // window)
+            found[key] = token_perplexity(model, tokens, window, batch, head)
+            predicted = count * (window - 1)
+            windows[key] = {"windows": count, "predicted": predicted, "bos": encode.begun}
+        return Measured(found, {name: digest_of([*head, *tokens.tolist()])}, windows=windows)
 
     def reads(
         self, name: str, tokenizer: "PreTrainedTokenizerBase", cache: Cache
     ) -> list[list[int]]:
-        return [self._read(tokenizer, cache).tolist()]
+        encode = self.bos.encoder(tokenizer, f"{PERPLEXITY}.bos")
+        return [[*encode.head, *self._read(encode, cache).tolist()]]
 
-    def _read(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "Tensor":
+    def _read(self, encode: Encoder, cache: Cache) -> "Tensor":
         from pruning.evaluation.perplexity import tokenize
 
         documents = self.text.documents(cache, "suite.perplexity.text")
         enough = None if self.tokens is None else self.tokens + max(self.window)
-        return tokenize(tokenizer, documents, enough)[: self.tokens]
+        return tokenize(encode, documents, enough)[: self.tokens]
 
 
 @dataclass

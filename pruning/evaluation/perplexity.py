@@ -1,6 +1,7 @@
 """Token perplexity over non-overlapping windows, the quantity that pruning papers report."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,29 +9,35 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pruning.data.bos import Encoder
 from pruning.system.progress import track
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
-def tokenize(
-    tokenizer: "PreTrainedTokenizerBase", documents: list[str], enough: int | None
-) -> Int[Tensor, " tokens"]:
+def tokenize(encode: Encoder, documents: list[str], enough: int | None) -> Int[Tensor, " tokens"]:
     """Return the tokens of the documents joined by a blank line, about the first `enough` of them.
 
-    The documents are one text: a BOS stands at its beginning if the tokenizer adds one, and
-    nowhere else.
+    The documents are one text; the encoder's head is not among its tokens.
     """
     if enough is not None:  # no need to tokenize a whole corpus for a few windows
         length = 0
         for index, document in enumerate(documents):
-            length += len(tokenizer(document, add_special_tokens=False, verbose=False).input_ids)
+            length += len(encode.bare(document))
             if length >= enough:
                 documents = documents[: index + 1]
                 break
-    text = "\n\n".join(documents)
-    return tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+    return torch.tensor(encode("\n\n".join(documents)), dtype=torch.long)
+
+
+def cut(
+    tokens: Int[Tensor, " tokens"], window: int, head: Sequence[int] = ()
+) -> Int[Tensor, "windows window"]:
+    """Return the full windows of a text, each beginning with `head`."""
+    width = window - len(head)
+    rows = tokens[: len(tokens) // width * width].view(-1, width)
+    return torch.cat([torch.tensor(head, dtype=rows.dtype).expand(len(rows), -1), rows], 1)
 
 
 @torch.no_grad()
@@ -39,14 +46,16 @@ def token_perplexity(
     tokens: Int[Tensor, " tokens"],
     window: int,
     batch: int,
+    head: Sequence[int] = (),
 ) -> float:
     """Return exp of the mean negative log likelihood of the windows' tokens.
 
-    Each window of `window` tokens is read on its own and its first token is not predicted; the
-    tail shorter than a window is dropped. `batch` windows go through the model at a time; the
-    losses are summed in float64. NaN and infinity are returned as they are.
+    Each window of `window` tokens, the first of them `head`, is read on its own, and its first
+    token is not predicted; the tail shorter than a window is dropped. `batch` windows go through
+    the model at a time; the losses are summed in float64. NaN and infinity are returned as they
+    are.
     """
-    rows = tokens[: len(tokens) // window * window].view(-1, window)
+    rows = cut(tokens, window, head)
     assert len(rows), f"{len(tokens)} tokens do not fill one window of {window}"
     total = 0.0
     chunks = rows.split(batch)

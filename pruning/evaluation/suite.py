@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from pruning.evaluation.part import Candidate, Measured, Part
-from pruning.evaluation.parts import Answered, Documents, Judged, Perplexity
+from pruning.evaluation.parts import PERPLEXITY, Answered, Documents, Judged, Perplexity
 from pruning.system.cache import Cache, digest
 from pruning.system.files import to_json
 from pruning.system.options import Options
@@ -91,7 +91,7 @@ class Suite(Options):
     def parts(self) -> Iterator[tuple[str, str, Part]]:
         """Yield (config path, name, part) of all that is evaluated; a text has the name `text`."""
         if self.perplexity is not None:
-            yield "suite.perplexity", "text", self.perplexity
+            yield PERPLEXITY, "text", self.perplexity
         for kind in ("tasks", "labelled", "questions"):
             for name, part in getattr(self, kind).items():
                 yield f"suite.{kind}.{name}", name, part
@@ -128,10 +128,12 @@ class Suite(Options):
                 found.metrics |= of.metrics
                 found.read |= of.read
                 found.samples += of.samples
+                found.windows |= of.windows
         finally:
             model.train(training)
         found.metrics |= self._averages(found.metrics)
         found.metrics = {f"{self.name}/{key}": value for key, value in found.metrics.items()}
+        found.windows = {f"{self.name}/{key}": value for key, value in found.windows.items()}
         return found
 
     def shared(
@@ -246,7 +248,7 @@ def _share(
 def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) -> Measured:
     """Measure one part, or find it in the cache; `identity` is that of model and tokenizer."""
     key = {
-        "version": 4,
+        "version": 5,
         "model": identity,
         **_asked(name, part),
         "limit": candidate.limit,

@@ -16,7 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
+from pruning.job.preflight import check_ids, preflight
 from pruning.methods.method import Subject
 from pruning.models.sites import blocks, sites
 from pruning.models.source import fingerprint
@@ -92,6 +94,12 @@ def rehearse(experiment: Experiment, name: str) -> Estimate:
 def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estimate:
     cache, console = Rehearsal(experiment.cache), Console()
     dense, tokenizer = experiment.model.load(cache, device, experiment.task)
+    suite, _ = experiment.suite.of(experiment.task).available(cache)
+    preflight(experiment, suite, dense, tokenizer, cache)
+    seed = experiment.seed
+    source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": experiment.task}
+    batches = experiment.calibration.batches(**source)
+    check_ids((batch.ids for batch in batches), dense, tokenizer, "calibration")
     found = Estimate(0.0)
     if experiment.task is not None:
         try:
@@ -100,12 +108,9 @@ def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estima
             found.rows.append(("finetune", "to compute; what follows depends on it", None))
             console.print(found.table(name))
             return found
-    seed = experiment.seed
-    source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": experiment.task}
-    batches = experiment.calibration.batches(**source)
     text = partial(experiment.calibration.up_to, **source)
     found.seconds_per_token = _forward(dense, batches[0])
-    _rows(found, experiment, dense, tokenizer, batches, text, cache)
+    _rows(found, experiment, suite, dense, tokenizer, batches, text, cache)
     console.print(found.table(name))
     total = sum(seconds or 0.0 for _, _, seconds in found.rows)
     console.print(
@@ -118,6 +123,7 @@ def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estima
 def _rows(
     found: Estimate,
     experiment: Experiment,
+    suite: Suite,
     dense: "PreTrainedModel",
     tokenizer: Any,
     batches: "list[Batch]",
@@ -126,7 +132,6 @@ def _rows(
 ) -> None:
     """Go the way of `run`, as far as finished stages lead."""
     identity, tokens = fingerprint(dense), sum(batch.tokens for batch in batches)
-    suite, _ = experiment.suite.of(experiment.task).available(cache)
     read = None if suite.perplexity is None else _read(suite.perplexity)
     table = None
     with suppress(Absent):

@@ -10,7 +10,8 @@ from pruning.experiment import Experiment
 from pruning.job.closed_loop import Met
 from pruning.latency.table import LatencyTable
 from pruning.models.checkpoint import auto_class
-from pruning.models.sites import Allocation, Kind, blocks, shape, sites
+from pruning.models.modeling_pruned import block_shape, ranks
+from pruning.models.sites import Allocation, Kind, architecture, blocks, shape, sites
 from pruning.results.result import (
     Block,
     Evaluation,
@@ -67,7 +68,10 @@ def compose(
 
 def kept(dense: PreTrainedModel, allocation: Allocation) -> list[Block]:
     """Count what an allocation keeps of each block of the dense model."""
-    found = [Block(index, 0, 0, 0) for index in range(len(blocks(dense)))]
+    found = []
+    for index, block in enumerate(blocks(dense)):
+        groups, heads, width = block_shape(block, architecture(dense))  # of what is no site too
+        found.append(Block(index, groups * heads, groups, width, ranks(block)))
     for site, keep in allocation.items():
         if site.kind is Kind.LINEAR and not keep.all():
             found[site.block].ranks[site.module] = int(keep.sum())

@@ -8,7 +8,6 @@ from pruning.data.batch import Row
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import Met, timed_again
-from pruning.models.sites import positions
 from pruning.recovery.recovery import Training
 from pruning.recovery.rows import rows_of
 from pruning.system.cache import Cache
@@ -19,21 +18,12 @@ if TYPE_CHECKING:
 
 
 def lessons(
-    experiment: Experiment,
-    dense: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    suite: Suite,
-    cache: Cache,
+    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, suite: Suite, cache: Cache
 ) -> list[Row]:
     """Return the rows that the pruned model will be trained on; none without recovery."""
-    recovery, longest = experiment.recovery, positions(dense)
+    recovery = experiment.recovery
     if not isinstance(recovery, Training):
         return []
-    if longest and experiment.task is None and recovery.sequence > longest:
-        raise ValueError(
-            f"recovery.sequence={recovery.sequence} goes beyond the {longest} positions of this "
-            "model: lower it"
-        )
     source = (experiment.calibration, experiment.task, suite, tokenizer, cache, _seed(experiment))
     return rows_of(recovery, *source)
 

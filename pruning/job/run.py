@@ -14,6 +14,7 @@ from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import meet
 from pruning.job.outcome import compose
+from pruning.job.preflight import check_ids, preflight
 from pruning.job.recover import heal, lessons
 from pruning.job.resume import settled
 from pruning.latency.profile import break_even
@@ -58,7 +59,13 @@ def _run(
     torch.manual_seed(seed)
     with clock("load"):
         dense, tokenizer = experiment.model.load(cache, device, task)
-        suite.check(dense)
+        preflight(experiment, suite, dense, tokenizer, cache)
+    with clock("calibrate"):
+        source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
+        batches = experiment.calibration.batches(**source)
+        rows = lessons(experiment, tokenizer, suite, cache)
+        check_ids((batch.ids for batch in batches), dense, tokenizer, "calibration")
+        check_ids((row["input_ids"] for row in rows), dense, tokenizer, "recovery")
     if task is not None:
         with clock("finetune"):
             dense = task.teach(dense, tokenizer, cache)
@@ -67,10 +74,6 @@ def _run(
         with clock("load"):
             attention = experiment.model.implementation
             given = checkpoint.load(start / "model", dense.dtype, device, attention)
-    with clock("calibrate"):
-        source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
-        batches = experiment.calibration.batches(**source)
-        rows = lessons(experiment, dense, tokenizer, suite, cache)
     with clock("profile"):
         sites = experiment.method.sites(dense)
         table = experiment.hardware.profile(dense, sites, cache, experiment.runtime)
@@ -108,7 +111,8 @@ def _run(
         met.allocation = composed(former, met.allocation)
     with clock("evaluate"):
         after = judged(suite, met.pruned, tokenizer, cache)
-    evaluation = Evaluation(before.metrics, after.metrics, after.read, missing, shared=shared)
+    more = {"shared": shared, "windows": before.windows}
+    evaluation = Evaluation(before.metrics, after.metrics, after.read, missing, **more)
     recovered = heal(experiment, met, dense, rows, tokenizer, suite, cache, clock)
     if recovered is not None:
         with clock("evaluate"):

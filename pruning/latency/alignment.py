@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from pruning.latency.clock import Timing, interleaved
 from pruning.latency.measurement import Measurement
+from pruning.latency.shapes import largest
 from pruning.models.sites import Kind, Site, sites
 from pruning.runtimes.calls import resized
 
@@ -22,15 +23,22 @@ def aligned(model: PreTrainedModel, of: Sequence[Site], how: Measurement) -> int
 
     Of each candidate the width is timed, in a block without attention, that is a multiple of it and
     of nothing coarser, near three quarters of the FFN. `of` are the sites that it is for: the
-    smallest has eight levels at least.
+    smallest part has eight levels at least.
     """
-    units = sites(model)[1].units
-    least = min((site.units for site in of if site.kind is not Kind.ATTENTION), default=units)
+    ffn = largest(sites(model)).get(Kind.FFN.value)
+    if ffn is None:
+        return 1
+    units = ffn.units
+    counts = [site.units for site in largest(of).values() if site.kind is not Kind.ATTENTION]
+    least = min(counts, default=units)
     at = {step: width(units, step) for step in CANDIDATES if 8 * step <= min(least, units)}
     if not at:
         return 1
     call = how.runtime.block(model, how.work)
-    calls = {of: call(resized(model, 0, 0, of)) for of in (*at.values(), units // 2, units)}
+    calls = {
+        of: call(resized(model, 0, 0, of, ffn.block), ffn.block)
+        for of in (*at.values(), units // 2, units)
+    }
     timings = interleaved(calls, model.device, how.repetitions, "profile: alignment")
     chosen = finest(at, timings, units)
     log.info("profile: FFN widths and ranks are multiples of %d", chosen)

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.latency.grid import Levels, Shape, heads, monotone, widths
+from pruning.latency.grid import Levels, Shape, monotone
+from pruning.latency.shapes import by_part, levels, spent
 from pruning.latency.table import LatencyTable
+from pruning.models.modeling_pruned import ranks
 from pruning.models.sites import Kind, Site, architecture, blocks, sites, weight
 from pruning.runtimes.workload import Phase, Workload
 
@@ -39,39 +41,38 @@ def estimate(
     unit: str,
     dtype: str,
 ) -> LatencyTable:
-    """Return the table that a cost of counts gives; `of` are the sites of a block."""
-    count = len(blocks(model))
-    of_kind = {site.kind: site for site in sites(model)[:2]}
+    """Return the table that a cost of counts gives; `of` are the sites of all blocks.
+
+    ValueError where a block has products of two projections already.
+    """
+    if any(map(ranks, blocks(model))):
+        raise ValueError(
+            "hardware: what products of two projections take is not counted, only measured: give "
+            "hardware=local, or a model without them"
+        )
+    linear = bool(of) and of[0].kind is Kind.LINEAR
     parts: dict[str, Levels] = {}
     rest = 0.0
     for times, step in work.steps():
         counter = Counter(model, step, getattr(torch, dtype).itemsize)
         rest += times * cost(counter.rest())
-        for site in of:
-            if site.kind is Kind.LINEAR:
-                shapes: list[Shape] = [*widths(site.units, alignment)[:-1]]
-            elif site.kind is Kind.FFN:
-                shapes = [*widths(site.units, alignment)]
-            else:
-                shapes = [*heads(site.groups, site.heads_per_group)]
-            ms = parts.setdefault(site.part, dict.fromkeys(shapes, 0.0))
-            for level in shapes:
+        for part, alike in by_part(of).items():
+            shapes = [*levels(alike, alignment).items()]
+            shapes = shapes[:-1] if linear else shapes
+            ms = parts.setdefault(part, {level: 0.0 for level, _ in shapes})
+            for level, site in shapes:
                 ms[level] += times * cost(counter.part(site, level))
-        if of[0].kind is Kind.LINEAR:  # a block without its projections
-            whole = [counter.part(site, _dense(site)) for site in of_kind.values()]
-            inside = [counter.part(site, site.units) for site in of]
-            rest += times * count * (sum(map(cost, whole)) - sum(map(cost, inside)))
-    parts = {part: ms if of[0].kind is Kind.LINEAR else monotone(ms) for part, ms in parts.items()}
+        if linear:  # blocks without their projections
+            whole = (counter.part(site, site.whole) for site in sites(model))
+            inside = (counter.part(site, site.whole) for site in of)
+            rest += times * (sum(map(cost, whole)) - sum(map(cost, inside)))
+    parts = parts if linear else {part: monotone(ms) for part, ms in parts.items()}
     rest = max(rest, 0.0)
-    dense = rest + count * sum(next(iter(ms.values())) for ms in parts.values())
+    dense = rest + spent(parts, of)
     setting = asdict(work) | {"dtype": dtype}
     return LatencyTable(
-        parts, rest, count, 1.0, dense, basis="estimated", unit=unit, setting=setting
+        parts, rest, len(blocks(model)), 1.0, dense, basis="estimated", unit=unit, setting=setting
     )
-
-
-def _dense(site: Site) -> Shape:
-    return site.units if site.kind is Kind.FFN else (site.groups, site.heads_per_group)
 
 
 class Counter:
@@ -86,14 +87,13 @@ class Counter:
         window = getattr(model.config, "sliding_window", None)
         if window and one:
             self.context = min(self.context, window)
-        self.block = blocks(model)[0]
         self.architecture = architecture(model)
 
     def part(self, site: Site, level: Shape) -> Count:
         """Count a part of a block at a level: what is gone does nothing."""
         if site.kind is Kind.LINEAR:
             assert isinstance(level, int)
-            rows, columns = self._size(site.module)
+            rows, columns = self._size(site, site.module)
             if level == site.units:
                 return self._products((rows, columns))
             return self._products((level, columns), (rows, level))
@@ -101,14 +101,14 @@ class Counter:
             return Count()
         if site.kind is Kind.FFN:
             assert isinstance(level, int)
-            hidden, _ = self._size(self.architecture.ffn_output)
+            hidden, _ = self._size(site, self.architecture.ffn_output)
             inputs = len(self.architecture.ffn_inputs)
             found = self._products(*inputs * [(level, hidden)], (hidden, level))
             found.kernels += NORM + inputs + 1  # activation, product of gates, residual
             return found
         assert isinstance(level, tuple)
         groups, of_group = level
-        hidden, _ = self._size(self.architecture.attention_output)
+        hidden, _ = self._size(site, self.architecture.attention_output)
         queries, keys = groups * of_group * site.width, groups * site.width
         found = self._products((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
         found.flop += 4 * self.rows * self.context * queries  # scores, and their sums of values
@@ -148,6 +148,6 @@ class Counter:
             kernels=float(len(sizes)),
         )
 
-    def _size(self, path: str) -> tuple[int, int]:
-        rows, columns = weight(self.block.get_submodule(path)).shape
+    def _size(self, site: Site, path: str) -> tuple[int, int]:
+        rows, columns = weight(blocks(self.model)[site.block].get_submodule(path)).shape
         return rows, columns

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from pruning.latency.grid import Levels, widths
 from pruning.latency.table import Shapes
-from pruning.models.modeling_pruned import factorise_, resize_block_
+from pruning.models.modeling_pruned import block_shape, factorise_, resize_block_
 from pruning.models.shrink import twin
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
 from pruning.runtimes.calls import randomised_
@@ -31,14 +31,14 @@ class Anchor:
 def anchors(model: PreTrainedModel, of: Sequence[Site], alignment: int) -> list[Anchor]:
     """Return the dense model first, then what differs from it; none has weights of its own.
 
-    `of` are the sites of a block. Attention that caches look at is left in its place.
+    Attention that caches look at is left in its place. Two that are alike are one.
     """
-    if of[0].kind is Kind.LINEAR:
+    if of and of[0].kind is Kind.LINEAR:
         mine = [s for s in linears(model) if any(s.module == first.module for first in of)]
         whole: Shapes = {site: site.units for site in mine}
         low: Shapes = {site: rank_of(site, alignment) for site in mine}
         return [Anchor("dense", model, whole), Anchor("low rank", _factorised(model, low), low)]
-    found = []
+    found: list[Anchor] = []
     for name, gone in (
         ("dense", ()),
         ("no attention", (Kind.ATTENTION,)),
@@ -46,7 +46,8 @@ def anchors(model: PreTrainedModel, of: Sequence[Site], alignment: int) -> list[
         ("neither", (Kind.ATTENTION, Kind.FFN)),
     ):
         left = {s: s.gone if s.kind in gone and s.removable else s.whole for s in sites(model)}
-        found.append(Anchor(name, _without(model, left), left))
+        if all(left != other.shapes for other in found):
+            found.append(Anchor(name, _without(model, left), left))
     return found
 
 
@@ -59,10 +60,11 @@ def _without(model: PreTrainedModel, left: Shapes) -> PreTrainedModel:
     shrunk = twin(model)
     for index, block in enumerate(blocks(shrunk)):
         of = {site.kind: shape for site, shape in left.items() if site.block == index}
-        groups, width = of[Kind.ATTENTION], of[Kind.FFN]
-        assert isinstance(groups, tuple)
+        groups, heads, width = block_shape(block, architecture(model))  # also of what is no site
+        groups_and_heads, width = of.get(Kind.ATTENTION, (groups, heads)), of.get(Kind.FFN, width)
+        assert isinstance(groups_and_heads, tuple)
         assert isinstance(width, int)
-        resize_block_(block, architecture(model), *groups, width)
+        resize_block_(block, architecture(model), *groups_and_heads, width)
     return shrunk
 
 
@@ -98,6 +100,8 @@ def scales(
             row[group] += parts[site.part][dense.shapes[site]] - parts[site.part][left]
         rows.append(row)
         saved.append(ms[dense.name] - ms[anchor.name])
+    if not rows:
+        return dict.fromkeys(parts, 1.0)
     found = np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0]
     of = {part: float(found[i]) for i, names in enumerate(groups) for part in names}
     return {part: scale if scale > 0 else 1.0 for part, scale in of.items()}

@@ -47,24 +47,26 @@ class File(Hardware):
         for table in tables:
             check(table, of, f"hardware.path={self.path!r}")
         table = at_batch(tables, self.batch, f"hardware.path={self.path!r}")
-        return table.of_blocks(len({site.block for site in of}))
+        return table.of_sites(of, len({site.block for site in of}))
 
 
 def check(table: "LatencyTable", of: "list[Site]", where: str) -> None:
     """Raise ValueError where a table is not of these sites."""
-    for site in of:
-        levels = table.parts.get(site.part)
-        if levels is None:
+    from pruning.latency.shapes import by_part
+
+    for part, sites in by_part(of).items():
+        known = [*table.parts.get(part, {})]
+        if not known:
             raise ValueError(
-                f"{where} has no times of {site.part}, only of {', '.join(table.parts)}: profile "
+                f"{where} has no times of {part}, only of {', '.join(table.parts)}: profile "
                 "this model on that machine, or choose another file"
             )
-        dense = site.units if isinstance(next(iter(levels)), int) else None
-        largest = next(iter(levels))
-        wanted = dense if dense is not None else (site.groups, site.heads_per_group)
-        if largest != wanted:
+        wholes = [site.whole for site in sites]
+        largest = max(wholes)  # type: ignore[type-var]
+        missing = [largest] if known[0] != largest else [w for w in wholes if w not in known]
+        if missing:
             raise ValueError(
-                f"{where} has {site.part} of {largest}, and this model has {wanted}: profile this "
+                f"{where} has {part} of {known[0]}, and this model has {missing[0]}: profile this "
                 "model on that machine, or choose another file"
             )
 
@@ -113,9 +115,8 @@ class Roofline(Working):
             longest = max(count.flop / peak, count.bytes / self.bandwidth)
             return 1e3 * (longest + count.kernels * self.launch)
 
-        first = [site for site in of if site.block == of[0].block]
         work = self.workload(model)
-        return estimate(model, first, work, self.alignment, ms, "ms", dtype)
+        return estimate(model, of, work, self.alignment, ms, "ms", dtype)
 
 
 class Counted(StrEnum):
@@ -141,11 +142,10 @@ class Proxy(Working):
         """Count every level."""
         from pruning.latency.analytic import estimate
 
-        first = [site for site in of if site.block == of[0].block]
         name = str(self.of)
         work, dtype = self.workload(model), str(model.dtype).removeprefix("torch.")
 
         def cost(count: "Count") -> float:
             return getattr(count, name)
 
-        return estimate(model, first, work, self.alignment, cost, name, dtype)
+        return estimate(model, of, work, self.alignment, cost, name, dtype)

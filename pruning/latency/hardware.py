@@ -61,7 +61,7 @@ class Hardware(Options, ABC):
         cache: Cache,
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":
-        """Return what the sites of each block cost at every level, and all that is beside them."""
+        """Return what the sites cost at every level, and all that is beside them."""
 
     def measurement(
         self, model: "PreTrainedModel", runtime: Runtime = EAGER

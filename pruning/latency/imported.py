@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pruning.latency.grid import Levels, monotone
+from pruning.latency.shapes import largest
 from pruning.latency.table import LatencyTable, combine
 from pruning.models.sites import Kind, Site
 
@@ -35,7 +36,7 @@ def from_text(content: str, of: Sequence[Site]) -> LatencyTable:
     lines = [line.split() for line in content.splitlines() if line.strip()]
     seconds: dict[str, float] = {}
     parts: dict[str, Levels] = {}
-    sites = {site.kind: site for site in of}
+    sites = {site.kind: site for site in largest(of).values()}
     part = ""
     for words in lines:
         if words[0] in ("base", "prunable", *PARTS):
@@ -56,7 +57,7 @@ def from_text(content: str, of: Sequence[Site]) -> LatencyTable:
         parts[name][gone] = 0.0
     rest = 1e3 * (seconds["base"] - seconds["prunable"])
     count = len({site.block for site in of})
-    dense = rest + count * sum(next(iter(ms.values())) for ms in parts.values())
+    dense = rest + count * sum(next(iter(ms.values())) for ms in parts.values())  # if all are alike
     setting = {"phase": "prefill", "batch": 0, "sequence": 0, "tokens": 0, "dtype": "unknown"}
     return LatencyTable(parts, rest, count, 1.0, dense, setting=setting)
 

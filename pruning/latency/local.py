@@ -49,18 +49,17 @@ class Local(Working):
         cache: Cache,
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":
-        """Time what the sites of each block have at every level, once per shape and environment."""
+        """Time what the sites have at every level, once per shape and environment."""
         from pruning.latency.profile import profile
         from pruning.latency.table import LatencyTable
 
         how = self.measurement(model, runtime)
-        first = [site for site in of if site.block == of[0].block]
 
         def build(directory: Path) -> None:
             with alone(model.device):
-                profile(model, how, first).write(directory / "table.json")
+                profile(model, how, of).write(directory / "table.json")
 
-        entry = cache.stage("profile", self._identity(model, first, how), build)
+        entry = cache.stage("profile", self._identity(model, of, how), build)
         return LatencyTable.read(entry / "table.json")
 
     def measurement(self, model: "PreTrainedModel", runtime: Runtime = EAGER) -> "Measurement":
@@ -83,7 +82,7 @@ class Local(Working):
         config = json.loads(model.config.to_json_string(use_diff=False))
         shapes = {name: [*tensor.shape] for name, tensor in model.state_dict().items()}
         return {
-            "version": 7,
+            "version": 8,
             "class": type(model).__name__,
             "config": {k: v for k, v in config.items() if v is not None and decides_times(k)},
             "shapes": digest(shapes),

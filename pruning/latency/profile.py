@@ -8,11 +8,13 @@ from dataclasses import asdict, replace
 import torch
 from transformers import PreTrainedModel
 
+from pruning.latency import shapes
 from pruning.latency.alignment import aligned
 from pruning.latency.anchors import anchors, scales
 from pruning.latency.clock import Timing, interleaved
-from pruning.latency.grid import Levels, Shape, heads, monotone, widths
+from pruning.latency.grid import Levels, Shape, monotone
 from pruning.latency.measurement import Measurement
+from pruning.latency.shapes import by_part, largest, spent
 from pruning.latency.table import LatencyTable, combine, text
 from pruning.models.modeling_pruned import factorise_
 from pruning.models.sites import Kind, Site, blocks, projection, weight
@@ -29,15 +31,15 @@ Name = tuple[str, Shape]  # a part of a block at a level; or an anchor by its na
 
 
 def profile(model: PreTrainedModel, how: Measurement, of: list[Site]) -> LatencyTable:
-    """Time the parts of a block at every level and a few whole models, all interleaved.
+    """Time the parts of blocks at every level and a few whole models, all interleaved.
 
-    `of` are the sites of a block. A sub-block is timed as a block whose other half is gone, less a
-    block with neither; a projection by itself, at each rank as two. Alone, a part takes longer or
-    shorter than within a model, by a factor that is much the same at all its levels: it is chosen
-    such that the table explains whole models without attention, without FFNs, without both. What
-    the dense model takes beyond its parts is the rest. Widths and ranks are multiples of
-    `how.alignment`, or of what is found to run well. A phase that consists of others has the
-    sum of their tables.
+    `of` are the sites of all blocks, which may differ. A sub-block is timed as a block whose other
+    half is gone, less a block with neither; a projection by itself, at each rank as two. Alone, a
+    part takes longer or shorter than within a model, by a factor that is much the same at all its
+    levels: it is chosen such that the table explains whole models without attention, without FFNs,
+    without both. What the dense model takes beyond its parts is the rest. Widths and ranks are
+    multiples of `how.alignment`, or of what is found to run well. A phase that consists of
+    others has the sum of their tables.
 
     ValueError where the times are known less well than `how.noise`.
     """
@@ -78,7 +80,7 @@ def _profile(
 
     parts: dict[str, Levels] = {}
     lowered: dict[str, float] = {}
-    for site in of:
+    for site in largest(of).values():
         ms = {level: t.p50 for (part, level), t in timings.items() if part == site.part}
         if site.kind is not Kind.LINEAR:
             empty = timings[NOTHING, 0].p50
@@ -92,10 +94,10 @@ def _profile(
     parts = {p: {level: t * of_parts[p] for level, t in ms.items()} for p, ms in parts.items()}
     count, dense = len(blocks(model)), ends[whole[0].name].p50
     bottom = ends["neither"].p50 if "neither" in ends else 0.0
-    parts = within(parts, count, dense, bottom)
+    parts = within(parts, of, dense, bottom)
     table = LatencyTable(
         parts=parts,
-        rest=dense - count * total(parts),
+        rest=dense - spent(parts, of),
         blocks=count,
         spread=max(timing.spread for timing in timings.values()),
         dense=dense,
@@ -120,19 +122,16 @@ def _profile(
     return table
 
 
-def total(parts: Mapping[str, Levels]) -> float:
-    """Return the milliseconds of a dense block."""
-    return sum(next(iter(ms.values())) for ms in parts.values())
-
-
-def within(parts: dict[str, Levels], count: int, dense: float, bottom: float) -> dict[str, Levels]:
+def within(
+    parts: dict[str, Levels], of: Sequence[Site], dense: float, bottom: float
+) -> dict[str, Levels]:
     """Shrink parts that noise made longer than the model that they are of.
 
     Then `bottom` ms, what the model takes without its blocks, are left beside them.
     """
-    if count * total(parts) < dense:
+    if not of or spent(parts, of) < dense:
         return parts
-    scale = max(0.0, dense - bottom) / (count * total(parts))
+    scale = max(0.0, dense - bottom) / spent(parts, of)
     log.warning("profile: the parts take longer than the model: something disturbed the timing")
     return {part: {level: t * scale for level, t in ms.items()} for part, ms in parts.items()}
 
@@ -144,7 +143,7 @@ def levels(
     call = runtime.block(model, work)
 
     def alone(site: Site, rank: int) -> Call:
-        shrunk = deepcopy(blocks(model)[0])
+        shrunk = deepcopy(blocks(model)[site.block])
         module = shrunk.get_submodule(site.module)
         tokens = 1 if work.phase is Phase.decode else work.sequence
         size = (work.batch, tokens, weight(module).shape[1])
@@ -155,15 +154,14 @@ def levels(
         return lambda: module(inputs)
 
     calls: dict[Name, Call] = {(NOTHING, 0): call(resized(model, 0, 0, 0))}
-    for site in of:
-        if site.kind is Kind.ATTENTION:
-            for level in heads(site.groups, site.heads_per_group)[:-1]:
-                calls[site.part, level] = call(resized(model, *level, 0))
-        for width in widths(site.units, alignment)[:-1]:
-            if site.kind is Kind.FFN:
-                calls[site.part, width] = call(resized(model, 0, 0, width))
-            elif site.kind is Kind.LINEAR:
-                calls[site.part, width] = alone(site, width)
+    for part, sites in by_part(of).items():
+        for level, site in [*shapes.levels(sites, alignment).items()][:-1]:
+            if isinstance(level, tuple):
+                calls[part, level] = call(resized(model, *level, 0, site.block), site.block)
+            elif site.kind is Kind.FFN:
+                calls[part, level] = call(resized(model, 0, 0, level, site.block), site.block)
+            else:
+                calls[part, level] = alone(site, level)
     return calls
 
 
@@ -192,7 +190,7 @@ def break_even(
 ) -> dict[str, dict[str, int]]:
     """Say up to which rank two projections have fewer parameters than one, and are faster here."""
     found = {}
-    for site in of:
+    for site in largest(of).values():
         if site.kind is Kind.LINEAR:
             rows, columns = weight(projection(model, site)).shape
             faster = max((r for r in table.levels(site) if r != site.units), default=0)

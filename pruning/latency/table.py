@@ -17,11 +17,12 @@ SCHEMA = 1
 
 @dataclass
 class LatencyTable:
-    """Milliseconds of one of each part of a block at every level, dense first; blocks are alike.
+    """Milliseconds of one of each part of a block at every level, the largest first.
 
-    Parts are `attention` and `ffn`, or single projections by their path. `rest` is what the
-    end-to-end time holds beside them: embedding, norms, head. `lowered` is the residual of the
-    monotone fit of each part: the most that it took off a level, as a share of the dense one.
+    A part takes as long in any block. Parts are `attention` and `ffn`, or single projections by
+    their path. `rest` is what the end-to-end time holds beside them: embedding, norms, head.
+    `lowered` is the residual of the monotone fit of each part: the most that it took off a level,
+    as a share of the dense one.
     """
 
     parts: dict[str, Levels]
@@ -82,11 +83,10 @@ class LatencyTable:
         least = sum(min(self.ms(s, level) for level in self.levels(s)) for s in sites)
         return self.dense / (self.rest + least)
 
-    def of_blocks(self, count: int) -> "LatencyTable":
-        """Return the table of a model with another number of such blocks."""
-        more = count - self.blocks
-        whole = sum(next(iter(ms.values())) for ms in self.parts.values())
-        return replace(self, blocks=count, dense=self.dense + more * whole)
+    def of_sites(self, sites: list[Site], blocks: int) -> "LatencyTable":
+        """Return the table of another model of such parts."""
+        dense = self.total({site: site.whole for site in sites})
+        return replace(self, blocks=blocks, dense=dense)
 
     def check(self, speedup: float, sites: list[Site], hardware: str) -> None:
         """Refuse a speedup that removing everything prunable does not reach."""

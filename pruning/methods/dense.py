@@ -1,10 +1,15 @@
 """The dense model through the same measurements: the anchor of a comparison."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.method import Method, Plan, Subject
 from pruning.search.search import NoSearch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.models.sites import Site
 
 
 @dataclass
@@ -16,6 +21,12 @@ class Dense(Method):
     again: ClassVar[bool] = False
     name: str = "dense"
     speedup: float = 1  # what is asked for by default
+
+    def sites(self, model: "PreTrainedModel") -> "list[Site]":
+        """List what others could remove, if there is anything."""
+        from pruning.models.sites import sites
+
+        return sites(model)
 
     def plan(self, subject: Subject) -> Plan:
         """Plan to keep everything."""

@@ -74,10 +74,20 @@ class Method(Options, ABC):
     name: str = MISSING  # that its jobs are named by
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
-        """List where it removes something; latency is profiled there."""
+        """List where it removes something; latency is profiled there.
+
+        ValueError where there is nothing.
+        """
         from pruning.models.sites import sites
 
-        return sites(model)
+        found = sites(model)
+        if not found:
+            raise ValueError(
+                f"method={self.name} finds nothing to cut: what is left of the blocks of this "
+                "model is products of two projections; evaluate it with method=dense, or prune "
+                "the dense model"
+            )
+        return found
 
     @abstractmethod
     def plan(self, subject: Subject) -> Plan:

@@ -1,5 +1,6 @@
 """Write a pruned model as an ordinary Hugging Face directory."""
 
+import json
 import os
 import shutil
 from copy import deepcopy
@@ -25,6 +26,7 @@ from pruning.system.cache import file_sha256
 
 CODE = Path(modeling_pruned.__file__)
 FORMER = (  # sha256 sums of what it was in checkpoints before
+    "1f5987e0b9f6d7894ee61e80a820c761324ccf6b623273e1ac4dddb86f2b0e57",
     "72bcf9bae2fff435e672b114648fde34ab184fce84094fc0baefdaf8d4250353",
     "9689af86854226d8b27615224007a11b608eacf401a65983c92fc6c131d59be0",
     "b87ba2ac051b6c5a41d982e3122b9589d65df1255d4c13353adbc0e94a3e4241",
@@ -74,14 +76,38 @@ def _write(
     for file in directory.glob("*.py"):  # of a model that was itself loaded with remote code
         file.unlink()
     config.save_pretrained(directory)
+    _add(directory / "config.json", older(config))
     if getattr(config, "auto_map", None):
         shutil.copyfile(CODE, directory / CODE.name)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
+        if type(tokenizer).__name__ == "TokenizersBackend":
+            wanted = {"tokenizer_class": "PreTrainedTokenizerFast"}
+            _add(directory / "tokenizer_config.json", wanted)
     (directory / "README.md").write_text(card, encoding="utf-8")
     mode = (directory / "README.md").stat().st_mode
     for file in directory.glob("*.safetensors"):  # written as 0600 whatever the umask
         file.chmod(mode)
+
+
+def older(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what transformers 4 reads in the place of keys of transformers 5.
+
+    Which reads these as well, and prefers its own.
+    """
+    found: dict[str, Any] = {"torch_dtype": str(config.dtype).removeprefix("torch.")}
+    rope = dict(getattr(config, "rope_parameters", None) or {})
+    if "rope_theta" in rope:
+        found["rope_theta"] = rope.pop("rope_theta")
+        if rope.get("rope_type", "default") != "default":
+            found["rope_scaling"] = rope
+    return found
+
+
+def _add(file: Path, values: dict[str, Any]) -> None:
+    """Add to a JSON file."""
+    content = json.loads(file.read_text(encoding="utf-8")) | values
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load(

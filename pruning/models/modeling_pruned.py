@@ -213,7 +213,7 @@ class Zero(nn.Module):
 class ZeroAttention(Zero):
     """Stand in for a removed attention, which also returns its weights.
 
-    A cache with windows counts tokens in each of its layers, so there it caches those of no heads.
+    A cache counts the tokens in each layer that has a window, so there those of no heads go in.
     """
 
     def __init__(self, layer_idx: int | None = None):
@@ -221,13 +221,17 @@ class ZeroAttention(Zero):
         self.layer_idx = layer_idx
 
     def forward(
-        self, hidden_states: torch.Tensor, past_key_values: Any = None, **kwargs
+        self, hidden_states: Any = None, past_key_values: Any = None, **kwargs
     ) -> tuple[torch.Tensor, None]:
+        if hidden_states is None:
+            hidden_states = kwargs["query"]  # of distilbert in transformers 4
         layers = getattr(past_key_values, "layers", ())
-        if self.layer_idx is not None and any(getattr(x, "is_sliding", False) for x in layers):
-            batch, tokens, _ = hidden_states.shape
-            none = hidden_states.new_empty(batch, 0, tokens, 1)
-            past_key_values.update(none, none, self.layer_idx)
+        if self.layer_idx is not None and self.layer_idx < len(layers):
+            layer = layers[self.layer_idx]
+            if layer.is_sliding and not layer.is_compileable:  # not of a fixed size
+                batch, tokens, _ = hidden_states.shape
+                none = hidden_states.new_empty(batch, 0, tokens, 1)
+                past_key_values.update(none, none, self.layer_idx)
         return hidden_states.new_zeros(()), None
 
 
@@ -309,7 +313,7 @@ def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: in
     counts = {
         "num_key_value_groups": heads,
         **dict.fromkeys(("num_heads", "num_attention_heads", "n_heads"), groups * heads),
-        **dict.fromkeys(("split_size", "all_head_size"), groups * heads * size),
+        **dict.fromkeys(("split_size", "all_head_size", "dim"), groups * heads * size),
     }
     for name, count in counts.items():
         if hasattr(attention, name):

@@ -17,6 +17,7 @@ from pruning.models.modeling_pruned import (
     block_shape,
     find,
     head_size,
+    ranks,
 )
 
 HEADS = ("ForSequenceClassification", "ForQuestionAnswering")  # of encoders
@@ -141,17 +142,21 @@ def final(
 
 
 def sites(model: PreTrainedModel) -> list[Site]:
-    """List attention, then FFN of each block, read off the modules; none where it is gone."""
+    """List attention, then FFN of each block, read off the modules.
+
+    None where it is gone, or where one of its projections is a product of two already.
+    """
     a = architecture(model)
     types = getattr(model.config, "layer_types", None) or ["full"] * len(blocks(model))
     found = []
     for index, block in enumerate(blocks(model)):
         groups, heads, width = block_shape(block, a)
-        if groups:
+        products = ranks(block).keys()
+        if groups and not products & {*a.attention_inputs, a.attention_output}:
             size = head_size(block, a)
             removable = a.encoder or index != types.index(types[index])
             found.append(Site(index, Kind.ATTENTION, groups * heads, size, groups, removable))
-        if width:
+        if width and not products & {*a.ffn_inputs, a.ffn_output}:
             found.append(Site(index, Kind.FFN, width, 1))
     return found
 
@@ -181,6 +186,19 @@ def chosen_linears(model: PreTrainedModel, modules: str) -> list[Site]:
         raise ValueError(
             f"method.modules={modules!r} fits no projection: there are {', '.join(names)}"
         )
+    if any(map(ranks, blocks(model))):
+        raise ValueError(
+            f"method.modules={modules!r}: projections of this model are products of two already: "
+            "prune the dense model, or evaluate this one with method=dense"
+        )
+    sizes = {site.module: tuple(weight(projection(model, site)).shape) for site in found}
+    for site in found:
+        if (size := tuple(weight(projection(model, site)).shape)) != sizes[site.module]:
+            raise ValueError(
+                f"method.modules={modules!r}: {site.module} is {size} in block {site.block} and "
+                f"{sizes[site.module]} in another: ranks are sought in blocks that are alike; give "
+                "a method of whole sub-blocks, such as method=ziplm"
+            )
     return found
 
 

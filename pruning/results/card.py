@@ -2,8 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 
-from pruning.results.report import evaluation_rows, latency_rows, loading, recovery_rows, source
+from pruning.results.report import (
+    evaluation_rows,
+    latency_rows,
+    loading,
+    recovery_rows,
+    source,
+    windows,
+)
 from pruning.results.result import Result, times
 
 URL = "path/to/this/directory"
@@ -81,9 +89,11 @@ def measured(result: Result) -> str:
             f"{latency.text()} (batch x sequence) on hardware `{result.config['hardware']['name']}`"
             f". Its speed is {speedup.basis}, and was not measured. {source(result)}"
         ).rstrip()
+    of_text = windows(result)
     return (
         f"## {speedup.basis.capitalize()}\n\n{how}\n\n"
         + markdown(("", "dense", "pruned"), rows)
+        + (f"\n\n{of_text}" if of_text else "")
         + "\n\n± is one standard error. A task cut short by the suite's `limit` compares the two "
         "models with each other, not with published numbers."
         + "".join(f"\n\nNot run: {reason}." for reason in result.evaluation.not_run.values())
@@ -143,7 +153,8 @@ def load(result: Result) -> str:
     return (
         f"## Load\n\n```python\n{loading(URL, True, result.loader)}\n```\n\n"
         "`trust_remote_code` lets transformers run the one modelling file in this directory; "
-        "where `config.json` has no `auto_map` there is none, and the argument can go."
+        "where `config.json` has no `auto_map` there is none, and the argument can go. Written "
+        f"with transformers {result.environment['packages']['transformers']}; 4.57 reads it too."
     )
 
 
@@ -156,6 +167,6 @@ def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def hub_id(model: dict) -> str | None:
     """Return the hub id of the base model, where it came from there."""
     path = str(model["path"])
-    if model.get("wheel") or path.endswith(".gguf") or path.startswith("."):
+    if model.get("wheel") or path.endswith(".gguf") or path.startswith(".") or Path(path).exists():
         return None
     return path if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) else None

@@ -87,6 +87,20 @@ def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:
     return found
 
 
+def windows(result: Result) -> str:
+    """Say what token perplexities were taken over; nothing where there are none."""
+    begun = {
+        "every": "each after a beginning-of-sequence token",
+        "first": "the first after a beginning-of-sequence token",
+        "none": "without a beginning-of-sequence token",
+    }
+    return " ".join(
+        f"{metric}: {of['predicted']:,} tokens predicted in {of['windows']:,} windows, "
+        f"{begun[of['bos']]}."
+        for metric, of in result.evaluation.windows.items()
+    )
+
+
 def recovery_rows(result: Result) -> list[tuple[str, str, str]]:
     """Return what recovery took, as texts; nothing where there was none."""
     took = result.recovery
@@ -141,7 +155,7 @@ def show(result: Result, directory: Path, console: Console | None = None) -> Non
     checkpoint = directory / "model"
     config = json.loads((checkpoint / "config.json").read_text())
     console.print(table(result))
-    if said := source(result):
+    for said in filter(None, (windows(result), source(result))):
         console.print(f"\n{said}", highlight=False, soft_wrap=True)
     console.print(f"\nThe checkpoint is in {checkpoint}\n", highlight=False, soft_wrap=True)
     lines = loading(str(checkpoint), "auto_map" in config, result.loader)

@@ -96,6 +96,9 @@ class Evaluation:
     not_run: dict[str, str] = field(default_factory=dict)  # by part, what was wrong with its data
     one_shot: Mapping[str, float | None] = field(default_factory=dict)  # pruned, before recovery
     shared: dict[str, float] = field(default_factory=dict)  # share of calibration rows, by part
+    # by token perplexity: how many `windows`, tokens `predicted` in them, and whether the
+    # beginning-of-sequence token stands at the head of `every` window, of the `first`, or of `none`
+    windows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass

@@ -29,14 +29,13 @@ class Held(DynamicCache):
         keys, values = (torch.cat(pair, dim=-2) for pair in pairs)
         return keys, values
 
-    def of(self, groups: int) -> "Held":
-        """Return a cache of which the first layer has so many KV heads."""
-        if not groups:
-            return self
-        layer: Any = self.layers[0]
-        keys, values = (of[:, :groups].contiguous() for of in (layer.keys, layer.values))
+    def of(self, groups: int, index: int = 0) -> "Held":
+        """Return a cache of one layer alone, with so many KV heads."""
+        layer: Any = self.layers[index]
         made = Held()
-        DynamicCache.update(made, keys, values, 0)
+        if groups:
+            keys, values = (of[:, :groups].contiguous() for of in (layer.keys, layer.values))
+            DynamicCache.update(made, keys, values, index)
         return made
 
 
@@ -84,10 +83,11 @@ def end_to_end(model: PreTrainedModel, work: Workload, build: Build = plain) -> 
 
 
 @torch.no_grad()
-def of_block(
-    model: PreTrainedModel, work: Workload, build: Build = plain
-) -> Callable[[nn.Module], Call]:
-    """Return what makes a call of a shrunken copy of the first block; not for generate."""
+def of_block(model: PreTrainedModel, work: Workload, build: Build = plain) -> Callable[..., Call]:
+    """Return what makes a call of a shrunken copy of a block, by its index or the first.
+
+    Not for generate.
+    """
     cache = None
     if work.phase is Phase.decode:
         cache = filled(model, work)
@@ -97,12 +97,11 @@ def of_block(
         ids = random_tokens(model, work.batch, work.sequence)
         options = {} if work.phase is Phase.encode else {"use_cache": False}
         hidden, calls = record(model, input_ids=ids, **options)
-    args, kwargs = calls[0]
 
-    def call(block: nn.Module) -> Call:
-        mine = (args, kwargs)
+    def call(block: nn.Module, index: int = 0) -> Call:
+        args, kwargs = mine = calls[index]
         if cache is not None:
-            own = cache.of(block_shape(block, architecture(model))[0])
+            own = cache.of(block_shape(block, architecture(model))[0], index)
             mine = (
                 tuple(own if value is cache else value for value in args),
                 {key: own if value is cache else value for key, value in kwargs.items()},
@@ -113,9 +112,11 @@ def of_block(
 
 
 @torch.no_grad()
-def resized(model: PreTrainedModel, groups: int, per_group: int, width: int) -> nn.Module:
-    """Return a copy of the first block of other sizes, with random weights."""
-    block = deepcopy(blocks(model)[0])
+def resized(
+    model: PreTrainedModel, groups: int, per_group: int, width: int, index: int = 0
+) -> nn.Module:
+    """Return a copy of a block of other sizes, with random weights."""
+    block = deepcopy(blocks(model)[index])
     resize_block_(block, architecture(model), groups, per_group, width)
     return randomised_(block)
 

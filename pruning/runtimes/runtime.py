@@ -11,7 +11,6 @@ from pruning.runtimes.workload import Workload
 from pruning.system.options import Options
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 Call = Callable[[], object]
@@ -36,5 +35,8 @@ class Runtime(Options, ABC):
         """Return a call of a whole model: it ends with logits, of a prompt's last token only."""
 
     @abstractmethod
-    def block(self, model: "PreTrainedModel", work: Workload) -> "Callable[[nn.Module], Call]":
-        """Return what makes a call of a shrunken copy of the first block; not for generate."""
+    def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
+        """Return what makes a call of a shrunken copy of a block, by its index or the first.
+
+        Not for generate.
+        """

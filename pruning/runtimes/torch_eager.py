@@ -9,7 +9,6 @@ from pruning.runtimes.runtime import Call, Runtime
 from pruning.runtimes.workload import Workload
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -30,7 +29,7 @@ class TorchEager(Runtime):
 
         return end_to_end(model, work)
 
-    def block(self, model: "PreTrainedModel", work: Workload) -> "Callable[[nn.Module], Call]":
+    def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         from pruning.runtimes.calls import of_block
 
         return of_block(model, work)

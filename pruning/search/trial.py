@@ -195,20 +195,23 @@ def evaluation_text(
     """Take `tokens` (or a little more) of the held-out rows, `sequence` of each at a time.
 
     As many rows as possible take part: one passage alone says too little of a model. Rows of one
-    batch are kept together. With `whole`, for a classifier, it is that many rows, uncut: what a
-    token is to a decoder, a row is to a classifier.
+    batch are kept together, and where rows have a head (a beginning-of-sequence token) so has every
+    piece of them, as one of its `sequence` tokens. With `whole`, for a classifier, it is that many
+    rows, uncut: what a token is to a decoder, a row is to a classifier.
     """
     held_out = [batch for batch in batches if batch.held_out]
     width = max((batch.ids.shape[1] for batch in held_out), default=0)
     found: list[Batch] = []
     taken = 0
-    for start in range(0, width, width if whole else sequence):
-        columns = slice(start, width if whole else start + sequence)
+    head = max((batch.head for batch in held_out), default=0)
+    step = width if whole else max(1, sequence - head)
+    for start in range(head, width, step):
+        columns = slice(start, start + step)
         for batch in held_out:
             if taken >= tokens:
                 return found
             real = batch.mask[:, columns].sum(1)
-            count = (real > 0).long() if whole else real
+            count = (real > 0).long() if whole else real + head * (real > 0)
             rows = (real > 0) & (taken + count.cumsum(0) - count < tokens)
             if rows.any():
                 found.append(batch.take(rows, columns))

@@ -12,6 +12,12 @@ def uniform(problem: Problem, budget: float) -> list[int] | None:
     Of two neighbouring levels the lower one is given to as few blocks as possible, evenly spread.
     """
     ffn = [i for i, site in enumerate(problem.sites) if site.kind is Kind.FFN]
+    if len({problem.sites[i].units for i in ffn}) != 1:
+        widths = sorted({problem.sites[i].units for i in ffn})
+        raise ValueError(
+            "search=uniform gives all FFNs the same width, and those of this model have "
+            f"{', '.join(map(str, widths)) or 'none'}: give another search, such as calibrated"
+        )
     for level in range(len(problem.ms[ffn[0]])):
         for lower in range(len(ffn)):
             choice = [0] * len(problem.sites)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pruning.data.bos import Bos
 from pruning.evaluation.perplexity import token_perplexity, tokenize
 
 
@@ -32,10 +33,10 @@ def test_a_model_that_says_nothing_has_the_vocabulary_as_perplexity(model):
 
 
 def test_documents_are_joined_by_a_blank_line_without_special_tokens(tokenizer):
-    found = tokenize(tokenizer, ["the sun ", " ice"], None)
+    found = tokenize(Bos.auto.encoder(tokenizer, "bos"), ["the sun ", " ice"], None)
     assert tokenizer.convert_ids_to_tokens(found) == ["the", "sun", "\n\n", "ice"]
 
 
 def test_no_more_documents_are_tokenized_than_needed(tokenizer):
-    found = tokenize(tokenizer, ["the sun ", " ice ", " fire"], 3)
+    found = tokenize(Bos.auto.encoder(tokenizer, "bos"), ["the sun ", " ice ", " fire"], 3)
     assert tokenizer.convert_ids_to_tokens(found) == ["the", "sun", "\n\n", "ice"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
 
 from pruning.composition import compose
 from pruning.latency.analytic import Counter
@@ -18,7 +19,7 @@ from pruning.models.sites import Kind, architecture, linears, sites
 from pruning.runtimes.calls import end_to_end
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
-from tests.families import EVERY, llama
+from tests.families import EVERY, GATED, llama, random_model
 from tests.tiny import linear_table
 
 WORK = {"phase": Phase.auto, "batch": 2, "sequence": 9, "tokens": 4, "alignment": 1}
@@ -162,12 +163,13 @@ def test_a_table_from_a_file_is_the_one_that_was_written(tmp_path):
 
 
 def test_a_table_serves_more_blocks_of_the_same_shape(tmp_path):
-    model, larger = llama(), EVERY["llama"]()
+    model = llama()
     table = table_of(model, 1, 0.0)
-    more = table.of_blocks(5)
+    table.write(tmp_path / "table.json")
+    deeper = random_model(LlamaConfig(**GATED | {"num_hidden_layers": 5}))
+    more = file(tmp_path / "table.json").profile(deeper, sites(deeper), Cache(tmp_path))
     assert more.dense == pytest.approx(table.dense + 2 * 3.0)
     assert more.rest == table.rest
-    assert larger is not None
 
 
 def test_a_batch_between_two_is_interpolated_with_its_error(tmp_path):

@@ -15,10 +15,11 @@ from pruning.latency.clock import SECONDS, Timing
 from pruning.latency.grid import heads, widths
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
-from pruning.latency.profile import NOTHING, profile, total, within
+from pruning.latency.profile import NOTHING, profile, within
+from pruning.latency.shapes import spent
 from pruning.latency.table import LatencyTable
 from pruning.models.shrink import shrink_, twin
-from pruning.models.sites import architecture, blocks, linears, sites
+from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
 from pruning.models.source import Attention, Dtype, Model
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import EAGER
@@ -65,7 +66,7 @@ def test_a_profile_has_every_level(family, phase):
     if phase == "decode" and architecture(model).encoder:
         pytest.skip("an encoder does not decode")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    table = profile(model, how(model, phase=Phase(phase)), sites(model)[:2])
+    table = profile(model, how(model, phase=Phase(phase)), sites(model))
     attention, ffn = sites(model)[:2]
     assert list(table.parts["ffn"]) == widths(ffn.units, 16)
     assert list(table.parts["attention"]) == heads(attention.groups, attention.heads_per_group)
@@ -94,7 +95,7 @@ def test_a_profile_of_projections(family):
     model = EVERY[family]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     of = [site for site in linears(model) if site.block == 0]
-    table = profile(model, how(model), of)
+    table = profile(model, how(model), linears(model))
     assert list(table.parts) == [site.module for site in of]
     for site in of:
         assert list(table.parts[site.part]) == widths(site.units, 16)[:-1]
@@ -138,9 +139,9 @@ def clock_of(shapes_of_anchors):
 def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
     """On a fake clock, where parts alone are slower or faster by known factors."""
     model = llama()
-    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model)[:2], 16)}
+    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model), 16)}
     monkeypatch.setattr("pruning.latency.profile.interleaved", clock_of(known))
-    table = profile(model, how(model), sites(model)[:2])
+    table = profile(model, how(model), sites(model))
     assert table.rest == pytest.approx(REST)
     for kind in kinds:
         assert table.scales[kind] == pytest.approx(1 / ALONE[kind])
@@ -175,7 +176,7 @@ def test_the_runtime_is_part_of_what_was_timed(tmp_path):
 
 def test_a_slow_width_is_never_offered(monkeypatch):
     model = llama()
-    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model)[:2], 16)}
+    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model), 16)}
     timed = clock_of(known)
 
     def with_slow_width(calls, *_, **__) -> dict:
@@ -185,7 +186,7 @@ def test_a_slow_width_is_never_offered(monkeypatch):
         return found
 
     monkeypatch.setattr("pruning.latency.profile.interleaved", with_slow_width)
-    table = profile(model, how(model), sites(model)[:2])
+    table = profile(model, how(model), sites(model))
     attention, ffn = sites(model)[2:4]
     assert table.levels(ffn) == [96, 80, 64, 32, 16, 0]
     # 9 ms, of which the block takes 1, and all four groups of two heads 1.3 x 6
@@ -195,7 +196,7 @@ def test_a_slow_width_is_never_offered(monkeypatch):
 
 def test_a_noisy_profile_is_refused_with_the_figure(monkeypatch):
     model = llama()
-    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model)[:2], 16)}
+    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model), 16)}
     timed = clock_of(known)
 
     def noisy(calls, *_, **__) -> dict:
@@ -207,8 +208,8 @@ def test_a_noisy_profile_is_refused_with_the_figure(monkeypatch):
     with pytest.raises(
         ValueError, match=r"^hardware\.noise=0\.1: the time of ffn 48 is 3 ms, known to 13% of the"
     ):
-        profile(model, how(model, noise=0.1), sites(model)[:2])
-    profile(model, how(model, noise=0.3), sites(model)[:2])
+        profile(model, how(model, noise=0.1), sites(model))
+    profile(model, how(model, noise=0.3), sites(model))
 
 
 BURN = "while True: pass"
@@ -229,7 +230,7 @@ def busy_machine():
 def attempt(model, here: Local) -> LatencyTable | str:
     """Return a table, or why there is none."""
     try:
-        return profile(model, here.measurement(model), sites(model)[:2])
+        return profile(model, here.measurement(model), sites(model))
     except ValueError as error:
         return str(error)
 
@@ -260,7 +261,7 @@ def test_a_busy_machine_gives_the_quiet_table_or_a_refusal():
 
 def test_generate_is_the_sum_of_its_steps():
     model = llama()
-    table = profile(model, how(model, phase=Phase.generate, tokens=6), sites(model)[:2])
+    table = profile(model, how(model, phase=Phase.generate, tokens=6), sites(model))
     assert table.setting["phase"] == "generate"
     dense = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)}
     assert table.predict(dense) == pytest.approx(table.dense, rel=1e-9)
@@ -363,9 +364,14 @@ def test_parts_that_noise_made_longer_than_the_model_leave_room_for_the_rest():
         "attention": {(2, 1): 3.0, (1, 1): 2.0, (0, 0): 0.0},
         "ffn": {64: 4.0, 32: 2.0, 0: 0.0},
     }
-    assert within(parts, 2, 20.0, 5.0) == parts
-    shrunk = within(parts, 2, 10.0, 4.0)  # 14 ms of 10
-    assert 2 * total(shrunk) == pytest.approx(6.0)
+    of = [
+        site
+        for block in range(2)
+        for site in (Site(block, Kind.ATTENTION, 2, 8, 2), Site(block, Kind.FFN, 64))
+    ]
+    assert within(parts, of, 20.0, 5.0) == parts
+    shrunk = within(parts, of, 10.0, 4.0)  # 14 ms of 10
+    assert spent(shrunk, of) == pytest.approx(6.0)
     assert shrunk["ffn"][32] / shrunk["attention"][1, 1] == pytest.approx(1.0)
 
 
@@ -385,7 +391,7 @@ def test_a_model_too_large_to_have_twice_is_profiled_with_the_weights_of_one_blo
         p.numel() for p in model.parameters()
     )
     assert [b.self_attn.layer_idx for b in blocks(model)] == [0, 1, 2]
-    table = profile(model, how(model), sites(model)[:2])
+    table = profile(model, how(model), sites(model))
     assert (table.setting["dtype"], table.blocks) == (str(dtype), 3)
     assert list(table.parts["attention"]) == heads(4, 2)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pruning.data.batch import Batch, cut, pack, pad
+from pruning.data.bos import Bos
 from pruning.models.blockwise import behind, enter, leave
 from pruning.models.sites import blocks
 from tests.families import ENCODERS, EVERY, FAMILIES, reader
@@ -45,7 +46,7 @@ def test_pack_joins_shuffled_documents_and_loses_no_token():
     tokenizer = word_tokenizer()
     tokens = {i for text in DOCUMENTS for i in tokenizer(text).input_ids}
     lengths = {text: tokenizer(text).input_ids for text in DOCUMENTS}
-    packed = pack(tokenizer, DOCUMENTS, sequence=16, tokens=100, seed=3)
+    packed = pack(plain(tokenizer), DOCUMENTS, sequence=16, tokens=100, seed=3)
     assert packed.ids.shape == (7, 16)  # the least rows that hold 100 tokens
     assert packed.mask.all()
     assert set(packed.ids.flatten().tolist()) <= tokens
@@ -59,19 +60,25 @@ def test_pack_joins_shuffled_documents_and_loses_no_token():
     assert len(lengths) < len(DOCUMENTS)
 
 
-def padded(tokenizer, documents, sequence, tokens, seed):
-    return pad(cut(tokenizer, documents, sequence, seed), tokens, filler=0)
+def plain(tokenizer):
+    return Bos.auto.encoder(tokenizer, "bos")
+
+
+def padded(encode, documents, sequence, tokens, seed):
+    return pad(cut(encode, documents, sequence, seed), tokens, filler=0)
 
 
 @pytest.mark.parametrize("make", [pack, padded])
 def test_the_order_of_the_text_depends_on_the_seed_alone(make):
-    once, again, other = (make(word_tokenizer(), DOCUMENTS, 16, 100, seed) for seed in (3, 3, 4))
+    once, again, other = (
+        make(plain(word_tokenizer()), DOCUMENTS, 16, 100, seed) for seed in (3, 3, 4)
+    )
     assert once.digest() == again.digest() != other.digest()
 
 
 def test_pack_cuts_one_long_document_at_random_places():
     text = " ".join(f"w{k}" for k in range(120))
-    packed = pack(word_tokenizer(), [text], sequence=10, tokens=60, seed=0)
+    packed = pack(plain(word_tokenizer()), [text], sequence=10, tokens=60, seed=0)
     assert packed.ids.shape == (6, 10)
     starts = (packed.ids[:, 0] - 3).tolist()
     assert all(start % 10 == 0 for start in starts)
@@ -82,7 +89,7 @@ def test_pack_cuts_one_long_document_at_random_places():
 
 def test_pad_puts_one_document_in_a_row():
     tokenizer = word_tokenizer()
-    rows = padded(tokenizer, DOCUMENTS, sequence=16, tokens=90, seed=3)
+    rows = padded(plain(tokenizer), DOCUMENTS, sequence=16, tokens=90, seed=3)
     assert rows.tokens >= 90
     assert rows.tokens - int(rows.mask[-1].sum()) < 90
     known = [tokenizer(text).input_ids[:16] for text in DOCUMENTS]

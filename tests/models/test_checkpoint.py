@@ -15,6 +15,7 @@ from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import linears, projection, sites, weight
 from tests.families import ENCODERS, FAMILIES, llama, reader
 from tests.models.allocations import mixed, uniform
+from tests.tiny import word_tokenizer
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
 
@@ -50,9 +51,7 @@ from transformers.utils import logging as hf
 class Heard(__import__("logging").Handler):
     lines = []
     def emit(self, record):
-        line = record.getMessage()
-        if "global config value" not in line:  # from transformers' own validation of the config
-            self.lines.append(line)
+        self.lines.append(record.getMessage())
 
 hf.get_logger().addHandler(Heard())
 hf.disable_progress_bar()
@@ -73,6 +72,7 @@ for path in sorted(p for p in root.iterdir() if p.is_dir()):
         out["dynamic"] = model.generate(cut, **options)
         out["static"] = model.generate(cut, cache_implementation="static", **options)
         out["none"] = model.generate(cut, use_cache=False, **options)
+        out["lookup"] = model.generate(cut[:1], prompt_lookup_num_tokens=3, **options)
         if trust:
             model.save_pretrained(root.parent / "again" / path.name)
             again = AutoModelForCausalLM.from_pretrained(
@@ -169,6 +169,7 @@ def test_a_stranger_gets_the_same_model(stranger, name):
     torch.testing.assert_close(found[name]["loss"], expected[name]["loss"])
     for cache in ("dynamic", "static", "none"):
         assert torch.equal(found[name][cache], expected[name]["tokens"]), cache
+    assert torch.equal(found[name]["lookup"], expected[name]["tokens"][:1])
     assert not facts[name]["missing_keys"]
     assert not facts[name]["unexpected_keys"]
     assert not facts[name]["mismatched_keys"]
@@ -244,6 +245,56 @@ def test_the_tokenizer_travels_along(tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
     save(llama(), tokenizer, tmp_path / "model", "")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").encode("b") == [2]
+
+
+QUIET = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+model.generate(**tokenizer("w1 w2 w3", return_tensors="pt"), max_new_tokens=4, do_sample=False)
+"""
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_loading_and_generating_say_nothing(family, tmp_path):
+    """In a process of its own, with everything that transformers logs by default."""
+    model = FAMILIES[family]()
+    save(shrink_(model, mixed(model)), word_tokenizer(), tmp_path / "model", "")
+    done = subprocess.run(
+        [sys.executable, "-c", QUIET, str(tmp_path / "model")],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout == ""
+
+
+SCALED = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}
+SCALED |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rope", [{"rope_type": "default", "rope_theta": 5e5}, SCALED])
+def test_older_readers_find_the_rotary_positions(rope, tmp_path):
+    """And transformers 5 reads the same from both, and writes it again."""
+    model = llama(rope_parameters=rope)
+    save(shrink_(model, uniform(model, 2, 40)), None, tmp_path / "model", "")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["rope_theta"] == 5e5
+    assert config["torch_dtype"] == config["dtype"] == "float32"
+    scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+    assert config.get("rope_scaling") == (scaling if rope is SCALED else None)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert found.config.rope_parameters == rope
+    assert torch.equal(found(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    found.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
 ENCODER = """

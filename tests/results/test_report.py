@@ -76,8 +76,11 @@ def test_calibration_on_what_is_judged_is_said(result):
         {"name": "m", "path": "/home/me/model"},
         {"name": "m", "path": "./model"},
         {"name": "m", "path": "model.gguf"},
+        {"name": "m", "path": "outputs/model"},
     ],
 )
-def test_only_a_hub_id_is_a_base_model(result, model):
+def test_only_a_hub_id_is_a_base_model(result, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "model").mkdir(parents=True)
     result.config["model"] = model
     assert "base_model" not in card(result)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pruning.methods.flop.recipe import Recipe
+from pruning.methods.flop.recipe import Embedding, Recipe
 from pruning.methods.method import Method, Plan, Subject
 from pruning.search.search import Guided
 
@@ -33,8 +33,14 @@ class FLOP(Recipe, Method):
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
         """List the projections."""
+        from pruning.models.checkpoint import clusters
         from pruning.models.sites import chosen_linears
 
+        if self.embedding is not Embedding.none and clusters(model):
+            raise ValueError(
+                f"method.embedding={self.embedding}: the embedding of this model is a product "
+                "already: give method.embedding=none, or prune the dense model"
+            )
         return chosen_linears(model, self.modules)
 
     def plan(self, subject: Subject) -> Plan:

@@ -1,0 +1,134 @@
+"""Models whose blocks differ: each part is timed once per level, in a block that has it."""
+
+import pytest
+import torch
+
+from pruning.latency.clock import Timing
+from pruning.latency.elsewhere import Counted, Proxy
+from pruning.latency.profile import NOTHING, profile
+from pruning.methods.dense import Dense
+from pruning.methods.svd import SVD
+from pruning.methods.ziplm import Score
+from pruning.models.modeling_pruned import factorise_
+from pruning.models.shrink import shrink_
+from pruning.models.sites import Kind, blocks, sites
+from pruning.runtimes.calls import end_to_end
+from pruning.runtimes.workload import Phase, Workload
+from pruning.system.cache import Cache
+from tests.families import EVERY, llama
+from tests.latency.test_elsewhere import file
+from tests.latency.test_profile import hardware
+from tests.models.allocations import mixed
+from tests.tiny import ziplm
+
+PHASES = [(f, p) for f in EVERY for p in ("prefill", "decode")]
+
+
+def uneven(family: str = "llama"):
+    """Make a model with fewer heads in block 0, no attention in 1, no FFN in 2."""
+    model = EVERY[family]()
+    return shrink_(model, mixed(model))
+
+
+def true_ms(part: str, level) -> float:
+    """Say what a part costs on the fake clock, alone and within a model alike."""
+    if part == Kind.ATTENTION.value:
+        return 0.4 * level[0] + 0.2 * level[0] * level[1]
+    return 0.05 * level
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_table_of_unequal_blocks_adds_up(monkeypatch, family):
+    """On a fake clock: every site has its own times, whatever block they were taken in."""
+    model = uneven(family)
+    of = sites(model)
+    rest, empty = 3.0, 0.5
+
+    def whole(name: str) -> float:
+        parts = {"no attention": ["attention"], "no FFN": ["ffn"], "neither": ["attention", "ffn"]}
+        gone = parts.get(name, [])
+        left = [s for s in of if s.part not in gone or not s.removable]
+        return rest + sum(true_ms(s.part, s.whole) for s in left)
+
+    def interleaved(calls, *_, **__):
+        found = {}
+        for part, level in calls:
+            if part == NOTHING:
+                ms = empty
+            elif level == 0:
+                ms = whole(part)
+            else:
+                ms = empty + true_ms(part, level)
+            found[part, level] = Timing([ms] * 3)
+        return found
+
+    monkeypatch.setattr("pruning.latency.profile.interleaved", interleaved)
+    table = profile(model, hardware(), of)
+    assert table.rest == pytest.approx(rest)
+    assert table.dense == pytest.approx(whole("dense"))
+    for site in of:
+        assert table.levels(site)[0] == site.whole
+        for level in table.levels(site):
+            expected = 0.0 if level in (0, (0, 0)) else true_ms(site.part, level)
+            assert table.ms(site, level) == pytest.approx(expected)
+    widths = {site.units for site in of if site.kind is Kind.FFN}
+    assert len(widths) > 1
+    assert widths <= set(table.parts["ffn"])
+
+
+@pytest.mark.parametrize(("family", "phase"), PHASES)
+def test_unequal_blocks_are_profiled_on_the_clock(family, phase):
+    model = uneven(family)
+    work = {"phase": Phase.auto if family in ("bert", "roberta", "distilbert") else Phase(phase)}
+    table = profile(model, hardware(**work), sites(model))
+    total = table.total({site: site.whole for site in sites(model)})
+    assert total == pytest.approx(table.dense)
+
+
+def test_parameters_of_unequal_blocks_are_counted_whole(tmp_path):
+    work = {"phase": Phase.auto, "batch": 2, "sequence": 9, "tokens": 4, "alignment": 1}
+    proxy = Proxy("proxy", "cpu", None, **work, of=Counted.parameters)
+    model = uneven()
+    table = proxy.profile(model, sites(model), Cache(tmp_path))
+    norms = sum(
+        p.numel() for n, p in model.named_parameters() if "norm" in n and n != "model.norm.weight"
+    )
+    assert table.dense == sum(p.numel() for p in model.parameters()) - norms
+    table.write(tmp_path / "table.json")
+    again = file(tmp_path / "table.json").profile(model, sites(model), Cache(tmp_path))
+    assert again.dense == table.dense
+    of_dense = proxy.profile(llama(), sites(llama()), Cache(tmp_path))
+    of_dense.write(tmp_path / "dense.json")
+    with pytest.raises(ValueError, match="profile this model on that machine"):
+        file(tmp_path / "dense.json").profile(model, sites(model), Cache(tmp_path))
+
+
+@torch.no_grad()
+def test_products_are_no_sites_and_the_rest_is_cut():
+    model = llama()
+    whole = sites(model)
+    block = blocks(model)[1]
+    for parameter in factorise_(block, "mlp.up_proj", 5).parameters():
+        parameter.normal_(std=0.1)
+    left = sites(model)
+    assert [s for s in whole if s not in left] == [s for s in whole if s.name == "block.1.ffn"]
+    table = profile(model, hardware(), left)
+    assert table.total({site: site.whole for site in left}) == pytest.approx(table.dense)
+    with pytest.raises(ValueError, match="products of two already"):
+        SVD("svd", modules="*", whiten=True).sites(model)
+    for block in blocks(model):
+        for path in ("self_attn.q_proj", "mlp.up_proj"):
+            if hasattr(block.get_submodule(path), "weight"):
+                for parameter in factorise_(block, path, 5).parameters():
+                    parameter.normal_(std=0.1)
+    with pytest.raises(ValueError, match=r"^method=ziplm finds nothing to cut"):
+        ziplm(Score.obs, [0.1]).sites(model)
+    assert Dense("dense", 1.0).sites(model) == []
+    table = profile(model, hardware(), [])
+    assert table.rest == table.dense
+    end_to_end(model, Workload(Phase.prefill, 1, 8))()
+
+
+def test_ranks_are_not_sought_in_unequal_blocks():
+    with pytest.raises(ValueError, match="ranks are sought in blocks that are alike"):
+        SVD("svd", modules="*", whiten=True).sites(uneven())
