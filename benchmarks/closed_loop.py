@@ -20,17 +20,21 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from pruning.experiment import compose
+from pruning.composition import compose
+from pruning.job.closed_loop import meet
 from pruning.latency import clock
 from pruning.latency.clock import Timing, in_turns
 from pruning.latency.grid import heads
 from pruning.latency.local import Local
-from pruning.latency.meet import meet
+from pruning.latency.measurement import Measurement
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.method import Plan
 from pruning.models.sites import Allocation, Kind, Site
-from pruning.results.stopwatch import Stopwatch
+from pruning.runtimes.runtime import Runtime
+from pruning.runtimes.torch_eager import EAGER
+from pruning.runtimes.workload import Phase, Workload
 from pruning.search.knapsack import knapsack
+from pruning.system.stopwatch import Stopwatch
 
 FACTOR, ALLOCATION = 0.05, 0.01  # what the table is off by, log-normal
 DENSE = 130.0  # ms: SmolLM2-135M, 256 tokens, two cores
@@ -68,10 +72,16 @@ class Simulated(Local):
     random: Random = field(default_factory=Random)
     now: Clock = field(default_factory=Clock)
 
-    def compare(
-        self, dense: PreTrainedModel, pruned: PreTrainedModel, confirm: bool = False
+    def measurement(self, model: PreTrainedModel, runtime: Runtime = EAGER) -> Measurement:
+        """Return how stand-ins are timed."""
+        work = Workload(Phase.prefill, self.batch, self.sequence)
+        repeats = self.repetitions, self.alignment, self.noise, self.tolerance, self.rounds
+        return _Clocked(runtime, work, *repeats, self)
+
+    def time(
+        self, dense: PreTrainedModel, pruned: PreTrainedModel, pairs: tuple[int, float]
     ) -> tuple[Timing, Timing]:
-        """Time both, as `Local` does, by the real rules."""
+        """Time both, as on real hardware, by the real rules."""
 
         def passing(model: PreTrainedModel) -> Callable[[], None]:
             assert isinstance(model, StandIn)
@@ -84,7 +94,17 @@ class Simulated(Local):
 
         device = torch.device("meta")  # neither CUDA nor a CPU that others take away
         with patch.multiple(clock, time=self.now, track=lambda rounds, *_, **__: rounds):
-            return in_turns((passing(dense), passing(pruned)), device, *self.pairs(confirm), "")
+            return in_turns((passing(dense), passing(pruned)), device, *pairs, "")
+
+
+@dataclass(frozen=True)
+class _Clocked(Measurement):
+    local: Simulated
+
+    def compare(
+        self, dense: PreTrainedModel, pruned: PreTrainedModel, confirm: bool = False
+    ) -> tuple[Timing, Timing]:
+        return self.local.time(dense, pruned, self.pairs(confirm))
 
 
 class Levels:

@@ -15,16 +15,16 @@ from functools import partial
 import torch
 
 from pruning.calibration.moments import Moments
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.latency.clock import interleaved
 from pruning.latency.local import Local
 from pruning.latency.table import Shapes
-from pruning.methods.flop import FLOP
-from pruning.methods.gates import GatedLowRank
-from pruning.methods.gating import gated_
+from pruning.methods.flop.flop import FLOP
+from pruning.methods.flop.gates import GatedLowRank
+from pruning.methods.flop.gating import gated_
 from pruning.models.sites import projection, weight
 from pruning.models.source import fingerprint
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 
 CLOSED, OPEN = -50.0, 50.0  # log_alpha beyond any noise
 

@@ -14,15 +14,15 @@ import sys
 
 import torch
 
-from pruning.calibration.batch import pack
 from pruning.calibration.moments import Accumulator, Split
-from pruning.calibration.stream import enter
-from pruning.experiment import compose
-from pruning.methods.obs import by_wanda, change, energy, least_squares
-from pruning.methods.solve import HeldOut, choose_ridge
+from pruning.composition import compose
+from pruning.data.batch import pack
+from pruning.models.blockwise import enter
 from pruning.models.sites import Kind, blocks, projection, sites, weight
-from pruning.results.cache import Cache
-from pruning.results.progress import track
+from pruning.solver.obs import by_wanda, change, energy, least_squares
+from pruning.solver.ordering import HeldOut, choose_ridge
+from pruning.system.cache import Cache
+from pruning.system.progress import track
 
 BLOCKS = (5, 15, 25)
 COUNTS = (12_288, 49_152, 196_608)  # calibration tokens

@@ -15,13 +15,12 @@ from statistics import fmean
 
 import torch
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.latency.clock import speedup
-from pruning.latency.local import Local
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Kind, Site, sites
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 
 
 def draw(of: list[Site], table: LatencyTable, generator: random.Random) -> Shapes:
@@ -57,11 +56,11 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     experiment = compose(overrides)
     hardware, cache = experiment.hardware, Cache(experiment.cache)
-    if not isinstance(hardware, Local):
-        parser.error("predictions are measured on hardware=local")
     dense = experiment.model.skeleton(cache, hardware.open(), experiment.task)
+    if (how := hardware.measurement(dense, experiment.runtime)) is None:
+        parser.error("predictions are measured on hardware=local")
     of = sites(dense)
-    table = hardware.profile(dense, of, cache)
+    table = hardware.profile(dense, of, cache, experiment.runtime)
     generator = random.Random(arguments.seed)
     rows = []
     for _ in range(arguments.allocations):
@@ -69,7 +68,7 @@ def main() -> None:
         with torch.no_grad():
             pruned = shrink_(twin(dense), {site: keep(site, left) for site, left in shapes.items()})
         predicted = table.dense / table.total(shapes)
-        measured, doubt = speedup(*hardware.compare(dense, pruned))
+        measured, doubt = speedup(*how.compare(dense, pruned))
         row = {"predicted": predicted, "measured": measured, "stderr": doubt}
         row["error"] = measured / predicted - 1  # of the time
         rows.append({key: round(value, 4) for key, value in row.items()})

@@ -18,12 +18,12 @@ from functools import partial
 
 import torch
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.methods.method import Subject
 from pruning.models.source import fingerprint
-from pruning.results.cache import Cache
-from pruning.results.environment import peaks
-from pruning.results.stopwatch import Stopwatch
+from pruning.system.cache import Cache
+from pruning.system.environment import peaks
+from pruning.system.stopwatch import Stopwatch
 
 METHODS = "ziplm,slimgpt,uniform_ffn,depth,flap,wanda_sp,magnitude,random"
 SOLVES = ("levels", "solve")

@@ -14,14 +14,15 @@ import time
 import torch
 
 from pruning.calibration.moments import Moments
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.methods.leveled import Leveled
-from pruning.methods.levels import Levels
 from pruning.models.source import fingerprint
-from pruning.results.cache import Cache
+from pruning.search.options import Objective
 from pruning.search.problem import pose
-from pruning.search.search import LevelSearch, Objective
+from pruning.search.search import LevelSearch
 from pruning.search.trial import Trial, evaluation_text
+from pruning.solver.levels import Levels
+from pruning.system.cache import Cache
 
 SEARCHES = {
     "uniform": ["search=uniform"],

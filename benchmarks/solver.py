@@ -14,7 +14,7 @@ import time
 import torch
 from torch import Tensor
 
-from pruning.methods.obs import damped, greedy
+from pruning.solver.obs import damped, greedy
 
 
 def rank_one(W: Tensor, H: Tensor, in_place: bool) -> list[int]:

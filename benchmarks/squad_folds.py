@@ -14,10 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pruning.experiment import compose
-from pruning.results.cache import Cache
+from pruning.composition import compose
+from pruning.data.questions import Question
 from pruning.results.result import Result, read
-from pruning.tasks.questions import Question
+from pruning.system.cache import Cache
 
 FINETUNED = ("task.epochs=4", "task.batch=16", "task.rate=0.0002")  # small data, high rate
 

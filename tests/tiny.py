@@ -7,19 +7,20 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from pruning.calibration.batch import Batch
 from pruning.calibration.calibration import Calibration, Target, Weight
 from pruning.calibration.moments import Moments, collect
+from pruning.data.batch import Batch
 from pruning.latency.grid import heads, widths
 from pruning.latency.table import LatencyTable
-from pruning.methods.levels import Levels
 from pruning.methods.method import Subject
 from pruning.methods.plans import LevelsPlan
 from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.sites import projection, sites, weight
-from pruning.results.cache import Cache
-from pruning.results.stopwatch import Stopwatch
-from pruning.search.search import Chooser, NoSearch
+from pruning.search.options import Chooser
+from pruning.search.search import NoSearch
+from pruning.solver.levels import Levels
+from pruning.system.cache import Cache
+from pruning.system.stopwatch import Stopwatch
 
 INF = float("inf")
 

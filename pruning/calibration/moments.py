@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.calibration.batch import Batch
 from pruning.calibration.calibration import Calibration, Weight
 from pruning.calibration.moment import Accumulator, Moment, Split
-from pruning.calibration.stream import State, behind, enter
+from pruning.data.batch import Batch
+from pruning.models.blockwise import State, behind, enter
 from pruning.models.sites import Kind, Site, a_norm, blocks, projection, sub_block, summing_norms
 from pruning.models.sites import weight as matrix
-from pruning.results.cache import Cache
-from pruning.results.progress import track
+from pruning.system.cache import Cache
+from pruning.system.progress import track
 
 NAMES = ("H", "mean", "variance")  # of a moment, on disk
 Outputs = dict[Site, list[Float[Tensor, "tokens rows"]]]  # of a block's sites, per state

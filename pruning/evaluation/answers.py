@@ -13,15 +13,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics.functional.text import squad
 
-from pruning.calibration.batch import Batch
+from pruning.data.batch import Batch
+from pruning.data.questions import Question
 from pruning.evaluation.part import Candidate, Measured, digest_of
-from pruning.evaluation.parts import Answered
-from pruning.results.progress import track
-from pruning.tasks.questions import Question
+from pruning.evaluation.specs import QuestionData
+from pruning.system.progress import track
 from pruning.tasks.windows import windows
 
 
-def evaluate_questions(name: str, task: Answered, candidate: Candidate) -> Measured:
+def evaluate_questions(name: str, task: QuestionData, candidate: Candidate) -> Measured:
     """Return `<task>/exact_match` and `<task>/f1`, means, each with its standard error.
 
     With `task.unanswerable` the same over the questions with an answer, `HasAns_...`, and over
@@ -64,7 +64,9 @@ def judge(question: Question, answer: str) -> dict[str, float]:
 
 
 @torch.no_grad()
-def answers(name: str, task: Answered, asked: list[Question], candidate: Candidate) -> list[str]:
+def answers(
+    name: str, task: QuestionData, asked: list[Question], candidate: Candidate
+) -> list[str]:
     """Return the span of each context that the model scores highest, over all its windows.
 
     With `task.unanswerable`, `""` where the model rather says that there is none.

@@ -11,12 +11,12 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from pruning.evaluation.part import Candidate, Measured, digest_of
-from pruning.evaluation.parts import Judged, Metric
+from pruning.evaluation.specs import LabelledData, Metric
 from pruning.models.sites import positions
-from pruning.results.progress import track
+from pruning.system.progress import track
 
 
-def evaluate_labelled(name: str, task: Judged, candidate: Candidate) -> Measured:
+def evaluate_labelled(name: str, task: LabelledData, candidate: Candidate) -> Measured:
     """Return `<task>/<metric>`, for accuracy with its standard error and its chance.
 
     That is the accuracy of always saying the most frequent class.
@@ -37,7 +37,7 @@ def evaluate_labelled(name: str, task: Judged, candidate: Candidate) -> Measured
 
 @torch.no_grad()
 def predict(
-    name: str, task: Judged, rows: list[dict], candidate: Candidate
+    name: str, task: LabelledData, rows: list[dict], candidate: Candidate
 ) -> Float[np.ndarray, "rows classes"]:
     """Return the logits of every row, in order; texts beyond the model's positions are cut."""
     found, model, batch = [], candidate.model, candidate.batch

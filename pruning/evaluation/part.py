@@ -9,8 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from pruning.files import local
-from pruning.results.cache import Cache, file_sha256
+from pruning.data.files import local
+from pruning.system.cache import Cache, file_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

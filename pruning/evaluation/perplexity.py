@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pruning.calibration.bos import Encoder
-from pruning.results.progress import track
+from pruning.data.bos import Encoder
+from pruning.system.progress import track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

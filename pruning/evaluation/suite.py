@@ -14,34 +14,38 @@ from omegaconf import MISSING
 
 from pruning.evaluation.part import Candidate, Measured, Part
 from pruning.evaluation.parts import PERPLEXITY, Answered, Documents, Judged, Perplexity
-from pruning.results.cache import Cache, digest
-from pruning.results.result import to_json
+from pruning.system.cache import Cache, digest
+from pruning.system.files import to_json
+from pruning.system.options import Options
 from pruning.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from pruning.calibration.batch import Row
+    from pruning.data.batch import Row
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Suite:
+class Suite(Options):
     """A text for token perplexity and lm-eval tasks, or labelled texts, or questions."""
 
-    name: str = MISSING
-    perplexity: Perplexity | None = MISSING
-    tasks: dict[str, Documents] = MISSING  # lm-eval's name of the task -> its documents
-    labelled: dict[str, Judged] = MISSING  # for classifiers: a name -> its rows
-    limit: int | None = MISSING  # documents or rows per task; null: all
-    batch: int = MISSING  # sequences per forward pass
+    where = "suite"
+    name: str = MISSING  # that metrics begin with
+    perplexity: Perplexity | None = None  # of a text, token by token
+    # lm-eval's name of the task -> its documents
+    tasks: dict[str, Documents] = field(default_factory=dict)
+    labelled: dict[str, Judged] = field(default_factory=dict)  # for classifiers: a name -> its rows
+    limit: int | None = None  # documents or rows per task; null: all
+    batch: int = 8  # sequences per forward pass
     questions: dict[str, Answered] = field(default_factory=dict)  # for readers, likewise
     seed: int | None = None  # of which ones `limit` takes; null: from the beginning
     samples: int = 0  # documents of each task of lm-eval that samples.jsonl shows
     average: list[str] = field(default_factory=list)  # lm-eval tasks to take the mean over
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.limit, int) and self.limit < 1:
             raise ValueError(f"suite.limit={self.limit} must be at least 1, or null for all")
         if isinstance(self.batch, int) and self.batch < 1:
@@ -136,7 +140,7 @@ class Suite:
         self, rows: "Sequence[Row]", tokenizer: "PreTrainedTokenizerBase", cache: Cache
     ) -> dict[str, float]:
         """Return the share of the rows that hold some of what a part asks, where any do."""
-        from pruning.calibration.batch import digest_rows
+        from pruning.data.batch import digest_rows
 
         identity = [digest_rows(rows), _tokenizer_digest(tokenizer)]
         shares = {
@@ -230,7 +234,7 @@ def _share(
     identity: list[str],
 ) -> float:
     """Compare rows with one part, or find that in the cache; `identity`: of rows and tokenizer."""
-    from pruning.calibration.overlap import holding
+    from pruning.data.contamination import holding
 
     def build(directory: Path) -> None:
         special: list[int] = tokenizer.all_special_ids  # type: ignore[assignment]

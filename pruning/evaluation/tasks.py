@@ -25,14 +25,14 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from pruning.evaluation.documents import documents, replace_documents
 from pruning.evaluation.part import Candidate, Measured, digest_of
-from pruning.evaluation.parts import Documents
-from pruning.results.cache import Cache
+from pruning.evaluation.specs import LmEvalData
+from pruning.system.cache import Cache
 
 TASKS = Path(lm_eval.__file__).parent / "tasks"
 BOOTSTRAP = 100  # resamplings for the few metrics whose standard error has no closed form
 
 
-def evaluate_task(name: str, task: Documents, candidate: Candidate) -> Measured:
+def evaluate_task(name: str, task: LmEvalData, candidate: Candidate) -> Measured:
     """Return `<task>/<metric>` of one task of lm-eval, or of a folder or group of them."""
     with quiet():
         members, where = expand(name, task), f"suite.tasks.{name}"
@@ -116,7 +116,7 @@ def _check_answer(task: Any, where: str) -> None:
             )
 
 
-def check(task: Documents, where: str, cache: Cache) -> None:
+def check(task: LmEvalData, where: str, cache: Cache) -> None:
     """Raise ValueError where the documents of a task cannot be had; `where` is its config path."""
     with quiet(), tempfile.TemporaryDirectory() as scratch:
         for of, member in expand(where.rpartition(".")[2], task).items():
@@ -127,7 +127,7 @@ def check(task: Documents, where: str, cache: Cache) -> None:
                     documents(member, option, cache, where)
 
 
-def texts(name: str, task: Documents, cache: Cache) -> list[str]:
+def texts(name: str, task: LmEvalData, cache: Cache) -> list[str]:
     """Return all texts in the documents that a task evaluates on, each once."""
     found: dict[str, None] = {}
 
@@ -147,7 +147,7 @@ def texts(name: str, task: Documents, cache: Cache) -> list[str]:
     return list(found)
 
 
-def expand(name: str, task: Documents) -> dict[str, Documents]:
+def expand(name: str, task: LmEvalData) -> dict[str, LmEvalData]:
     """Return the single tasks of lm-eval that one task of a suite stands for, itself as a rule.
 
     With `folder` these are all in that folder of lm-eval's tasks; `{dataset_name}` in a path is
@@ -209,7 +209,7 @@ def metric_name(key: str) -> str:
     return metric if filtered == "none" else f"{filtered}_{metric}"
 
 
-def load_all(members: dict[str, Documents], cache: Cache, where: str) -> dict[str, Any]:
+def load_all(members: dict[str, LmEvalData], cache: Cache, where: str) -> dict[str, Any]:
     """Return what lm-eval loads for several tasks, as one."""
     found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     with tempfile.TemporaryDirectory() as scratch:
@@ -220,7 +220,7 @@ def load_all(members: dict[str, Documents], cache: Cache, where: str) -> dict[st
     return found
 
 
-def load(name: str, task: Documents, cache: Cache, scratch: Path, where: str) -> dict[str, Any]:
+def load(name: str, task: LmEvalData, cache: Cache, scratch: Path, where: str) -> dict[str, Any]:
     """Return what lm-eval's TaskManager loads for one task, its documents in memory.
 
     `where` is the config path that errors name.
@@ -248,7 +248,7 @@ def load(name: str, task: Documents, cache: Cache, scratch: Path, where: str) ->
         ) from error
 
 
-def load_group(name: str, task: Documents) -> dict[str, Any]:
+def load_group(name: str, task: LmEvalData) -> dict[str, Any]:
     """Return a group or tag of lm-eval, with the documents that lm-eval has for it."""
     if task.path is not None:
         raise ValueError(

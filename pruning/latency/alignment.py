@@ -7,10 +7,10 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from pruning.latency.clock import Timing, interleaved
-from pruning.latency.phases import of_block, resized
+from pruning.latency.measurement import Measurement
 from pruning.latency.shapes import largest
-from pruning.latency.workload import Workload
 from pruning.models.sites import Kind, Site, sites
+from pruning.runtimes.calls import resized
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ CANDIDATES = (8, 16, 32, 64, 128, 256)
 GOOD = 0.03  # a width may take this share longer than at the best alignment
 
 
-def aligned(model: PreTrainedModel, of: Sequence[Site], work: Workload, repetitions: int) -> int:
+def aligned(model: PreTrainedModel, of: Sequence[Site], how: Measurement) -> int:
     """Return the finest alignment that costs nothing: no more than a coarser one.
 
     Of each candidate the width is timed, in a block without attention, that is a multiple of it and
@@ -34,12 +34,12 @@ def aligned(model: PreTrainedModel, of: Sequence[Site], work: Workload, repetiti
     at = {step: width(units, step) for step in CANDIDATES if 8 * step <= min(least, units)}
     if not at:
         return 1
-    call = of_block(model, work)
+    call = how.runtime.block(model, how.work)
     calls = {
         of: call(resized(model, 0, 0, of, ffn.block), ffn.block)
         for of in (*at.values(), units // 2, units)
     }
-    timings = interleaved(calls, model.device, repetitions, "profile: alignment")
+    timings = interleaved(calls, model.device, how.repetitions, "profile: alignment")
     chosen = finest(at, timings, units)
     log.info("profile: FFN widths and ranks are multiples of %d", chosen)
     return chosen

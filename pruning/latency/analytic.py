@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from pruning.latency.grid import Levels, Shape, monotone
 from pruning.latency.shapes import by_part, levels, spent
 from pruning.latency.table import LatencyTable
-from pruning.latency.workload import Phase, Workload
 from pruning.models.modeling_pruned import ranks
 from pruning.models.sites import Kind, Site, architecture, blocks, sites, weight
+from pruning.runtimes.workload import Phase, Workload
 
 NORM = 6  # kernels of an RMSNorm in eager PyTorch: cast, square, mean, rsqrt, two products
 ROTARY = 10  # kernels that rotate queries and keys

@@ -10,11 +10,11 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from pruning.latency.grid import Levels, widths
-from pruning.latency.phases import randomised_
 from pruning.latency.table import Shapes
 from pruning.models.modeling_pruned import block_shape, factorise_, resize_block_
 from pruning.models.shrink import twin
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
+from pruning.runtimes.calls import randomised_
 
 SHARE = 4  # the rank of projections in an anchor is a full one over this
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from pruning.results.progress import track
+from pruning.system.progress import track
 
 log = logging.getLogger(__name__)
 

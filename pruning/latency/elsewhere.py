@@ -1,15 +1,17 @@
 """Hardware that is not here: tables from files, rooflines, proxies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
 
-from pruning.files import local
+from pruning.data.files import local
 from pruning.latency.hardware import Hardware, Working, at_least
-from pruning.results.cache import Cache
+from pruning.runtimes.runtime import Runtime
+from pruning.runtimes.torch_eager import EAGER
+from pruning.system.cache import Cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,16 +23,23 @@ if TYPE_CHECKING:
 
 @dataclass
 class File(Hardware):
-    """A table that `python -m pruning.profile` wrote, here or on another machine."""
+    """A table that `python -m pruning profile` wrote, here or on another machine."""
 
+    name: str = "file"
     path: str = MISSING  # of a table; or a pattern, of tables that differ in the batch alone
-    batch: int | None = MISSING  # sequences at once, between those of the tables; null: the table's
+    batch: int | None = None  # sequences at once, between those of the tables; null: the table's
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "batch")
 
-    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+    def profile(
+        self,
+        model: "PreTrainedModel",
+        of: "list[Site]",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> "LatencyTable":
         """Read the table, or interpolate tables; ValueError where none is of these shapes."""
         from pruning.latency.imported import at_batch, read
 
@@ -69,20 +78,27 @@ class Roofline(Working):
     Williams, Waterman, Patterson: Roofline, CACM 2009.
     """
 
-    flops: dict[str, float] = MISSING  # peak per second, by dtype
+    name: str = "roofline"
+    flops: dict[str, float] = field(default_factory=dict)  # peak per second, by dtype
     bandwidth: float = MISSING  # of the memory, bytes per second
     launch: float = MISSING  # seconds per kernel: an assumption
-    dtype: str | None = MISSING  # of the weights there; null: as here
-    source: str = MISSING  # of the numbers
+    dtype: str | None = None  # of the weights there; null: as here
+    source: str = MISSING  # where the numbers are from
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("bandwidth", "launch"):
-            value = getattr(self, field)
+        for name in ("bandwidth", "launch"):
+            value = getattr(self, name)
             if isinstance(value, float) and value < 0:
-                raise ValueError(f"hardware.{field}={value} must not be negative")
+                raise ValueError(f"hardware.{name}={value} must not be negative")
 
-    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+    def profile(
+        self,
+        model: "PreTrainedModel",
+        of: "list[Site]",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> "LatencyTable":
         """Estimate every level; ValueError for a dtype without a peak."""
         from pruning.latency.analytic import estimate
 
@@ -114,9 +130,15 @@ class Counted(StrEnum):
 class Proxy(Working):
     """No time at all: for ablations, parameters or floating-point operations in its place."""
 
-    of: Counted = MISSING
+    of: Counted = MISSING  # what is counted
 
-    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+    def profile(
+        self,
+        model: "PreTrainedModel",
+        of: "list[Site]",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> "LatencyTable":
         """Count every level."""
         from pruning.latency.analytic import estimate
 

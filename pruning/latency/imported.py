@@ -23,7 +23,7 @@ def read(path: Path, of: Sequence[Site]) -> LatencyTable:
     except (OSError, TypeError, KeyError, IndexError, ValueError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{where} is no latency table ({error}): give a JSON file that `python -m "
-            "pruning.profile` wrote, or a text file with base, prunable, attention and fc"
+            "pruning profile` wrote, or a text file with base, prunable, attention and fc"
         ) from error
 
 

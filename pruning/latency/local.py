@@ -1,21 +1,20 @@
 """`hardware=local`: this machine, measured."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from omegaconf import MISSING
+from typing import TYPE_CHECKING, Any
 
 from pruning.latency.hardware import Working, at_least
-from pruning.latency.workload import Phase, Workload
-from pruning.results.cache import Cache, digest
-from pruning.results.turns import alone
+from pruning.runtimes.runtime import Runtime
+from pruning.runtimes.torch_eager import EAGER
+from pruning.system.cache import Cache, digest
+from pruning.system.device_locks import alone
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pruning.latency.clock import Timing
+    from pruning.latency.measurement import Measurement
     from pruning.latency.table import LatencyTable
     from pruning.models.sites import Site
 
@@ -26,13 +25,14 @@ NAMES = {"architectures", "auto_map", "id2label", "label2id", "_name_or_path", "
 class Local(Working):
     """A device of this machine: parts of a block are profiled, whole models are measured."""
 
-    measures = True
-    alignment: int | None = MISSING  # type: ignore[assignment]  # null: found by measuring
-    compile: bool = MISSING  # time what torch.compile makes of the models
-    repetitions: int = MISSING  # interleaved measurements of everything that is timed
-    tolerance: float = MISSING  # accepted distance of measured from target speedup
-    rounds: int = MISSING  # measure-and-correct rounds at most
-    noise: float | None = MISSING  # refuse a profile that is known less well than this; null: none
+    name: str = "local"
+    # FFN widths and ranks are multiples of this, less those slower than a wider one; null: measured
+    alignment: int | None = 32  # type: ignore[assignment]
+    repetitions: int = 12  # interleaved measurements of each level, and at least of each model
+    tolerance: float = 0.02  # measured speedup may be off the target by this share
+    rounds: int = 4  # prune, measure, correct: at most so often
+    # refuse a profile of which a level is known less well, as a share of its part; null: never
+    noise: float | None = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,50 +41,44 @@ class Local(Working):
             raise ValueError(f"hardware.tolerance={self.tolerance} must lie between 0 and 1")
         if isinstance(self.noise, float) and not 0 < self.noise < 1:
             raise ValueError(f"hardware.noise={self.noise} must lie between 0 and 1, or be null")
-        if self.compile is True and self.phase is Phase.generate:
-            raise ValueError(
-                "hardware.compile=true does not go with hardware.phase=generate, whose loop is not "
-                "compiled: choose prefill or decode"
-            )
 
-    def workload(self, model: "PreTrainedModel") -> Workload:
-        """Return the work in full, compiled or not; ValueError where it cannot be done."""
-        return replace(super().workload(model), compile=self.compile)
-
-    def profile(self, model: "PreTrainedModel", of: "list[Site]", cache: Cache) -> "LatencyTable":
+    def profile(
+        self,
+        model: "PreTrainedModel",
+        of: "list[Site]",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> "LatencyTable":
         """Time what the sites have at every level, once per shape and environment."""
         from pruning.latency.profile import profile
         from pruning.latency.table import LatencyTable
 
+        how = self.measurement(model, runtime)
+
         def build(directory: Path) -> None:
             with alone(model.device):
-                profile(model, self, of).write(directory / "table.json")
+                profile(model, how, of).write(directory / "table.json")
 
-        entry = cache.stage("profile", self._identity(model, of), build)
+        entry = cache.stage("profile", self._identity(model, of, how), build)
         return LatencyTable.read(entry / "table.json")
 
-    def compare(
-        self, dense: "PreTrainedModel", pruned: "PreTrainedModel", confirm: bool = False
-    ) -> "tuple[Timing, Timing]":
-        """Time both models end to end, interleaved; longer to confirm what was chosen."""
-        from pruning.latency.profile import compare
+    def measurement(self, model: "PreTrainedModel", runtime: Runtime = EAGER) -> "Measurement":
+        """Return how models are timed on it; ValueError where it cannot do the work."""
+        from pruning.latency.measurement import Measurement
 
-        with alone(dense.device):
-            return compare(dense, pruned, self, confirm)
+        work = self.workload(model)
+        repeats = self.repetitions, self.alignment, self.noise, self.tolerance, self.rounds
+        return Measurement(runtime, work, *repeats)
 
-    def pairs(self, confirm: bool) -> tuple[int, float]:
-        """Return the least number of pairs to time, and the standard error at which they do.
-
-        The error is a share of the speedup: half the tolerance, and a quarter of it to confirm.
-        """
-        if confirm:
-            return 2 * self.repetitions, self.tolerance / 4
-        return self.repetitions, self.tolerance / 2
-
-    def _identity(self, model: "PreTrainedModel", of: "list[Site]") -> dict:
+    def _identity(
+        self, model: "PreTrainedModel", of: "list[Site]", how: "Measurement"
+    ) -> dict[str, Any]:
         """Return what a profile depends on: class, config, shapes, precision, work, machine."""
-        from pruning.results.environment import machine
+        from pruning.system.environment import machine
 
+        runtime = how.runtime
+        # eager PyTorch is told by the environment alone
+        engine = [] if runtime == EAGER else [runtime.name, runtime.version]
         config = json.loads(model.config.to_json_string(use_diff=False))
         shapes = {name: [*tensor.shape] for name, tensor in model.state_dict().items()}
         return {
@@ -94,7 +88,7 @@ class Local(Working):
             "shapes": digest(shapes),
             "sites": [str(site) for site in of],
             "precision": [model.config._attn_implementation, str(model.dtype)],
-            "setting": [str(model.device), str(self.workload(model)), self.threads],
+            "setting": [str(model.device), str(how.work), self.threads, *engine],
             # a table that noise may have spoilt is none for those who would have refused it
             "measurement": [self.repetitions, self.alignment, self.noise is None],
             "environment": machine(),

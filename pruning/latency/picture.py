@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pruning.latency.grid import offered
 from pruning.latency.table import LatencyTable, text
-from pruning.results.drawing import svg
+from pruning.system.drawing import svg
 
 
 def tables(table: LatencyTable, title: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -11,26 +11,26 @@ from transformers import PreTrainedModel
 from pruning.latency import shapes
 from pruning.latency.alignment import aligned
 from pruning.latency.anchors import anchors, scales
-from pruning.latency.clock import Timing, in_turns, interleaved
+from pruning.latency.clock import Timing, interleaved
 from pruning.latency.grid import Levels, Shape, monotone
-from pruning.latency.local import Local
-from pruning.latency.phases import Call, end_to_end, of_block, randomised_, resized
+from pruning.latency.measurement import Measurement
 from pruning.latency.shapes import by_part, largest, spent
 from pruning.latency.table import LatencyTable, combine, text
-from pruning.latency.workload import Phase, Workload
 from pruning.models.modeling_pruned import factorise_
 from pruning.models.sites import Kind, Site, blocks, projection, weight
-from pruning.results.environment import environment
+from pruning.runtimes.calls import randomised_, resized
+from pruning.runtimes.runtime import Call, Runtime
+from pruning.runtimes.workload import Phase, Workload
+from pruning.system.environment import environment
 
 log = logging.getLogger(__name__)
 
 NOTHING = ""  # the part of a block that is left when both halves are gone
 OFTEN = 5  # times that what is fast is timed in a round
-NOISY = 1.2  # p90/p50 beyond which a timing deserves a warning
 Name = tuple[str, Shape]  # a part of a block at a level; or an anchor by its name, and 0
 
 
-def profile(model: PreTrainedModel, hardware: Local, of: list[Site]) -> LatencyTable:
+def profile(model: PreTrainedModel, how: Measurement, of: list[Site]) -> LatencyTable:
     """Time the parts of blocks at every level and a few whole models, all interleaved.
 
     `of` are the sites of all blocks, which may differ. A sub-block is timed as a block whose other
@@ -38,45 +38,44 @@ def profile(model: PreTrainedModel, hardware: Local, of: list[Site]) -> LatencyT
     part takes longer or shorter than within a model, by a factor that is much the same at all its
     levels: it is chosen such that the table explains whole models without attention, without FFNs,
     without both. What the dense model takes beyond its parts is the rest. Widths and ranks are
-    multiples of `hardware.alignment`, or of what is found to run well. A phase that consists of
+    multiples of `how.alignment`, or of what is found to run well. A phase that consists of
     others has the sum of their tables.
 
-    ValueError where the times are known less well than `hardware.noise`.
+    ValueError where the times are known less well than `how.noise`.
     """
-    work = hardware.workload(model)
-    if work.compile and any(site.kind is Kind.LINEAR for site in of):
+    work, runtime = how.work, how.runtime
+    if not runtime.projections and any(site.kind is Kind.LINEAR for site in of):
         raise ValueError(
-            "hardware.compile=true is for methods that cut blocks: a projection compiled by itself "
-            "costs more than in its block; give hardware.compile=false, or another method"
+            f"runtime={runtime.name} is for methods that cut blocks: a projection by itself costs "
+            "more there than in its block; give runtime=torch, or another method"
         )
     steps = work.steps()
-    alignment = hardware.alignment or max(
-        aligned(model, of, step, hardware.repetitions) for _, step in steps
-    )
-    tables = [(count, _profile(model, hardware, of, step, alignment)) for count, step in steps]
+    alignment = how.alignment or max(aligned(model, of, replace(how, work=s)) for _, s in steps)
+    tables = [(n, _profile(model, replace(how, work=step), of, alignment)) for n, step in steps]
     if work.phase is not Phase.generate:
         return tables[0][1]
-    found = combine(tables, asdict(work))
-    call = {work.phase: end_to_end(model, work)}
-    whole = interleaved(call, model.device, hardware.repetitions, "profile: whole")[work.phase]
+    found = combine(tables, asdict(work) | {"runtime": runtime.name})
+    call = {work.phase: runtime.end_to_end(model, work)}
+    whole = interleaved(call, model.device, how.repetitions, "profile: whole")[work.phase]
     found.rest += whole.p50 - found.dense
     found.dense = whole.p50
     return found
 
 
 def _profile(
-    model: PreTrainedModel, hardware: Local, of: list[Site], work: Workload, alignment: int
+    model: PreTrainedModel, how: Measurement, of: list[Site], alignment: int
 ) -> LatencyTable:
+    work, runtime = how.work, how.runtime
     calls: dict[Name, Call] = {}
     whole = anchors(model, of, alignment)
     for anchor in whole:
-        calls[anchor.name, 0] = end_to_end(anchor.model, work)
-    calls |= levels(model, of, work, alignment)
-    options = {"strict": hardware.noise is not None, "most": OFTEN}
+        calls[anchor.name, 0] = runtime.end_to_end(anchor.model, work)
+    calls |= levels(model, of, runtime, work, alignment)
+    options = {"strict": how.noise is not None, "most": OFTEN}
     what = f"profile: {work.phase}"
-    timings = interleaved(calls, model.device, hardware.repetitions, what, **options)
-    if hardware.noise is not None:
-        _refuse_noise(timings, hardware.noise)
+    timings = interleaved(calls, model.device, how.repetitions, what, **options)
+    if how.noise is not None:
+        _refuse_noise(timings, how.noise)
     ends = {anchor.name: timings.pop((anchor.name, 0)) for anchor in whole}
 
     parts: dict[str, Levels] = {}
@@ -104,6 +103,7 @@ def _profile(
         dense=dense,
         setting=asdict(work)
         | {
+            "runtime": runtime.name,
             "alignment": alignment,
             "dtype": str(model.dtype).removeprefix("torch."),
             "attention": model.config._attn_implementation,
@@ -137,10 +137,10 @@ def within(
 
 
 def levels(
-    model: PreTrainedModel, of: Sequence[Site], work: Workload, alignment: int
+    model: PreTrainedModel, of: Sequence[Site], runtime: Runtime, work: Workload, alignment: int
 ) -> dict[Name, Call]:
     """Return a call per part and level, and one for a block of which nothing is left."""
-    call = of_block(model, work)
+    call = runtime.block(model, work)
 
     def alone(site: Site, rank: int) -> Call:
         shrunk = deepcopy(blocks(model)[site.block])
@@ -196,22 +196,4 @@ def break_even(
             faster = max((r for r in table.levels(site) if r != site.units), default=0)
             smaller = (rows * columns - 1) // (rows + columns)
             found[site.module] = {"full": site.units, "smaller": smaller, "faster": faster}
-    return found
-
-
-def compare(
-    dense: PreTrainedModel, pruned: PreTrainedModel, hardware: Local, confirm: bool = False
-) -> tuple[Timing, Timing]:
-    """Time both models end to end in turns, as often as `hardware.pairs` asks for."""
-    work = hardware.workload(dense)
-    calls = end_to_end(dense, work), end_to_end(pruned, work)
-    found = in_turns(calls, dense.device, *hardware.pairs(confirm), "measure: end to end")
-    for name, timing in zip(("dense", "pruned"), found, strict=True):
-        if timing.spread > NOISY:
-            log.warning(
-                "end-to-end time of the %s model: p90/p50 is %.2f; other work on this machine "
-                "disturbs the measurement",
-                name,
-                timing.spread,
-            )
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from pruning.latency.grid import Levels, Shape, contains, offered
 from pruning.models.sites import Allocation, Site, shape
-from pruning.results.result import write_text
+from pruning.system.files import write_text
 
 Shapes = dict[Site, Shape]  # what is left of every site
 
@@ -39,6 +39,12 @@ class LatencyTable:
     raw: dict[str, list[float]] = field(default_factory=dict)  # every time taken, in ms
     quantiles: dict[str, list[float]] = field(default_factory=dict)  # of raw: p25, p50, p75, p90
     lowered: dict[str, float] = field(default_factory=dict)  # of parts
+
+    @property
+    def runtime(self) -> str:
+        """Return what executed the models; older tables say whether they were compiled."""
+        older = "torch_compile" if self.setting.get("compile") else "torch"
+        return self.setting.get("runtime", older)
 
     def ms(self, site: Site, level: Shape) -> float:
         """Return the milliseconds of a site."""

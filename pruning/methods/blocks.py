@@ -7,14 +7,14 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.calibration.batch import Batch
-from pruning.calibration.stream import enter
+from pruning.data.batch import Batch
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.method import Plan
+from pruning.models.blockwise import enter
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Allocation, blocks, sites
-from pruning.results.cache import Cache
-from pruning.results.progress import track
+from pruning.system.cache import Cache
+from pruning.system.progress import track
 
 
 class Blocks(Plan):

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
-    from pruning.methods.levels import Levels, SiteLevels
     from pruning.models.sites import Site
+    from pruning.solver.levels import Levels, SiteLevels
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Leveled(Method):
 
     def levels(self) -> "type[Levels]":
         """Return what makes models of the levels."""
-        from pruning.methods.levels import Levels
+        from pruning.solver.levels import Levels
 
         return Levels
 

@@ -1,26 +1,19 @@
-"""What methods do once shapes are chosen: from levels, or block by block along a schedule."""
+"""What methods with levels do once shapes are chosen."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Target
-from pruning.calibration.moments import Split
-from pruning.latency.table import Shape, Shapes
-from pruning.methods.levels import Levels
+from pruning.latency.table import Shapes
 from pruning.methods.method import Plan, Subject
-from pruning.methods.obs import Removal, batched, by_wanda, greedy
 from pruning.methods.sequential import sequential
-from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
-from pruning.methods.solve import kept_units
-from pruning.models.shrink import shrink_, twin
-from pruning.models.sites import Allocation, Site, sites
-from pruning.search.schedule import chooser, every_shape, shapes
-from pruning.search.search import Chooser, Schedule
+from pruning.models.sites import Allocation
+from pruning.search.options import Chooser
+from pruning.solver.levels import Levels
 
 Keep = Bool[Tensor, " units"]
 
@@ -64,71 +57,3 @@ class LevelsPlan(Plan):
 
     def _chosen(self, shapes: Shapes) -> list[int]:
         return [of.shapes.index(shapes[site]) for site, of in self.levels.items()]
-
-
-class SchedulePlan(Plan):
-    """SlimGPT at any scale of its schedule."""
-
-    costly = True
-
-    def __init__(
-        self,
-        method: SlimGPT,
-        subject: Subject,
-        choose: Callable[[float], Shapes | None],
-        given: Shapes | None,
-    ):
-        self.method, self.subject = method, subject
-        self._choose, self.given = choose, given
-
-    @classmethod
-    def of(cls, method: SlimGPT, subject: Subject) -> "SchedulePlan":
-        """Prepare the schedule."""
-        search, table = subject.search, subject.table
-        assert isinstance(search, Schedule)
-        of = sites(subject.dense)
-        given = None
-        if method.ratio is not None:
-            given = shapes(search, {site: every_shape(site) for site in of}, method.ratio)
-        choose = chooser(search, {site: table.levels(site) for site in of}, table.total)
-        return cls(method, subject, choose, given)
-
-    def choose(self, budget: float) -> Shapes | None:
-        """Return the shapes of the least ratios that fit a budget."""
-        return self._choose(budget)
-
-    @torch.no_grad()
-    def draft(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
-        """Cut the last units of every site: as fast as the model to come, and as large."""
-        allocation = {site: _first(site, shape) for site, shape in shapes.items()}
-        return shrink_(twin(self.subject.dense), allocation), allocation
-
-    def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
-        """Prune block after block, each on what the pruned ones before it give."""
-
-        def decide(site: Site, W: Float[Tensor, "rows columns"], split: Split) -> Keep:
-            H, damp = split.all.H, self.method.damp
-            return kept_units(site, W, H, [shapes[site]], self._remove, damp)[0]
-
-        return sequential(self.subject, self.method.ridges, decide)
-
-    def _remove(
-        self, W: Tensor, H: Tensor, width: int, steps: int, partition: Tensor | None
-    ) -> Removal:
-        if width == 1 and self.method.ffn_score is ChannelScore.wanda:
-            return by_wanda(W, H, width, steps, partition)
-        damp = self.method.damp
-        if width == 1:
-            return batched(W, H, self.method.group_sizes(steps), damp)
-        grouped = self.method.score is HeadScore.grouped_cholesky
-        return greedy(W, H, width, steps, partition, damp, grouped_cholesky=grouped)
-
-
-def _first(site: Site, shape: Shape) -> Keep:
-    """Keep the first units: channels, or heads of the first KV groups."""
-    keep = torch.zeros(site.groups, site.heads_per_group, dtype=torch.bool)
-    if isinstance(shape, tuple):
-        keep[: shape[0], : shape[1]] = True
-    else:
-        keep[:, :shape] = True
-    return keep.flatten()

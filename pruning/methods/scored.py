@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
-    from pruning.methods.levels import SiteLevels
     from pruning.models.sites import Site
+    from pruning.solver.levels import SiteLevels
 
 
 @dataclass
@@ -31,6 +31,26 @@ class Scored(Leveled):
         self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
         """Order the units by score; judge every level by held-out error."""
-        from pruning.methods.solve import scored_levels
+        import torch
 
-        return scored_levels(self, site, W, split, shapes)
+        from pruning.calibration.moments import Moment
+        from pruning.solver.levels import SiteLevels
+        from pruning.solver.obs import Removal, by_score
+        from pruning.solver.ordering import NO_UPDATE, HeldOut, check_finite, kept_units
+
+        check_finite(site, W, split)
+        W = W.to(split.fit.H.dtype)
+
+        def remove(
+            W: "Tensor", H: "Tensor", width: int, steps: int, partition: "Tensor | None"
+        ) -> Removal:
+            return by_score(self.score(site, W, H), width, steps, partition)
+
+        def order(moment: Moment) -> "list[Tensor]":
+            H = moment.covariance if self.centred else moment.H
+            return kept_units(site, W, H, shapes, remove, NO_UPDATE)
+
+        judge = HeldOut(site, W, split, self.bias)
+        losses = [judge([keep], NO_UPDATE) for keep in order(split.fit)]
+        final = torch.stack(order(split.all))
+        return SiteLevels(list(shapes), final, losses, NO_UPDATE, type(self).__name__, self.bias)

@@ -9,10 +9,8 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Split, block_moments, outputs
-from pruning.calibration.stream import enter
 from pruning.methods.method import Subject
-from pruning.methods.obs import least_squares
-from pruning.methods.solve import HeldOut, check_finite, choose_ridge
+from pruning.models.blockwise import enter
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import (
     Allocation,
@@ -23,7 +21,9 @@ from pruning.models.sites import (
     sites,
     weight,
 )
-from pruning.results.progress import track
+from pruning.solver.obs import least_squares
+from pruning.solver.ordering import HeldOut, check_finite, choose_ridge
+from pruning.system.progress import track
 
 Keep = Bool[Tensor, " units"]
 

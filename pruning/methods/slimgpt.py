@@ -1,13 +1,22 @@
 """SlimGPT: sequential structured pruning by batched greedy OBS (arXiv:2412.18110)."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
-
-from omegaconf import MISSING
+from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.method import Method, Plan, Subject
 from pruning.search.search import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from pruning.calibration.moments import Split
+    from pruning.latency.table import Shape, Shapes
+    from pruning.models.sites import Allocation, Site
+    from pruning.solver.obs import Removal
 
 
 class HeadScore(StrEnum):
@@ -37,24 +46,29 @@ class SlimGPT(Method):
     searches: ClassVar[type[Schedule]] = Schedule
     dial: ClassVar[str] = "ratio"
 
-    ratio: float | None = MISSING  # mean share of every block to remove; null: as speedup asks
-    score: HeadScore = MISSING
-    ffn_score: ChannelScore = MISSING
-    largest: int = MISSING  # channels that leave together, at most
-    smallest: int = MISSING  # and at least
-    decay: int = MISSING  # a group has half of what is left of the last one without these
-    damp: float = MISSING  # ridge of the scores, a share of each input's energy
-    ridges: list[float] = MISSING  # candidates for the ridge of the update, ascending; .inf allowed
+    name: str = "slimgpt"
+    ratio: float | None = None  # mean share of every block to remove; then speedup=null
+    score: HeadScore = HeadScore.exact  # order of the heads
+    ffn_score: ChannelScore = ChannelScore.obs  # order of the FFN channels
+    largest: int = 1024  # FFN channels that leave together, at most
+    smallest: int = 64  # and at least; the paper's text ends at 8
+    decay: int = 512  # a group has half the size of the one before, less half of this
+    damp: float = 0.01  # ridge of the scores, as a share of each input's energy
+    # candidates for the ridge of the update, ascending; per site by held-out error
+    ridges: list[float] = field(
+        default_factory=lambda: [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, math.inf]
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.ratio, float) and not 0 < self.ratio < 1:
             raise ValueError(f"method.ratio={self.ratio} must lie between 0 and 1, or be null")
         if isinstance(self.damp, float) and self.damp < 0:
             raise ValueError(f"method.damp={self.damp} must be at least 0")
-        for field in ("largest", "smallest"):
-            value = getattr(self, field)
+        for name in ("largest", "smallest"):
+            value = getattr(self, name)
             if isinstance(value, int) and value < 1:
-                raise ValueError(f"method.{field}={value} must be at least 1")
+                raise ValueError(f"method.{name}={value} must be at least 1")
         if isinstance(self.ridges, list) and (
             not self.ridges or sorted(self.ridges) != self.ridges or self.ridges[0] < 0
         ):
@@ -76,6 +90,83 @@ class SlimGPT(Method):
 
     def plan(self, subject: Subject) -> Plan:
         """Scale the schedule; blocks are pruned once the shapes are settled."""
-        from pruning.methods.plans import SchedulePlan
-
         return SchedulePlan.of(self, subject)
+
+
+class SchedulePlan(Plan):
+    """SlimGPT at any scale of its schedule."""
+
+    costly = True
+
+    def __init__(
+        self,
+        method: "SlimGPT",
+        subject: Subject,
+        choose: "Callable[[float], Shapes | None]",
+        given: "Shapes | None",
+    ):
+        self.method, self.subject = method, subject
+        self._choose, self.given = choose, given
+
+    @classmethod
+    def of(cls, method: "SlimGPT", subject: Subject) -> "SchedulePlan":
+        """Prepare the schedule."""
+        from pruning.models.sites import sites
+        from pruning.search.schedule import chooser, every_shape, shapes
+
+        search, table = subject.search, subject.table
+        assert isinstance(search, Schedule)
+        of = sites(subject.dense)
+        given = None
+        if method.ratio is not None:
+            given = shapes(search.form(), {site: every_shape(site) for site in of}, method.ratio)
+        choose = chooser(search.form(), {site: table.levels(site) for site in of}, table.total)
+        return cls(method, subject, choose, given)
+
+    def choose(self, budget: float) -> "Shapes | None":
+        """Return the shapes of the least ratios that fit a budget."""
+        return self._choose(budget)
+
+    def draft(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
+        """Cut the last units of every site: as fast as the model to come, and as large."""
+        from pruning.models.shrink import shrink_, twin
+
+        allocation = {site: _first(site, shape) for site, shape in shapes.items()}
+        return shrink_(twin(self.subject.dense), allocation), allocation
+
+    def build(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
+        """Prune block after block, each on what the pruned ones before it give."""
+
+        from pruning.methods.sequential import sequential
+        from pruning.solver.ordering import kept_units
+
+        def decide(site: "Site", W: "Tensor", split: "Split") -> "Tensor":
+            H, damp = split.all.H, self.method.damp
+            return kept_units(site, W, H, [shapes[site]], self._remove, damp)[0]
+
+        return sequential(self.subject, self.method.ridges, decide)
+
+    def _remove(
+        self, W: "Tensor", H: "Tensor", width: int, steps: int, partition: "Tensor | None"
+    ) -> "Removal":
+        from pruning.solver.obs import batched, by_wanda, greedy
+
+        if width == 1 and self.method.ffn_score is ChannelScore.wanda:
+            return by_wanda(W, H, width, steps, partition)
+        damp = self.method.damp
+        if width == 1:
+            return batched(W, H, self.method.group_sizes(steps), damp)
+        grouped = self.method.score is HeadScore.grouped_cholesky
+        return greedy(W, H, width, steps, partition, damp, grouped_cholesky=grouped)
+
+
+def _first(site: "Site", shape: "Shape") -> "Tensor":
+    """Keep the first units: channels, or heads of the first KV groups."""
+    import torch
+
+    keep = torch.zeros(site.groups, site.heads_per_group, dtype=torch.bool)
+    if isinstance(shape, tuple):
+        keep[: shape[0], : shape[1]] = True
+    else:
+        keep[:, :shape] = True
+    return keep.flatten()

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from omegaconf import MISSING
-
 from pruning.methods.leveled import Leveled
 from pruning.search.search import Guided
 
@@ -15,8 +13,8 @@ if TYPE_CHECKING:
 
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
-    from pruning.methods.levels import Levels, SiteLevels
     from pruning.models.sites import Site
+    from pruning.solver.levels import Levels, SiteLevels
 
 
 @dataclass
@@ -30,8 +28,9 @@ class SVD(Leveled):
     searches: ClassVar[type[Guided]] = Guided
     again: ClassVar[bool] = False
 
-    modules: str = MISSING  # glob of the projections' paths within a block
-    whiten: bool = MISSING  # least error of the outputs on the calibration text, or of the weights
+    name: str = "svd"
+    modules: str = "*"  # glob of the projections' paths within a block
+    whiten: bool = True  # least error of the outputs on the calibration text, or of the weights
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
         """List the projections."""
@@ -41,7 +40,7 @@ class SVD(Leveled):
 
     def levels(self) -> "type[Levels]":
         """Return what makes models of ranks."""
-        from pruning.methods.ranks import Ranks
+        from pruning.solver.ranks import Ranks
 
         return Ranks
 
@@ -49,6 +48,6 @@ class SVD(Leveled):
         self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
         """Keep the main components of the outputs; judge every rank by held-out error."""
-        from pruning.methods.ranks import rank_levels
+        from pruning.solver.ranks import rank_levels
 
         return rank_levels(site, W, split, shapes, plain=not self.whiten)

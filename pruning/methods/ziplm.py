@@ -1,11 +1,10 @@
 """ZipLM: inference-aware structured pruning (arXiv:2302.04089)."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
-
-from omegaconf import MISSING
 
 from pruning.methods.leveled import Leveled
 
@@ -14,8 +13,8 @@ if TYPE_CHECKING:
 
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
-    from pruning.methods.levels import SiteLevels
     from pruning.models.sites import Site
+    from pruning.solver.levels import SiteLevels
 
 
 class Score(StrEnum):
@@ -37,12 +36,18 @@ class ZipLM(Leveled):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2302.04089"
 
-    attention_score: Score = MISSING
-    ffn_score: Score = MISSING
-    damp: float = MISSING  # ridge of the greedy score, a share of each input's energy
-    ridges: list[float] = MISSING  # candidates for the ridge of the update, ascending; .inf allowed
+    name: str = "ziplm"
+    attention_score: Score = Score.obs  # order of the heads
+    # order of the channels; with 262144 tokens obs is better, see docs/benchmarks.md
+    ffn_score: Score = Score.wanda
+    damp: float = 0.01  # ridge of the obs score, as a share of each input's energy
+    # candidates for the ridge of the update, ascending; per site by held-out error
+    ridges: list[float] = field(
+        default_factory=lambda: [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, math.inf]
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.damp, float) and self.damp < 0:
             raise ValueError(f"method.damp={self.damp} must be at least 0")
         if isinstance(self.ridges, list) and (
@@ -53,7 +58,45 @@ class ZipLM(Leveled):
     def site_levels(
         self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
-        """Order the units, choose the ridge, and judge every level, all by held-out error."""
-        from pruning.methods.solve import site_levels
+        """Return the levels of a site, with the score and the ridge of the least held-out error.
 
-        return site_levels(self, site, W, split, shapes)
+        Losses are those of levels ordered and solved without the held-out tokens; once they are
+        known, the order (as later the weights) is taken from all tokens.
+        """
+        import torch
+
+        from pruning.models.sites import Kind
+        from pruning.solver.levels import SiteLevels
+        from pruning.solver.ordering import HeldOut, check_finite, choose_ridge, references
+
+        check_finite(site, W, split)
+        W = W.to(split.fit.H.dtype)
+        score = self.attention_score if site.kind is Kind.ATTENTION else self.ffn_score
+        scores = [Score.obs, Score.wanda] if score is Score.auto else [score]
+        judge = HeldOut(site, W, split)
+        candidates = [self._order(score, site, W, split.fit.H, shapes) for score in scores]
+        best = 0
+        if len(scores) > 1:
+            middle = self.ridges[len(self.ridges) // 2]
+            losses = [judge(references(site, keeps), middle) for keeps in candidates]
+            best = losses.index(min(losses))
+        ridge = choose_ridge(judge, references(site, candidates[best]), self.ridges)
+        losses = [judge([keep], ridge) for keep in candidates[best]]
+        final = torch.stack(self._order(scores[best], site, W, split.all.H, shapes))
+        return SiteLevels(list(shapes), final, losses, ridge, scores[best].value)
+
+    def _order(
+        self, score: Score, site: "Site", W: "Tensor", H: "Tensor", shapes: "Sequence[Shape]"
+    ) -> "list[Tensor]":
+        """Return what is kept at each shape: the units that a score removes last."""
+        from pruning.solver.obs import Removal, by_wanda, greedy
+        from pruning.solver.ordering import kept_units
+
+        def remove(
+            W: "Tensor", H: "Tensor", width: int, steps: int, partition: "Tensor | None"
+        ) -> Removal:
+            if score is Score.wanda:
+                return by_wanda(W, H, width, steps, partition)
+            return greedy(W, H, width, steps, partition, self.damp)
+
+        return kept_units(site, W, H, shapes, remove, self.damp)

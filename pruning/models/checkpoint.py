@@ -22,7 +22,7 @@ from pruning.models import modeling_pruned
 from pruning.models.modeling_pruned import block_shape, head_size, ranks
 from pruning.models.sites import HEADS, architecture, blocks
 from pruning.models.weights import loaded
-from pruning.results.cache import file_sha256
+from pruning.system.cache import file_sha256
 
 CODE = Path(modeling_pruned.__file__)
 FORMER = (  # sha256 sums of what it was in checkpoints before

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pruning.files import is_pointer
+from pruning.data.files import is_pointer
 
 NAMED = 3  # names that an error lists
 WORDS = re.compile(r"\d+|\D+").findall

@@ -272,21 +272,6 @@ def add_bias_(model: PreTrainedModel, site: Site, shift: Float[Tensor, " rows"])
     module.bias = nn.Parameter(bias + shift.to(bias), bias.requires_grad)  # not a twin's
 
 
-def composed(former: Allocation, latter: Allocation) -> Allocation:
-    """Return what is kept of the sites of `former` by cutting twice.
-
-    `latter` is of the model that `former` made: its units are those that were kept. A site that is
-    not in it was gone already, or is cut no further.
-    """
-    again = {(site.block, site.part): keep for site, keep in latter.items()}
-    found = {}
-    for site, keep in former.items():
-        found[site] = keep.clone()
-        if (later := again.get((site.block, site.part))) is not None:
-            found[site][keep] = later.to(keep.device)
-    return found
-
-
 def shape(site: Site, keep: Bool[Tensor, " units"]) -> tuple[int, int] | int:
     """Return what is left of a site: (KV groups, query heads per group), FFN width, or rank.
 

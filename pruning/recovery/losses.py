@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from pruning.calibration.stream import NEVER
+from pruning.models.blockwise import NEVER
 
 Predictions = Float[Tensor, "predictions classes"]
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from pruning.calibration.batch import Row, shuffled
 from pruning.calibration.calibration import Calibration
-from pruning.calibration.overlap import MOST, disjoint
+from pruning.data.batch import Row, shuffled
+from pruning.data.contamination import MOST, disjoint
 from pruning.evaluation.suite import Suite
 from pruning.recovery.recovery import Training
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 from pruning.tasks.task import Task
 
 ALL = 2**40  # tokens, more than any text has

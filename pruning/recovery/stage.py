@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from pruning.calibration.batch import Row, digest_rows
+from pruning.data.batch import Row, digest_rows
 from pruning.models.source import fingerprint
 from pruning.recovery.recovery import Training
 from pruning.recovery.train import Quality, in_bfloat16, train
 from pruning.recovery.worker import spread, write
-from pruning.results.cache import Cache
-from pruning.results.environment import machine
+from pruning.system.cache import Cache
+from pruning.system.environment import machine
 from pruning.tasks.training import own
 
 

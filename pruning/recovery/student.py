@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from pruning.calibration.batch import INPUTS
-from pruning.calibration.stream import predictions
+from pruning.data.batch import INPUTS
+from pruning.models.blockwise import predictions
 from pruning.models.sites import architecture
 from pruning.recovery.losses import distance, divergence
 from pruning.recovery.recovery import Loss, Shape, Training
-from pruning.results.environment import resident
+from pruning.system.environment import resident
 
 GIVEN = (*INPUTS, "attention_mask")
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from pruning.calibration.batch import Row
+from pruning.data.batch import Row
 from pruning.models.sites import architecture, blocks
 from pruning.recovery.recovery import Lora, Precision, Training
 from pruning.recovery.student import Budget, Lesson, Student, Watch

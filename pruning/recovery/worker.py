@@ -21,12 +21,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from pruning.calibration.batch import Row
+from pruning.data.batch import Row
 from pruning.models import checkpoint
 from pruning.recovery.recovery import Training
 from pruning.recovery.train import train
-from pruning.results.result import to_json
-from pruning.results.turns import locked
+from pruning.system.device_locks import locked
+from pruning.system.files import to_json
 from pruning.tasks.training import own, save_parameters
 
 

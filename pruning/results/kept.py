@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pruning.results.drawing import svg
+from pruning.system.drawing import svg
 
 PARTS = ("attention", "ffn")
 

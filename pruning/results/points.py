@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pruning.results.environment import flatten
 from pruning.results.report import is_metric, quantity
 from pruning.results.result import Result, read
+from pruning.system.environment import flatten
 
 EQUAL = 0.03  # measured speedups within this share of the target count as equal
 SEEDS = ("method.seed", "task.seed")

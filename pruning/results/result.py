@@ -2,23 +2,12 @@
 
 import json
 import logging
-import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from pruning.results.environment import environment, peaks
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from pruning.experiment import Experiment
-    from pruning.latency.meet import Met
-    from pruning.latency.table import LatencyTable
-    from pruning.models.sites import Allocation, Site
+from pruning.system.files import to_json, write_text
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +67,14 @@ class Latencies:
     sequence: int  # tokens per sequence; in decode, those in the KV cache
     tokens: int = 0  # generated behind each prompt
     unit: str = "ms"  # of the numbers of latency; of a proxy, parameters or flop
-    compile: bool = False  # by torch.compile
+    runtime: str = "torch"  # that executed them
 
     def text(self) -> str:
         """Write the setting for people."""
-        from pruning.latency.workload import Phase, Workload
+        from pruning.runtimes.workload import Phase, Workload
 
-        size = (self.batch, self.sequence, self.tokens, self.compile)
-        return str(Workload(Phase(self.phase), *size))
+        work = Workload(Phase(self.phase), self.batch, self.sequence, self.tokens)
+        return str(work) if self.runtime == "torch" else f"{work}, {self.runtime}"
 
 
 @dataclass
@@ -157,104 +146,6 @@ class Result:
     schema: int = SCHEMA
 
 
-def compose(
-    experiment: "Experiment",
-    name: str,
-    dense: "PreTrainedModel",
-    met: "Met",
-    table: "LatencyTable",
-    evaluation: Evaluation,
-    seconds: dict[str, float],
-) -> Result:
-    """Gather what a job found out."""
-    from pruning.models.checkpoint import auto_class
-
-    setting = table.setting
-    basis = "measured"
-    if met.measured is None:
-        basis = table.foretold
-    before, after = (
-        Latency(t.p50, t.p90, len(t.values), t.values)
-        if basis == "measured"
-        else Latency(t.p50, t.p50, 0, [])
-        for t in (met.dense_timing, met.pruned_timing)
-    )
-    latency = {key: setting[key] for key in ("phase", "batch", "sequence", "tokens")}
-    latency["compile"] = setting.get("compile", False)  # of older tables, and of other tools
-    whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, met.pruned))
-    return Result(
-        name=name,
-        study=experiment.study,
-        config=json.loads(json.dumps(asdict(experiment))),  # enums become their values
-        speedup=Speedup(met.target, met.predicted, met.measured, met.rounds, basis),
-        latency=Latencies(before, after, unit=table.unit, **latency),
-        params=Params(whole, left, left / whole),
-        evaluation=evaluation,
-        seconds=seconds,
-        memory=Memory(*peaks()),
-        allocation=kept(dense, met.allocation),
-        environment=environment(),
-        embedding=ranks_of_embedding(met.allocation),
-        loader=auto_class(type(met.pruned).__name__),
-        table={} if basis == "measured" else {"setting": setting, "environment": table.environment},
-    )
-
-
-def kept(dense: "PreTrainedModel", allocation: "Allocation") -> list[Block]:
-    """Count what an allocation keeps of each block of the dense model."""
-    import torch
-
-    from pruning.models.modeling_pruned import block_shape, ranks
-    from pruning.models.sites import Kind, architecture, blocks, shape, sites
-
-    found = []
-    for index, block in enumerate(blocks(dense)):
-        groups, heads, width = block_shape(block, architecture(dense))  # of what is no site too
-        found.append(Block(index, groups * heads, groups, width, ranks(block)))
-    for site, keep in allocation.items():
-        if site.kind is Kind.LINEAR and not keep.all():
-            found[site.block].ranks[site.module] = int(keep.sum())
-    for site in sites(dense):
-        left = shape(site, allocation.get(site, torch.ones(site.units, dtype=torch.bool)))
-        if site.kind is Kind.FFN:
-            assert isinstance(left, int)
-            found[site.block].ffn = left
-        else:
-            assert isinstance(left, tuple)
-            found[site.block].kv_heads = left[0]
-            found[site.block].query_heads = left[0] * left[1]
-    return found
-
-
-def ranks_of_embedding(allocation: "Allocation") -> dict[str, int]:
-    """Return how many terms every cluster of tokens keeps."""
-    from pruning.models.sites import Kind
-
-    return {s.name: int(k.sum()) for s, k in allocation.items() if s.kind is Kind.EMBEDDING}
-
-
-def write_allocation(allocation: "Allocation", path: Path) -> None:
-    """Write the kept units of every site, `{"block.0.ffn": {"of": 1536, "keep": [0, 3, ...]}}`."""
-    sites = {
-        site.name: {"of": site.units, "keep": keep.nonzero().flatten().tolist()}
-        for site, keep in allocation.items()
-    }
-    write_text(json.dumps(sites) + "\n", path)
-
-
-def read_allocation(path: Path, sites: "Sequence[Site]") -> "Allocation":
-    """Read what `write_allocation` wrote; sites that it does not name are whole."""
-    import torch
-
-    kept: dict[str, Any] = json.loads(path.read_text())
-    found = {}
-    for site in sites:
-        units = kept.get(site.name, {"keep": range(site.units)})["keep"]
-        found[site] = torch.zeros(site.units, dtype=torch.bool)
-        found[site][torch.tensor(list(units), dtype=torch.long)] = True
-    return found
-
-
 def write_samples(of: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
     """Write what was asked and answered, a line of samples.jsonl per model and document, if any."""
     lines = [{"model": model, **sample} for model, kept in of.items() for sample in kept]
@@ -271,33 +162,14 @@ def write(result: Result, path: Path) -> None:
     write_text(to_json(asdict(result), indent=1) + "\n", path)
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a text file whole or not at all."""
-    write_bytes(text.encode(), path)
-
-
-def write_bytes(content: bytes, path: Path) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o644)  # mkstemp gives 0600
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-
-
 def read(path: Path) -> Result | None:
     """Return the result in `path`, or None where there is none, or it is cut short or not one."""
     try:
         data = json.loads(path.read_text())
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']!r}, not {SCHEMA}")
+        if data["latency"].pop("compile", False):  # of older results
+            data["latency"]["runtime"] = "torch_compile"
         return parse(Result, data)
     except FileNotFoundError:
         return None
@@ -322,19 +194,3 @@ def parse(kind: type[T], data: dict[str, Any]) -> T:
         elif f.type == list[Block]:
             values[f.name] = [parse(Block, entry) for entry in values[f.name]]
     return kind(**values)
-
-
-def to_json(value: Any, **options: Any) -> str:
-    """Write JSON, null for NaN and infinity, which it does not have; options of json.dumps."""
-    return json.dumps(finite(value), allow_nan=False, **options)
-
-
-def finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

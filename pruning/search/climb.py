@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pruning.results.progress import track
 from pruning.search.knapsack import Row
+from pruning.search.options import Chooser
 from pruning.search.problem import Problem, scaled
-from pruning.search.search import Calibrated, Chooser, Spdy
+from pruning.system.progress import track
 
 Coefficients = np.ndarray
 
@@ -56,18 +56,20 @@ class _Climb:
         return lambda budget: _solve(self.problem, self.loss, c, budget)
 
 
-def spdy(search: Spdy, problem: Problem, budget: float) -> Chooser:
+def spdy(problem: Problem, budget: float, inits: int, steps: int, mutation: float) -> Chooser:
     """Search coefficients of the priors from random starts (structured SPDY)."""
     climb = _Climb(problem, problem.loss, budget)
-    for _ in track(range(search.inits), "search: random starts"):
+    for _ in track(range(inits), "search: random starts"):
         climb.offer(climb.random.random(len(problem.loss)))
-    climb.climb(search.steps, search.mutation, lambda c: climb.random.random(len(c)))
+    climb.climb(steps, mutation, lambda c: climb.random.random(len(c)))
     return climb.chooser()
 
 
-def calibrated(search: Calibrated, problem: Problem, budget: float) -> Chooser:
+def calibrated(
+    problem: Problem, budget: float, anchors: list[float], steps: int, mutation: float
+) -> Chooser:
     """Solve on measured sensitivities; try mutants of the coefficients, factors e^(N/2)."""
-    measured = problem.sensitivities(search.anchors)
+    measured = problem.sensitivities(anchors)
     loss = [scaled(prior, at) for prior, at in zip(problem.loss, measured, strict=True)]
     climb = _Climb(problem, loss, budget)
     climb.offer(climb.coefficients)
@@ -75,5 +77,5 @@ def calibrated(search: Calibrated, problem: Problem, budget: float) -> Chooser:
     def change(c: Coefficients) -> Coefficients:
         return c * np.exp(0.5 * climb.random.standard_normal(len(c)))
 
-    climb.climb(search.steps, search.mutation, change)
+    climb.climb(steps, mutation, change)
     return climb.chooser()

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from pruning.latency.table import LatencyTable, Shape
-from pruning.methods.levels import Levels, dear
 from pruning.models.sites import Site
-from pruning.results.cache import Cache
-from pruning.results.result import to_json
 from pruning.search.knapsack import Row, knapsack
 from pruning.search.trial import Trial
+from pruning.solver.levels import Levels, dear
+from pruning.system.cache import Cache
+from pruning.system.files import to_json
 
 
 @dataclass

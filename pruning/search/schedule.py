@@ -2,15 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from pruning.latency.table import Shape, Shapes
 from pruning.models.sites import Kind, Site
-from pruning.search.search import Ramp, Schedule
+from pruning.search.options import Ramp
 
 STEPS = 1000  # mean ratios that are tried for a budget
 
 
-def ratios(schedule: Schedule, blocks: int, mean: float) -> list[float]:
+@dataclass(frozen=True)
+class Form:
+    """Ratios of the first and the last block, and what lies between; a budget scales them."""
+
+    ramp: Ramp
+    first: float
+    last: float
+
+
+def ratios(schedule: Form, blocks: int, mean: float) -> list[float]:
     """Return the pruning ratio of every block: the schedule's form, scaled to a mean.
 
         r_i proportional to first + (last - first) f(i),   i = 0 .. n-1
@@ -51,7 +61,7 @@ def share(site: Site, shape: Shape) -> float:
     return shape / site.units
 
 
-def shapes(schedule: Schedule, options: Mapping[Site, Sequence[Shape]], mean: float) -> Shapes:
+def shapes(schedule: Form, options: Mapping[Site, Sequence[Shape]], mean: float) -> Shapes:
     """Return the shapes nearest the schedule of a mean ratio; no sub-block goes whole."""
     blocks = max(site.block for site in options) + 1
     at = ratios(schedule, blocks, mean)
@@ -65,7 +75,7 @@ def shapes(schedule: Schedule, options: Mapping[Site, Sequence[Shape]], mean: fl
 
 
 def chooser(
-    schedule: Schedule,
+    schedule: Form,
     options: Mapping[Site, Sequence[Shape]],
     total: Callable[[Shapes], float],
 ) -> Callable[[float], Shapes | None]:

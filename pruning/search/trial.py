@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from pruning.calibration.batch import Batch
-from pruning.calibration.stream import State, behind, enter, leave
-from pruning.methods.levels import Levels, dear
+from pruning.data.batch import Batch
+from pruning.models.blockwise import State, behind, enter, leave
 from pruning.models.modeling_pruned import replace_
 from pruning.models.sites import (
     Site,
@@ -23,8 +22,9 @@ from pruning.models.sites import (
     set_weight_,
     weight,
 )
-from pruning.results.progress import track
-from pruning.search.search import Objective
+from pruning.search.options import Objective
+from pruning.solver.levels import Levels, dear
+from pruning.system.progress import track
 
 
 @dataclass

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pruning.calibration.batch import INPUTS, Row
-from pruning.tasks.labelled import Labelled
+from pruning.data.batch import INPUTS, Row
+from pruning.data.labelled import Labelled
 
 
 def examples(

@@ -2,44 +2,61 @@
 
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Subset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, Trainer
 
-from pruning.calibration.batch import digest_rows
+from pruning.data.batch import Row, digest_rows
 from pruning.models.source import fingerprint
 from pruning.models.weights import loaded
-from pruning.results.cache import Cache
-from pruning.tasks.task import Task
+from pruning.system.cache import Cache
 from pruning.tasks.training import Guard, arguments, collator, own, run
 
 CLIP = 1.0  # largest norm of the gradient
 POOL = 50  # batches whose rows are sorted by length among each other
 
 
+@dataclass
+class Schedule:
+    """How long a model is trained, and in which steps."""
+
+    epochs: float
+    batch: int  # rows per step
+    rate: float  # learning rate: rises for a tenth of the steps, then falls to 0
+    save: int  # steps between checkpoints, from which a killed run goes on
+    seed: int  # of the order of the rows
+
+
 def finetuned(
-    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
+    model: PreTrainedModel,
+    examples: list[Row],
+    schedule: Schedule,
+    recipe: dict[str, Any],
+    cache: Cache,
 ) -> PreTrainedModel:
     """Return the fine-tuned model, from the cache if it is there.
 
-    While it trains, the Trainer's checkpoints are in `checkpoints/` of the cache.
+    `recipe` is what it depends on beside its rows. While it trains, the Trainer's checkpoints are
+    in `checkpoints/` of the cache.
     """
-    examples = task.examples(tokenizer, cache)
+    s = schedule
     key = {
         "version": 2,
         "model": fingerprint(model),
         "examples": digest_rows(examples),
-        "recipe": task.recipe(),
+        "recipe": recipe,
         "device": model.device.type,  # on CUDA passes are computed in bfloat16
     }
     scratch = cache.checkpoints(key)
 
     def build(directory: Path) -> None:
         lengths = [len(row["input_ids"]) for row in examples]
-        rows = order(lengths, task.epochs, task.batch, task.seed)
-        steps = math.ceil(len(rows) / task.batch)
+        rows = order(lengths, s.epochs, s.batch, s.seed)
+        steps = math.ceil(len(rows) / s.batch)
         student = own(model)
         trainer = Trainer(
             student,
@@ -47,12 +64,12 @@ def finetuned(
                 scratch,
                 model.device,
                 steps,
-                per_device_train_batch_size=task.batch,
-                learning_rate=task.rate,
+                per_device_train_batch_size=s.batch,
+                learning_rate=s.rate,
                 warmup_steps=steps // 10,
                 train_sampling_strategy="sequential",
-                save_steps=task.save,
-                seed=task.seed,
+                save_steps=s.save,
+                seed=s.seed,
             ),
             data_collator=collator(model),
             train_dataset=Subset(examples, rows),  # type: ignore[arg-type]
@@ -63,7 +80,7 @@ def finetuned(
 
     entry = cache.stage("finetune", key, build)
     shutil.rmtree(scratch, ignore_errors=True)
-    said = f"task.rate={task.rate:g}: the fine-tuned model in {entry}"
+    said = f"task.rate={s.rate:g}: the fine-tuned model in {entry}"
     how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
     found = loaded(type(model), entry, said, **how)
     return found.to(model.device).eval()  # type: ignore[arg-type]

@@ -19,8 +19,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from pruning.calibration.batch import Batch, Row
-from pruning.results.turns import rest
+from pruning.data.batch import Batch, Row
+from pruning.system.device_locks import rest
 
 log = logging.getLogger(__name__)
 

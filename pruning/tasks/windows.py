@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pruning.calibration.batch import INPUTS, Row
-from pruning.tasks.questions import Question
+from pruning.data.batch import INPUTS, Row
+from pruning.data.questions import Question
 
 PART = 256  # questions that are tokenised at a time
 

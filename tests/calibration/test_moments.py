@@ -9,7 +9,7 @@ from torch import nn
 
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Accumulator, Moments, Split, collect
-from pruning.methods.flap import Flap
+from pruning.methods.baselines import Flap
 from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, Site, linears, projection, sites, weight
 from tests.families import EVERY, llama, opt

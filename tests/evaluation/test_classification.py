@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import pipeline
 
-from pruning.evaluation.parts import Judged, Metric
+from pruning.evaluation.parts import Judged
+from pruning.evaluation.specs import Metric
 from pruning.evaluation.suite import Suite
 from pruning.models.sites import positions
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 from tests.families import ENCODERS, llama
 from tests.tiny import word_tokenizer
 

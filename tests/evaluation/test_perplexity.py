@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pruning.calibration.bos import Bos
+from pruning.data.bos import Bos
 from pruning.evaluation.perplexity import token_perplexity, tokenize
 
 

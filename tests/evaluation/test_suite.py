@@ -16,14 +16,14 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from pruning.calibration.text import Text
+from pruning.data.text import Text
 from pruning.evaluation.documents import documents as documents_of
 from pruning.evaluation.parts import Documents, Perplexity
 from pruning.evaluation.perplexity import token_perplexity
 from pruning.evaluation.suite import Suite
 from pruning.evaluation.tasks import TASKS, metric_name, pooled
-from pruning.results.cache import Cache
 from pruning.results.result import write_samples
+from pruning.system.cache import Cache
 
 CONF = Path(__file__).parents[2] / "conf" / "suite"
 

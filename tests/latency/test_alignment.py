@@ -5,13 +5,16 @@ import torch
 
 from pruning.latency.alignment import CANDIDATES, aligned, finest, width
 from pruning.latency.clock import Timing
+from pruning.latency.measurement import Measurement
 from pruning.latency.profile import profile
-from pruning.latency.workload import Phase, Workload
 from pruning.models.sites import linears, sites
+from pruning.runtimes.torch_eager import EAGER
+from pruning.runtimes.workload import Phase, Workload
 from tests.families import GATED, llama, random_model
-from tests.latency.test_profile import hardware
+from tests.latency.test_profile import how
 
 PREFILL = Workload(Phase.prefill, 2, 9)
+HOW = Measurement(EAGER, PREFILL, 3, None, None, 0.5, 1)
 
 
 @pytest.mark.parametrize("units", [1536, 3072, 11008, 14336])
@@ -55,8 +58,8 @@ def test_a_profile_finds_its_alignment(monkeypatch):
         return {of: Timing([tiles(of, 32)] * 3) for of in calls}
 
     monkeypatch.setattr("pruning.latency.alignment.interleaved", timed)
-    assert aligned(model, sites(model), PREFILL, 3) == 32
-    table = profile(model, hardware(alignment=None), sites(model))
+    assert aligned(model, sites(model), HOW) == 32
+    table = profile(model, how(model, alignment=None), sites(model))
     assert table.setting["alignment"] == 32
     assert all(level % 32 == 0 for level in table.parts["ffn"])
 
@@ -69,9 +72,9 @@ def test_the_smallest_projection_keeps_eight_levels(monkeypatch):
         return {of: Timing([tiles(of, 256)] * 3) for of in calls}
 
     monkeypatch.setattr("pruning.latency.alignment.interleaved", timed)
-    assert 8 * aligned(model, linears(model), PREFILL, 3) <= max(least, 8)
+    assert 8 * aligned(model, linears(model), HOW) <= max(least, 8)
 
 
 def test_a_small_model_has_no_alignment():
     model = random_model(type(llama().config)(**(GATED | {"intermediate_size": 48})))
-    assert aligned(model, sites(model), PREFILL, 3) == 1
+    assert aligned(model, sites(model), HOW) == 1

@@ -9,16 +9,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.latency.analytic import Counter
 from pruning.latency.elsewhere import Counted, File, Proxy, Roofline
 from pruning.latency.imported import at_batch, from_text
-from pruning.latency.phases import end_to_end
 from pruning.latency.table import LatencyTable
-from pruning.latency.workload import Phase, Workload
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Kind, architecture, linears, sites
-from pruning.results.cache import Cache
+from pruning.runtimes.calls import end_to_end
+from pruning.runtimes.workload import Phase, Workload
+from pruning.system.cache import Cache
 from tests.families import EVERY, GATED, llama, random_model
 from tests.tiny import linear_table
 
@@ -235,7 +235,7 @@ def test_a_file_that_is_no_table(content, said, tmp_path):
             (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=r"^hardware\.path=.* is no latency table") as error:
             file(tmp_path / name).profile(llama(), sites(llama()), Cache(tmp_path))
-        assert "pruning.profile" in str(error.value)
+        assert "pruning profile" in str(error.value)
         if name == "table.json":
             assert said in str(error.value)
 
@@ -289,7 +289,7 @@ def test_a_table_that_is_shipped_says_where_it_was_measured(path):
     assert table.basis == "measured"
     assert {"cpu", "gpu", "threads", "packages"} <= set(table.environment)
     size = "{phase}-{batch}x{sequence}-{dtype}".format(**table.setting)
-    assert path.stem.endswith(size + "-compiled" * table.setting.get("compile", False))
+    assert path.stem.endswith(size + "-torch_compile" * (table.runtime != "torch"))
     assert all(len(times) > 3 for times in table.raw.values())
     for name, (measured, told) in table.anchors.items():
         if name != "neither":  # which the fit leaves out

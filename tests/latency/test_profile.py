@@ -9,21 +9,24 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, OPTConfig
 
+from pruning.job.closed_loop import meet
 from pruning.latency.anchors import anchors
 from pruning.latency.clock import SECONDS, Timing
 from pruning.latency.grid import heads, widths
 from pruning.latency.local import Local
-from pruning.latency.meet import meet
-from pruning.latency.profile import NOTHING, compare, profile, within
+from pruning.latency.measurement import Measurement
+from pruning.latency.profile import NOTHING, profile, within
 from pruning.latency.shapes import spent
 from pruning.latency.table import LatencyTable
-from pruning.latency.workload import Phase
 from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
 from pruning.models.source import Attention, Dtype, Model
-from pruning.results.cache import Cache
-from pruning.results.stopwatch import Stopwatch
+from pruning.runtimes.torch_compile import TorchCompile
+from pruning.runtimes.torch_eager import EAGER
+from pruning.runtimes.workload import Phase
 from pruning.search.problem import pose
+from pruning.system.cache import Cache
+from pruning.system.stopwatch import Stopwatch
 from tests.families import COMMON, ENCODERS, EVERY, GATED, llama, random_model, reader
 from tests.models.allocations import mixed
 from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels, word_tokenizer
@@ -42,12 +45,18 @@ def hardware(**values) -> Local:
         "threads": 1,
         "repetitions": 3,
         "alignment": 16,
-        "compile": False,
         "tolerance": 0.5,
         "rounds": 3,
         "noise": None,
     }
     return Local(name="here", **(settings | values))
+
+
+COMPILE = TorchCompile("torch_compile")
+
+
+def how(model, runtime=EAGER, **values) -> Measurement:
+    return hardware(**values).measurement(model, runtime)
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -57,7 +66,7 @@ def test_a_profile_has_every_level(family, phase):
     if phase == "decode" and architecture(model).encoder:
         pytest.skip("an encoder does not decode")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    table = profile(model, hardware(phase=Phase(phase)), sites(model))
+    table = profile(model, how(model, phase=Phase(phase)), sites(model))
     attention, ffn = sites(model)[:2]
     assert list(table.parts["ffn"]) == widths(ffn.units, 16)
     assert list(table.parts["attention"]) == heads(attention.groups, attention.heads_per_group)
@@ -86,7 +95,7 @@ def test_a_profile_of_projections(family):
     model = EVERY[family]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     of = [site for site in linears(model) if site.block == 0]
-    table = profile(model, hardware(), linears(model))
+    table = profile(model, how(model), linears(model))
     assert list(table.parts) == [site.module for site in of]
     for site in of:
         assert list(table.parts[site.part]) == widths(site.units, 16)[:-1]
@@ -132,7 +141,7 @@ def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
     model = llama()
     known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model), 16)}
     monkeypatch.setattr("pruning.latency.profile.interleaved", clock_of(known))
-    table = profile(model, hardware(), sites(model))
+    table = profile(model, how(model), sites(model))
     assert table.rest == pytest.approx(REST)
     for kind in kinds:
         assert table.scales[kind] == pytest.approx(1 / ALONE[kind])
@@ -141,30 +150,28 @@ def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
     assert table.residuals() == pytest.approx(dict.fromkeys(known, 0.0))
 
 
-def test_a_loop_of_tokens_is_not_compiled():
-    with pytest.raises(ValueError, match=r"^hardware\.compile=true does not go with .*generate"):
-        hardware(phase=Phase.generate, compile=True)
-
-
 def test_what_is_compiled_are_blocks_and_a_failure_is_one_line(monkeypatch):
     model = llama()
     linear = [site for site in linears(model) if site.block == 0]
-    with pytest.raises(ValueError, match=r"^hardware\.compile=true is for methods that cut blocks"):
-        profile(model, hardware(compile=True), linear)
+    with pytest.raises(ValueError, match=r"^runtime=torch_compile is for methods that cut blocks"):
+        profile(model, how(model, COMPILE), linear)
 
     def broken(*_):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=broken))
-    with pytest.raises(ValueError, match=r"^hardware\.compile=true: torch cannot .*no compiler"):
-        compare(model, model, hardware(compile=True))
+    with pytest.raises(ValueError, match=r"^runtime=torch_compile: torch cannot .*no compiler"):
+        how(model, COMPILE).compare(model, model)
 
 
-def test_compiled_or_not_is_part_of_what_was_timed():
-    model = llama()
-    plain, fast = hardware(), hardware(compile=True)
-    assert plain._identity(model, sites(model)) != fast._identity(model, sites(model))
-    assert str(fast.workload(model)) == "prefill, 2 x 16 tokens, compiled"
+def test_the_runtime_is_part_of_what_was_timed(tmp_path):
+    model, here, cache = llama(), hardware(), Cache(tmp_path)
+    eager, compiled = (
+        here._identity(model, sites(model), how(model, runtime)) for runtime in (EAGER, COMPILE)
+    )
+    assert compiled["setting"] == [*eager["setting"], "torch_compile", torch.__version__]
+    assert eager["setting"] == ["cpu", "prefill, 2 x 16 tokens", 1]
+    assert here.profile(model, sites(model), cache).runtime == "torch"
 
 
 def test_a_slow_width_is_never_offered(monkeypatch):
@@ -179,7 +186,7 @@ def test_a_slow_width_is_never_offered(monkeypatch):
         return found
 
     monkeypatch.setattr("pruning.latency.profile.interleaved", with_slow_width)
-    table = profile(model, hardware(), sites(model))
+    table = profile(model, how(model), sites(model))
     attention, ffn = sites(model)[2:4]
     assert table.levels(ffn) == [96, 80, 64, 32, 16, 0]
     # 9 ms, of which the block takes 1, and all four groups of two heads 1.3 x 6
@@ -201,8 +208,8 @@ def test_a_noisy_profile_is_refused_with_the_figure(monkeypatch):
     with pytest.raises(
         ValueError, match=r"^hardware\.noise=0\.1: the time of ffn 48 is 3 ms, known to 13% of the"
     ):
-        profile(model, hardware(noise=0.1), sites(model))
-    profile(model, hardware(noise=0.3), sites(model))
+        profile(model, how(model, noise=0.1), sites(model))
+    profile(model, how(model, noise=0.3), sites(model))
 
 
 BURN = "while True: pass"
@@ -223,7 +230,7 @@ def busy_machine():
 def attempt(model, here: Local) -> LatencyTable | str:
     """Return a table, or why there is none."""
     try:
-        return profile(model, here, sites(model))
+        return profile(model, here.measurement(model), sites(model))
     except ValueError as error:
         return str(error)
 
@@ -254,12 +261,12 @@ def test_a_busy_machine_gives_the_quiet_table_or_a_refusal():
 
 def test_generate_is_the_sum_of_its_steps():
     model = llama()
-    table = profile(model, hardware(phase=Phase.generate, tokens=6), sites(model))
+    table = profile(model, how(model, phase=Phase.generate, tokens=6), sites(model))
     assert table.setting["phase"] == "generate"
     dense = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)}
     assert table.predict(dense) == pytest.approx(table.dense, rel=1e-9)
     assert {name.split(":")[0] for name in table.raw} == {"prefill 2 x 16", "decode 2 x 19"}
-    times = compare(model, shrink_(twin(model), mixed(model)), hardware(phase=Phase.generate))
+    times = how(model, phase=Phase.generate).compare(model, shrink_(twin(model), mixed(model)))
     assert all(of.p50 > 0 for of in times)
 
 
@@ -307,7 +314,7 @@ def test_a_model_without_half_of_itself_is_faster():
     """Two of six sub-blocks are gone and some are cut: the clock must notice."""
     dense = llama()
     pruned = shrink_(twin(dense), mixed(dense))
-    times = compare(dense, pruned, hardware(repetitions=15, sequence=64, tolerance=0.05))
+    times = how(dense, repetitions=15, sequence=64, tolerance=0.05).compare(dense, pruned)
     assert times[0].p50 > 1.05 * times[1].p50
     assert 15 <= len(times[0].values) == len(times[1].values)
     seconds = sum(times[0].values + times[1].values) / 1000
@@ -384,7 +391,7 @@ def test_a_model_too_large_to_have_twice_is_profiled_with_the_weights_of_one_blo
         p.numel() for p in model.parameters()
     )
     assert [b.self_attn.layer_idx for b in blocks(model)] == [0, 1, 2]
-    table = profile(model, hardware(), sites(model))
+    table = profile(model, how(model), sites(model))
     assert (table.setting["dtype"], table.blocks) == (str(dtype), 3)
     assert list(table.parts["attention"]) == heads(4, 2)
 

@@ -5,16 +5,16 @@ import torch
 
 from pruning.latency.clock import Timing
 from pruning.latency.elsewhere import Counted, Proxy
-from pruning.latency.phases import end_to_end
 from pruning.latency.profile import NOTHING, profile
-from pruning.latency.workload import Phase, Workload
 from pruning.methods.dense import Dense
 from pruning.methods.svd import SVD
 from pruning.methods.ziplm import Score
 from pruning.models.modeling_pruned import factorise_
 from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, blocks, sites
-from pruning.results.cache import Cache
+from pruning.runtimes.calls import end_to_end
+from pruning.runtimes.workload import Phase, Workload
+from pruning.system.cache import Cache
 from tests.families import EVERY, llama
 from tests.latency.test_elsewhere import file
 from tests.latency.test_profile import hardware

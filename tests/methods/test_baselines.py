@@ -8,17 +8,14 @@ from transformers import AutoModelForCausalLM
 from pruning.calibration.calibration import Target, Weight
 from pruning.calibration.moments import Moment, Moments, Split, collect
 from pruning.latency.grid import heads, widths
+from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
 from pruning.methods.blocks import Blocks, influence, removable
-from pruning.methods.flap import Flap
-from pruning.methods.levels import Levels
-from pruning.methods.magnitude import Magnitude
-from pruning.methods.random import Random
-from pruning.methods.wanda_sp import WandaSp
 from pruning.models import checkpoint
 from pruning.models.sites import Kind, Site, projection, shape, sites, weight
-from pruning.results.cache import Cache
+from pruning.solver.levels import Levels
+from pruning.system.cache import Cache
 from tests.families import FAMILIES, llama
-from tests.methods.data import inputs, moment, weights
+from tests.solver.data import inputs, moment, weights
 from tests.tiny import INF, levels_plan, linear_table, padded_batches
 
 FFN = Site(0, Kind.FFN, 40, 1)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from pruning.methods.embedding import Tokens, directions
-from pruning.methods.flop import Embedding
-from pruning.methods.gating import gated_, product, restored_
-from pruning.methods.learned import LearnedPlan
+from pruning.methods.flop.embedding import Tokens, directions
+from pruning.methods.flop.gating import gated_, product, restored_
+from pruning.methods.flop.learned import LearnedPlan
+from pruning.methods.flop.recipe import Embedding
 from pruning.models import checkpoint
 from pruning.models.sites import Kind
 from tests.families import EVERY, FAMILIES

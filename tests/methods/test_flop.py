@@ -12,22 +12,24 @@ from safetensors.torch import load_file
 from pruning.calibration.calibration import Calibration, Target, Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.latency.table import LatencyTable
-from pruning.methods.constraint import Cost, Lagrangian, counts
-from pruning.methods.embedding import Tokens
-from pruning.methods.flop import FLOP, Embedding
-from pruning.methods.gates import GatedLowRank, Gates
-from pruning.methods.gating import gated_, product, restored_
-from pruning.methods.learned import LearnedPlan
+from pruning.methods.flop.constraint import Cost, Lagrangian, counts
+from pruning.methods.flop.embedding import Tokens
+from pruning.methods.flop.flop import FLOP
+from pruning.methods.flop.gates import GatedLowRank, Gates
+from pruning.methods.flop.gating import gated_, product, restored_
+from pruning.methods.flop.learned import LearnedPlan
+from pruning.methods.flop.recipe import Embedding
+from pruning.methods.flop.training import Goal, train
 from pruning.methods.method import Subject
-from pruning.methods.training import Goal, train
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, projection, weight
-from pruning.results.cache import Cache
-from pruning.results.stopwatch import Stopwatch
-from pruning.search.search import Objective, Spdy
+from pruning.search.options import Objective
+from pruning.search.search import Spdy
+from pruning.system.cache import Cache
+from pruning.system.stopwatch import Stopwatch
 from pruning.tasks.training import own, save_parameters
 from tests.families import ENCODERS, EVERY, FAMILIES, llama
-from tests.methods.data import inputs, weights
+from tests.solver.data import inputs, weights
 from tests.tiny import padded_batches
 
 BATCHES = padded_batches()
@@ -399,7 +401,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     class Killed(BaseException):
         """As good as kill -9 for what is on disk: nothing catches it."""
 
-    from pruning.methods.training import GateTrainer
+    from pruning.methods.flop.training import GateTrainer
 
     normal = GateTrainer.compute_loss
 

@@ -8,17 +8,17 @@ import torch
 
 from pruning.calibration.calibration import Target
 from pruning.latency.local import Local
-from pruning.latency.workload import Phase
 from pruning.methods.method import Subject
-from pruning.methods.plans import SchedulePlan
-from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
+from pruning.methods.slimgpt import ChannelScore, HeadScore, SchedulePlan, SlimGPT
 from pruning.models.sites import Kind, projection, set_weight_, shape, sites, weight
-from pruning.results.cache import Cache
-from pruning.results.stopwatch import Stopwatch
+from pruning.runtimes.workload import Phase
+from pruning.search.options import Ramp
 from pruning.search.schedule import share
-from pruning.search.search import Ramp, Schedule
+from pruning.search.search import Schedule
+from pruning.system.cache import Cache
+from pruning.system.stopwatch import Stopwatch
 from tests.families import FAMILIES, llama
-from tests.methods.data import lstsq
+from tests.solver.data import lstsq
 from tests.tiny import linear_table, padded_batches, text
 
 BATCHES = padded_batches(count=9)
@@ -209,11 +209,10 @@ def test_values_out_of_range(field):
 
 
 def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
-    from pruning.latency.meet import meet
+    from pruning.job.closed_loop import meet
 
     model = llama()
     work = {"phase": Phase.auto, "batch": 1, "sequence": 8, "tokens": 2, "alignment": 1}
-    work["compile"] = False
     loop = {"repetitions": 3, "tolerance": 0.5, "rounds": 4, "noise": None}
     hardware = Local("here", "cpu", None, **work, **loop)
     posed = subject(model, tmp_path)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.models import checkpoint
 from pruning.models.checkpoint import save
 from pruning.models.shrink import shrink_
 from pruning.models.sites import sites
 from pruning.models.source import Dtype, Model
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 from tests.families import ENCODERS, EVERY, llama, reader
 from tests.models.allocations import mixed
 from tests.tiny import word_tokenizer

@@ -12,8 +12,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from pruning.calibration.batch import Batch
-from pruning.calibration.stream import behind, enter
+from pruning.data.batch import Batch
+from pruning.models.blockwise import behind, enter
 from pruning.models.shrink import mask_, shrink_, twin
 from pruning.models.sites import (
     Kind,

@@ -17,11 +17,11 @@ from transformers import (
     Qwen2Config,
 )
 
+from pruning.data.labelled import Labelled
 from pruning.models import checkpoint
 from pruning.models.source import Dtype, Model
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 from pruning.tasks.finetune import finetuned
-from pruning.tasks.labelled import Labelled
 from pruning.tasks.task import Classification, Task
 from tests.families import ENCODERS, EVERY, GATED, gpt2, llama, random_model
 from tests.models.gguf_file import write_gguf

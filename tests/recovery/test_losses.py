@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pruning.calibration.stream import predictions
+from pruning.models.blockwise import predictions
 from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, sites
 from pruning.recovery.losses import distance, divergence

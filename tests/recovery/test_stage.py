@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pruning.calibration.text import Text
+from pruning.data.text import Text
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import Kind, architecture, blocks, linears, projection, sites, weight
 from pruning.recovery import worker
@@ -19,7 +19,7 @@ from pruning.recovery.recovery import Lora, Loss, Precision, Shape, Training
 from pruning.recovery.stage import recovered
 from pruning.recovery.student import Student
 from pruning.recovery.train import steps_of, train
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 from tests.families import ENCODERS, EVERY, llama
 from tests.tiny import padded_batches
 
@@ -367,7 +367,7 @@ def test_minutes_lead_as_far_as_the_machine_goes(tmp_path, monkeypatch):
     for budget, entries in (({"steps": 2}, 1), ({"steps": None, "minutes": 0.005}, 2)):
         cache = Cache(tmp_path / str(entries))
         for cpu in ("slow", "fast"):
-            monkeypatch.setattr("pruning.results.environment.cpu", lambda cpu=cpu: cpu)
+            monkeypatch.setattr("pruning.system.environment.cpu", lambda cpu=cpu: cpu)
             recovered(training(**budget), pruned, dense, ROWS, cache, 0, nothing)
         assert len(list(cache.root.glob("recovery/*/"))) == entries
 

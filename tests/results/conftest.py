@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from pruning.results.environment import environment
 from pruning.results.result import (
     Block,
     Evaluation,
@@ -18,6 +17,7 @@ from pruning.results.result import (
     Speedup,
 )
 from pruning.results.result import write as write_result
+from pruning.system.environment import environment
 
 LONG, ACC = "wiki/text/token_perplexity_2048", "quick/arc_easy/acc"
 PARTS = ("attention", "ffn", "mlp.up_proj")

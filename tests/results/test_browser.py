@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from pruning import report
+from pruning.results import frontier
 from pruning.results.points import gather, metrics, results_of
 
 LONG, ACC = "wiki/text/token_perplexity_2048", "quick/arc_easy/acc"
@@ -38,7 +38,7 @@ def opened(driver, varied):
     """Open the page of the study and wait until all charts are drawn."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    report.write(varied, html=True)
+    frontier.write(varied, html=True)
     driver.get((varied / "frontier.html").as_uri())
     drawn = "return document.documentElement.dataset.drawn"
     WebDriverWait(driver, 30).until(lambda _: driver.execute_script(drawn))

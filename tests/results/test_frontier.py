@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pruning import report
+from pruning import cli
+from pruning.results import frontier
 from pruning.results.points import labels
 from pruning.results.result import Evaluation, Speedup
 from pruning.results.result import write as write_result
@@ -39,7 +40,7 @@ def study(result, tmp_path):
 
 
 def test_seeds_become_a_mean_and_a_spread(study):
-    text = report.write(study).read_text()
+    text = frontier.write(study).read_text()
     rows = [line for line in text.splitlines() if line.startswith("| 1.500x")]
     assert rows == [
         "| 1.500x | lucky | 1.300x † | 25.00 | 35.00 | 75.3% | 1 |",
@@ -52,7 +53,7 @@ def test_seeds_become_a_mean_and_a_spread(study):
 
 
 def test_the_csv_has_every_run(study):
-    report.write(study)
+    frontier.write(study)
     rows = list(csv.DictReader((study / "frontier.csv").open()))
     assert {(row["label"], row["seed"]) for row in rows} == {
         ("ziplm", "0"),
@@ -65,17 +66,17 @@ def test_the_csv_has_every_run(study):
 
 
 def test_the_plot_is_an_svg_of_these_numbers_and_the_same_each_time(study):
-    report.write(study)
+    frontier.write(study)
     first = (study / "frontier.svg").read_text()
     ET.fromstring(first)
-    report.write(study)
+    frontier.write(study)
     assert (study / "frontier.svg").read_text() == first
     assert (study / "frontier.png").read_bytes().startswith(b"\x89PNG")
     path = study / "ziplm-1.5-0" / "result.json"
     run = json.loads(path.read_text())
     run["evaluation"]["pruned"][LONG] = 80.0
     path.write_text(json.dumps(run))
-    report.write(study)
+    frontier.write(study)
     assert (study / "frontier.svg").read_text() != first
 
 
@@ -117,7 +118,7 @@ def test_tasks_become_one_row_with_glues_average(result, tmp_path):
     add("ziplm", "sst2", 1, {"accuracy": 0.8, "accuracy_stderr": 0.01})
     add("ziplm", "mrpc", 0, {"accuracy": 0.7, "f1": 0.8})
     add("depth", "mrpc", 0, {"accuracy": 0.6, "f1": 0.7})
-    text = report.write(tmp_path / "glue").read_text()
+    text = frontier.write(tmp_path / "glue").read_text()
     head, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
     keys = ["mrpc/accuracy (chance 0.500)", "mrpc/f1", "sst2/accuracy (chance 0.500)"]
     assert all(key in head for key in keys)
@@ -135,18 +136,18 @@ def test_nothing_finite_and_nothing_there(study, tmp_path, result):
     run = json.loads(path.read_text())
     run["evaluation"]["pruned"][LONG] = None
     path.write_text(json.dumps(run))
-    assert "| depth | 1.520x | not finite | **50.00** |" in report.write(study).read_text()
+    assert "| depth | 1.520x | not finite | **50.00** |" in frontier.write(study).read_text()
     bare = replace(result, evaluation=Evaluation({}, {}))
     write_result(bare, tmp_path / "bare" / "one" / "result.json")
-    assert "75.3%" in report.write(tmp_path / "bare").read_text()
+    assert "75.3%" in frontier.write(tmp_path / "bare").read_text()
     (tmp_path / "empty").mkdir()
-    assert report.write(tmp_path / "empty") is None
+    assert frontier.write(tmp_path / "empty") is None
 
 
 def test_the_command_line(study, capsys, tmp_path):
-    assert report.main([str(study)]) == 0
+    assert cli.report([str(study)]) == 0
     assert capsys.readouterr().out.startswith("# study\n")
-    assert report.main([]) == 2
-    assert "python -m pruning.report" in capsys.readouterr().err
-    assert report.main([str(tmp_path / "none")]) == 1
+    assert cli.report([]) == 2
+    assert "python -m pruning report" in capsys.readouterr().err
+    assert cli.report([str(tmp_path / "none")]) == 1
     assert "no result.json" in capsys.readouterr().err

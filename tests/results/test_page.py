@@ -8,7 +8,7 @@ from dataclasses import replace
 import lxml.html
 import pytest
 
-from pruning import report
+from pruning.results import frontier
 from pruning.results.result import Evaluation
 from pruning.results.result import write as write_result
 
@@ -17,7 +17,7 @@ LONG, ACC = "wiki/text/token_perplexity_2048", "quick/arc_easy/acc"
 
 @pytest.fixture
 def page(varied):
-    report.write(varied, html=True)
+    frontier.write(varied, html=True)
     return lxml.html.parse(varied / "frontier.html").getroot()
 
 
@@ -88,10 +88,10 @@ def test_nothing_from_elsewhere_and_no_other_script(page):
 
 
 def test_the_same_results_give_the_same_page(varied):
-    report.write(varied, html=True)
+    frontier.write(varied, html=True)
     first = (varied / "frontier.html").read_bytes()
     assert len(first) < 2e6
-    report.write(varied, html=True)
+    frontier.write(varied, html=True)
     assert (varied / "frontier.html").read_bytes() == first
 
 
@@ -116,7 +116,7 @@ def test_pareto_marks_are_those_of_the_first_metric(page):
 def test_a_study_without_metrics_and_allocations(result, tmp_path):
     run = replace(result, evaluation=Evaluation({}, {}))
     write_result(run, tmp_path / "bare" / "one" / "result.json")
-    report.write(tmp_path / "bare", html=True)
+    frontier.write(tmp_path / "bare", html=True)
     page = lxml.html.parse(tmp_path / "bare" / "frontier.html").getroot()
     assert len(rows_by_name(page)) == 1
     assert "Nothing was evaluated" in page.text_content()

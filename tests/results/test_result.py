@@ -7,9 +7,9 @@ import platform
 
 import pytest
 
-from pruning.results import environment as module
-from pruning.results.environment import environment, peaks
 from pruning.results.result import finished, read, write
+from pruning.system import environment as module
+from pruning.system.environment import environment, peaks
 
 KEYS = """
 schema name study config

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from pruning.models.sites import Kind, Site
-from pruning.results.cache import Cache
+from pruning.search.options import Objective
 from pruning.search.problem import Problem, scaled
-from pruning.search.search import Calibrated, Objective, Spdy, Uniform
+from pruning.search.search import Calibrated, Spdy, Uniform
+from pruning.system.cache import Cache
 
 BLOCKS = 7
 WIDTHS = np.array([10, 9, 7, 4, 2, 0])

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from pruning.methods.method import Subject
 from pruning.methods.ziplm import Score
 from pruning.models.sites import Kind
-from pruning.results.cache import Cache
-from pruning.results.stopwatch import Stopwatch
+from pruning.search.options import Objective
 from pruning.search.problem import pose
-from pruning.search.search import Calibrated, Objective, Spdy
+from pruning.search.search import Calibrated, Spdy
 from pruning.search.trial import Trial, _Dense, _Numbers, evaluation_text
+from pruning.system.cache import Cache
+from pruning.system.stopwatch import Stopwatch
 from tests.families import EVERY
 from tests.tiny import INF, linear_table, padded_batches, solve_levels, text, ziplm
 

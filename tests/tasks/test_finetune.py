@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
 from pruning.calibration.calibration import Calibration, Target, Weight
+from pruning.data.labelled import Labelled
 from pruning.models.source import Attention, Dtype, Model
-from pruning.results.cache import Cache
+from pruning.system.cache import Cache
 from pruning.tasks.finetune import order
-from pruning.tasks.labelled import Labelled
 from pruning.tasks.task import Classification, Task
 from tests.families import bert
 from tests.tiny import word_tokenizer

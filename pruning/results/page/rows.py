@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning.results.environment import differences
 from pruning.results.kept import units
 from pruning.results.points import Point, task_of
 from pruning.results.result import Result, times
+from pruning.system.environment import differences
 
 
 @dataclass

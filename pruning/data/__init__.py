@@ -1,0 +1,1 @@
+"""Rows of any source, documents, batches, rows that hold evaluated text."""

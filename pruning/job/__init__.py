@@ -1,0 +1,1 @@
+"""The main line: run, dry run, closed loop, recover, resume."""

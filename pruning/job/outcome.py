@@ -1,0 +1,92 @@
+"""From what a job measured to its result."""
+
+import json
+from dataclasses import asdict
+
+import torch
+from transformers import PreTrainedModel
+
+from pruning.experiment import Experiment
+from pruning.job.closed_loop import Met
+from pruning.latency.table import LatencyTable
+from pruning.models.checkpoint import auto_class
+from pruning.models.modeling_pruned import block_shape, ranks
+from pruning.models.sites import Allocation, Kind, architecture, blocks, shape, sites
+from pruning.results.result import (
+    Block,
+    Evaluation,
+    Latencies,
+    Latency,
+    Memory,
+    Params,
+    Result,
+    Speedup,
+)
+from pruning.system.environment import environment, peaks
+
+
+def compose(
+    experiment: Experiment,
+    name: str,
+    dense: PreTrainedModel,
+    met: Met,
+    table: LatencyTable,
+    evaluation: Evaluation,
+    seconds: dict[str, float],
+) -> Result:
+    """Gather what a job found out."""
+    setting = table.setting
+    basis = "measured"
+    if met.measured is None:
+        basis = table.foretold
+    before, after = (
+        Latency(t.p50, t.p90, len(t.values), t.values)
+        if basis == "measured"
+        else Latency(t.p50, t.p50, 0, [])
+        for t in (met.dense_timing, met.pruned_timing)
+    )
+    latency = {key: setting[key] for key in ("phase", "batch", "sequence", "tokens")}
+    latency["runtime"] = table.runtime
+    whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, met.pruned))
+    return Result(
+        name=name,
+        study=experiment.study,
+        config=json.loads(json.dumps(asdict(experiment))),  # enums become their values
+        speedup=Speedup(met.target, met.predicted, met.measured, met.rounds, basis),
+        latency=Latencies(before, after, unit=table.unit, **latency),
+        params=Params(whole, left, left / whole),
+        evaluation=evaluation,
+        seconds=seconds,
+        memory=Memory(*peaks()),
+        allocation=kept(dense, met.allocation),
+        environment=environment(),
+        embedding=ranks_of_embedding(met.allocation),
+        loader=auto_class(type(met.pruned).__name__),
+        table={} if basis == "measured" else {"setting": setting, "environment": table.environment},
+    )
+
+
+def kept(dense: PreTrainedModel, allocation: Allocation) -> list[Block]:
+    """Count what an allocation keeps of each block of the dense model."""
+    found = []
+    for index, block in enumerate(blocks(dense)):
+        groups, heads, width = block_shape(block, architecture(dense))  # of what is no site too
+        found.append(Block(index, groups * heads, groups, width, ranks(block)))
+    for site, keep in allocation.items():
+        if site.kind is Kind.LINEAR and not keep.all():
+            found[site.block].ranks[site.module] = int(keep.sum())
+    for site in sites(dense):
+        left = shape(site, allocation.get(site, torch.ones(site.units, dtype=torch.bool)))
+        if site.kind is Kind.FFN:
+            assert isinstance(left, int)
+            found[site.block].ffn = left
+        else:
+            assert isinstance(left, tuple)
+            found[site.block].kv_heads = left[0]
+            found[site.block].query_heads = left[0] * left[1]
+    return found
+
+
+def ranks_of_embedding(allocation: Allocation) -> dict[str, int]:
+    """Return how many terms every cluster of tokens keeps."""
+    return {s.name: int(k.sum()) for s, k in allocation.items() if s.kind is Kind.EMBEDDING}

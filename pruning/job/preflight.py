@@ -1,0 +1,84 @@
+"""What a job asks of a model that the model cannot read: refused before any work."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning.evaluation.suite import Suite
+from pruning.experiment import Experiment
+from pruning.models.sites import positions
+from pruning.recovery.recovery import Training
+from pruning.search.search import Guided
+from pruning.system.cache import Cache
+
+
+def preflight(
+    experiment: Experiment,
+    suite: Suite,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Cache,
+) -> None:
+    """Raise ValueError where a part of the suite, a length or a token is not for this model."""
+    suite.check(model)
+    _check_lengths(experiment, model)
+    if experiment.calibration.text is not None:
+        experiment.calibration.bos.encoder(tokenizer, "calibration.bos")
+    if suite.perplexity is not None:
+        suite.perplexity.bos.encoder(tokenizer, "suite.perplexity.bos")
+    if not _grown(model, tokenizer):
+        return
+    if experiment.task is not None:
+        rows = experiment.task.examples(tokenizer, cache)
+        check_ids((row["input_ids"] for row in rows), model, tokenizer, "task.train")
+    special: list[int] = tokenizer("a", verbose=False).input_ids  # type: ignore[assignment]
+    for path, name, part in suite.parts():
+        pad = [tokenizer.pad_token_id] if part.head else []  # classifiers read padded rows
+        read = [special, pad, *part.reads(name, tokenizer, cache)]
+        check_ids(map(torch.tensor, filter(None, read)), model, tokenizer, path)
+
+
+def check_ids(
+    ids: Iterable[Tensor],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    field: str,
+) -> None:
+    """Raise ValueError, naming `field`, where a token of a text has no row in the embedding.
+
+    A tokenizer may have more tokens than the embedding has rows, as long as they do not occur.
+    """
+    if not _grown(model, tokenizer):
+        return
+    largest, rows = max((int(part.max()) for part in ids), default=0), model.config.vocab_size
+    if largest >= rows:
+        raise ValueError(
+            f"{field}: token {largest}, {tokenizer.convert_ids_to_tokens(largest)!r}, has no row "
+            f"in the model's embedding of {rows} rows; the tokenizer has {len(tokenizer)} tokens: "
+            "give the tokenizer that the model was trained with, or resize the embedding and train"
+        )
+
+
+def _check_lengths(experiment: Experiment, model: PreTrainedModel) -> None:
+    """Raise ValueError where rows of text are longer than the positions of the model.
+
+    Rows of a task are not text: `task.sequence` is checked when the model is loaded.
+    """
+    longest, given = positions(model), {}
+    if experiment.calibration.text is not None:
+        given["calibration.sequence"] = experiment.calibration.sequence
+    if experiment.task is None:
+        for name, group in (("search", experiment.search), ("recovery", experiment.recovery)):
+            if isinstance(group, Guided | Training):
+                given[f"{name}.sequence"] = group.sequence
+    for option, sequence in given.items():
+        if longest and sequence > longest:
+            raise ValueError(
+                f"{option}={sequence} goes beyond the {longest} positions of this model: lower it"
+            )
+
+
+def _grown(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    return max(tokenizer.get_vocab().values(), default=0) >= model.config.vocab_size

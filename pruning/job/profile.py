@@ -1,0 +1,38 @@
+"""Measure a latency table and save it; or show one."""
+
+from pathlib import Path
+
+from pruning.composition import compose
+from pruning.latency.picture import draw, tables
+from pruning.latency.table import LatencyTable
+from pruning.system.cache import Cache
+from pruning.system.files import write_text
+
+PROFILES = Path("outputs/profiles")
+
+
+def measure(overrides: list[str]) -> Path:
+    """Profile the hardware that a config names and write the table; return where it is."""
+    experiment = compose(overrides)
+    cache, hardware = Cache(experiment.cache), experiment.hardware
+    model = experiment.model.skeleton(cache, hardware.open(), experiment.task)
+    sites = experiment.method.sites(model)
+    table = hardware.profile(model, sites, cache, experiment.runtime)
+    size = "{phase}-{batch}x{sequence}-{dtype}".format(**table.setting)
+    size += "" if table.runtime == "torch" else f"-{table.runtime}"
+    path = PROFILES / f"{experiment.model.name}-{hardware.name}-{size}.json"
+    table.write(path)
+    return path
+
+
+def show(path: Path) -> None:
+    """Print a table, and draw it beside its file."""
+    try:
+        table = LatencyTable.read(path)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is no latency table: {error}") from error
+    for each in tables(table, path.stem):
+        print(each)
+    picture = path.with_suffix(".svg")
+    write_text(draw(table, path.stem), picture)
+    print(f"\n{picture}")

@@ -1,0 +1,148 @@
+"""The main line: from an experiment to a smaller model, its measured speedup and its quality."""
+
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pruning.evaluation.part import Measured
+from pruning.evaluation.suite import Suite
+from pruning.experiment import Experiment
+from pruning.job.closed_loop import meet
+from pruning.job.outcome import compose
+from pruning.job.preflight import check_ids, preflight
+from pruning.job.recover import heal, lessons
+from pruning.job.resume import settled
+from pruning.latency.profile import break_even
+from pruning.methods.method import Subject
+from pruning.models import checkpoint
+from pruning.models.allocation import composed, read_allocation, write_allocation
+from pruning.models.source import fingerprint
+from pruning.models.weights import check_finite
+from pruning.results import report, result
+from pruning.results.card import card
+from pruning.results.result import Evaluation, Result
+from pruning.system.cache import Cache
+from pruning.system.device_locks import sharing
+from pruning.system.environment import forget_peaks
+from pruning.system.stopwatch import Stopwatch
+
+log = logging.getLogger(__name__)
+
+SETTLED = "pruned"  # where a job keeps what it pruned while it trains
+
+
+def run(experiment: Experiment, out: Path, command: str = "", start: Path | None = None) -> Result:
+    """Prune a model to a speedup; leave checkpoint, allocation.json and result.json in `out`.
+
+    `start` is where another job left a model that was already pruned to a lower speedup, to go on
+    from; speed and quality are compared with those of the dense model all the same.
+    """
+    transformers.logging.set_verbosity_error()  # its advice on per-layer configs is for authors
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it logs every retry twice
+    device = experiment.hardware.open()
+    forget_peaks()
+    with sharing(device):
+        return _run(experiment, out, device, command, start)
+
+
+def _run(
+    experiment: Experiment, out: Path, device: torch.device, command: str, start: Path | None
+) -> Result:
+    cache, clock = Cache(experiment.cache), Stopwatch()
+    seed, task = experiment.seed, experiment.task
+    suite, missing = experiment.suite.of(task).available(cache)
+    torch.manual_seed(seed)
+    with clock("load"):
+        dense, tokenizer = experiment.model.load(cache, device, task)
+        preflight(experiment, suite, dense, tokenizer, cache)
+    with clock("calibrate"):
+        source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
+        batches = experiment.calibration.batches(**source)
+        rows = lessons(experiment, tokenizer, suite, cache)
+        check_ids((batch.ids for batch in batches), dense, tokenizer, "calibration")
+        check_ids((row["input_ids"] for row in rows), dense, tokenizer, "recovery")
+    if task is not None:
+        with clock("finetune"):
+            dense = task.teach(dense, tokenizer, cache)
+    given, identity = dense, fingerprint(dense)
+    if start is not None:
+        with clock("load"):
+            attention = experiment.model.implementation
+            given = checkpoint.load(start / "model", dense.dtype, device, attention)
+    with clock("profile"):
+        sites = experiment.method.sites(dense)
+        table = experiment.hardware.profile(dense, sites, cache, experiment.runtime)
+        if experiment.speedup is not None:
+            table.check(experiment.speedup, sites, experiment.hardware.name)
+    with clock("evaluate"):  # before the long stages, so that a bad suite is noticed now
+        before = suite.evaluate(dense, tokenizer, cache, identity)
+        if said := before.not_finite():
+            raise ValueError(
+                f"model={experiment.model.name}: of the dense model {said}, computed in "
+                f"{dense.dtype}: give model.dtype=float32 if it overflows, or another "
+                "checkpoint or suite"
+            )
+        shared = suite.shared([r for b in batches for r in b.rows()], tokenizer, cache)
+    plan = experiment.method.plan(
+        Subject(
+            given,
+            identity if given is dense else fingerprint(given),
+            batches,
+            partial(experiment.calibration.up_to, **source),
+            experiment.calibration,
+            table,
+            experiment.search,
+            experiment.speedup,
+            seed,
+            cache,
+            clock,
+        )
+    )
+    where = experiment.hardware, experiment.speedup, clock, experiment.runtime
+    prune = partial(meet, dense, plan, table, *where)
+    met = settled(experiment, out / SETTLED, dense, prune)
+    if start is not None:
+        former = read_allocation(start / "allocation.json", sites)
+        met.allocation = composed(former, met.allocation)
+    with clock("evaluate"):
+        after = judged(suite, met.pruned, tokenizer, cache)
+    more = {"shared": shared, "windows": before.windows}
+    evaluation = Evaluation(before.metrics, after.metrics, after.read, missing, **more)
+    recovered = heal(experiment, met, dense, rows, tokenizer, suite, cache, clock)
+    if recovered is not None:
+        with clock("evaluate"):
+            after = judged(suite, met.pruned, tokenizer, cache)
+            evaluation.one_shot, evaluation.pruned = evaluation.pruned, after.metrics
+    found = compose(experiment, out.name, dense, met, table, evaluation, clock.total())
+    if recovered is not None:
+        found.recovery = recovered.cost | {"curve": recovered.curve}
+    found.training, found.search = list(plan.history), list(plan.searched)
+    found.break_even = break_even(dense, sites, table)
+    found.command = command
+    with clock("save"):
+        result.write_samples({"dense": before.samples, "pruned": after.samples}, out)
+        checkpoint.save(met.pruned, tokenizer, out / "model", card(found))
+        write_allocation(met.allocation, out / "allocation.json")
+        table.write(out / "latency.json")
+    found.seconds = clock.total()
+    result.write(found, out / "result.json")
+    shutil.rmtree(out / SETTLED, ignore_errors=True)
+    experiment.tracker.report(found, out)
+    report.show(found, out)
+    return found
+
+
+def judged(
+    suite: Suite, pruned: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cache: Cache
+) -> Measured:
+    """Evaluate a pruned model, and say what is not finite; ValueError where its weights are not."""
+    check_finite(pruned, "method: the pruned model", "give model.dtype=float32, or ask for less")
+    found = suite.evaluate(pruned, tokenizer, cache)
+    if said := found.not_finite():
+        log.warning("NOT FINITE, this pruned model is of no use: %s", said)
+    return found

@@ -1,0 +1,1 @@
+"""FLOP (arXiv:1910.04732): gates, their training, and what they keep."""

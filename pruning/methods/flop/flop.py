@@ -1,0 +1,56 @@
+"""FLOP: low-rank factors whose ranks are learned by gates (arXiv:1910.04732)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from pruning.methods.flop.recipe import Embedding, Recipe
+from pruning.methods.method import Method, Plan, Subject
+from pruning.search.search import Guided
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.models.sites import Site
+
+
+@dataclass
+class FLOP(Recipe, Method):
+    """Every projection is a product B G A with gates G; weights and gates are trained together.
+
+    The loss is that of the next token, or for an encoder that of its task.
+
+    An augmented Lagrangian holds the expected cost to the target: milliseconds of the latency table
+    where there is a speedup, else parameters. It starts from what `method=svd` would do: from its
+    factors, with gates that are open up to the ranks that the search chooses.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1910.04732"
+    searches: ClassVar[type[Guided]] = Guided
+    again: ClassVar[bool] = False
+    dial: ClassVar[str] = "sparsity"
+
+    name: str = "flop"
+
+    def sites(self, model: "PreTrainedModel") -> "list[Site]":
+        """List the projections."""
+        from pruning.models.checkpoint import clusters
+        from pruning.models.sites import chosen_linears
+
+        if self.embedding is not Embedding.none and clusters(model):
+            raise ValueError(
+                f"method.embedding={self.embedding}: the embedding of this model is a product "
+                "already: give method.embedding=none, or prune the dense model"
+            )
+        return chosen_linears(model, self.modules)
+
+    def plan(self, subject: Subject) -> Plan:
+        """Train; what is kept of every projection then follows from its gates."""
+        from pruning.methods.flop.learned import LearnedPlan
+        from pruning.models.sites import architecture
+
+        if architecture(subject.dense).encoder and not subject.batches[0].labels:
+            raise ValueError(
+                f"method={self.name} trains an encoder on the labels of its task: leave out the "
+                "calibration, and give a task such as task=sst2"
+            )
+        return LearnedPlan.of(self, subject)

@@ -1,0 +1,223 @@
+"""FLOP's plan: a model with gates, trained or found in the cache, and what its gates keep."""
+
+import json
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from pruning.calibration.moments import Moments
+from pruning.latency.table import LatencyTable, Shape, Shapes
+from pruning.methods.flop.constraint import Cost, counts
+from pruning.methods.flop.embedding import Tokens, fold_
+from pruning.methods.flop.gating import gated_, product, restored_
+from pruning.methods.flop.recipe import Embedding, Recipe
+from pruning.methods.flop.training import Goal, train
+from pruning.methods.method import Plan, Subject
+from pruning.methods.svd import SVD
+from pruning.models.modeling_pruned import replace_
+from pruning.models.shrink import factor_, twin
+from pruning.models.sites import (
+    Allocation,
+    Kind,
+    Site,
+    blocks,
+    chosen_linears,
+    projection,
+    set_weight_,
+    weight,
+)
+from pruning.system.cache import digest, digest_tensors
+from pruning.system.files import to_json
+from pruning.tasks.training import own, save_parameters
+
+LIMIT = 30.0  # shifts of log_alpha beyond which nothing changes
+
+
+class LearnedPlan(Plan):
+    """Ranks by the gates of a trained model, all shifted alike until a budget is met.
+
+    A shift of 0 is FLOP's own rule: a projection keeps as many terms as E||z||_0 says.
+    """
+
+    def __init__(
+        self,
+        dense: PreTrainedModel,
+        trained: PreTrainedModel,
+        sites: list[Site],
+        table: LatencyTable,
+        sparsity: float | None,
+        history: list[dict[str, float]],
+    ):
+        self.dense, self.trained, self.table, self.history = dense, trained, table, history
+        self.gated = {site: product(trained, site) for site in sites}
+        if sparsity is not None:
+            self.given = self._largest(self._exact, lambda left: self._sparsity(left) >= sparsity)
+
+    @classmethod
+    def of(cls, method: Recipe, subject: Subject) -> "LearnedPlan":
+        """Factorise, insert gates and train; or find all that in the cache."""
+        s = subject
+        sites = chosen_linears(s.dense, method.modules)
+        sizes = {site: _size(s.dense, site) for site in sites}
+        if method.sparsity is not None:  # parameters are what is to be saved
+            s = replace(s, table=counts(sizes, s.table), speedup=1 / (1 - method.sparsity))
+        with s.clock("calibrate"):
+            moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
+        ranks, tokens = _start(method, s), None
+        if method.embedding is not Embedding.none:
+            assert method.sparsity is not None, "FLOP asks for it"
+            tokens = Tokens.of(s.batches, s.dense, method.ends())
+            wide = {site: (tokens.hidden, size) for site, size in tokens.sizes.items()}
+            s = replace(s, table=counts(sizes | wide, subject.table))
+            ranks |= {site: _share(1 - method.sparsity, *of) for site, of in wide.items()}
+        with s.clock("train"):
+            trained, history = _trained(method, s, ranks, moments, tokens)
+        return cls(s.dense, trained, list(ranks), subject.table, method.sparsity, history)
+
+    def choose(self, budget: float) -> Shapes | None:
+        """Keep as many terms as fit the budget, at ranks that the table offers."""
+        return self._largest(
+            self._offered, lambda left: self.table.total(left) <= budget * (1 + 1e-9)
+        )
+
+    @torch.no_grad()
+    def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
+        """Fold the gates in: two projections, or one where the rank is full again."""
+        pruned = twin(self.trained)
+        allocation = Allocation()
+        for site, module in self.gated.items():
+            rank = shapes[site]
+            assert isinstance(rank, int)
+            allocation[site] = torch.arange(site.units) < rank
+            if site.kind is Kind.EMBEDDING:
+                continue
+            if rank < site.units:
+                factor_(pruned, site, *module.folded(rank), module.bias)
+            else:
+                A, B = module.folded()
+                merged = deepcopy(projection(self.dense, site))
+                set_weight_(merged, B @ A)
+                if module.bias is not None:
+                    merged.bias.copy_(module.bias)  # type: ignore[union-attr, operator]
+                replace_(blocks(pruned)[site.block], site.module, merged)
+        of_tokens = {site: shapes[site] for site in self.gated if site.kind is Kind.EMBEDDING}
+        if of_tokens:
+            fold_(pruned, self.dense, of_tokens)
+        return pruned, allocation
+
+    def _exact(self, shift: float) -> Shapes:
+        """Return the ranks that the gates say; full where two factors hold more than one matrix."""
+        found: Shapes = {}
+        for site, module in self.gated.items():
+            rank = max(1, round(float(module.gates.rank(shift))))
+            rows, columns = len(module.B), module.A.shape[1]
+            found[site] = rank if rank * (rows + columns) < rows * columns else site.units
+        return found
+
+    def _offered(self, shift: float) -> Shapes:
+        """Return the offered ranks nearest those that the gates say; beyond the largest, dense."""
+        found: Shapes = {}
+        for site, module in self.gated.items():
+            rank = float(module.gates.rank(shift))
+            below = [r for r in self.table.levels(site)[1:] if r <= len(module.A)]  # type: ignore[operator]
+            found[site] = _nearest(rank, below) if below and rank <= below[0] else site.units  # type: ignore[operator]
+        return found
+
+    def _sparsity(self, shapes: Shapes) -> float:
+        left = whole = 0
+        for site, module in self.gated.items():
+            rank, rows, columns = shapes[site], len(module.B), module.A.shape[1]
+            assert isinstance(rank, int)
+            whole += rows * columns
+            left += rows * columns if rank == site.units else rank * (rows + columns)
+        return 1 - left / whole
+
+    @torch.no_grad()
+    def _largest(
+        self, shapes: Callable[[float], Shapes], fits: Callable[[Shapes], bool]
+    ) -> Shapes | None:
+        """Return the shapes of the largest shift whose shapes fit."""
+        low, high = -LIMIT, LIMIT
+        if not fits(shapes(low)):
+            return None
+        if fits(shapes(high)):
+            return shapes(high)
+        while high - low > 1e-4:
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(shapes(middle)) else (low, middle)
+        return shapes(low)
+
+
+def _size(model: PreTrainedModel, site: Site) -> tuple[int, int]:
+    rows, columns = weight(projection(model, site)).shape
+    return rows, columns
+
+
+def _share(left: float, rows: int, columns: int) -> int:
+    """Return the rank at which two factors have a share of the parameters of the whole."""
+    return max(1, int(left * rows * columns / (rows + columns)))
+
+
+def _start(method: Recipe, subject: Subject) -> Shapes:
+    """Return the ranks that `method=svd` would choose."""
+    s = subject
+    assert s.speedup is not None
+    svd = SVD("svd", modules=method.modules, whiten=method.whiten)
+    found = svd.plan(s).choose(s.table.budget(s.speedup))
+    if found is None:
+        raise ValueError(
+            f"method.modules={method.modules!r} has no ranks to start from: none that "
+            f"search={s.search.name} finds save as much as is asked for; ask for less"
+        )
+    return found
+
+
+def _trained(
+    method: Recipe, subject: Subject, ranks: Shapes, moments: Moments, tokens: Tokens | None
+) -> tuple[PreTrainedModel, list[dict[str, float]]]:
+    """Return the trained model with gates and the curves of its training, from the cache if there.
+
+    While it trains, the Trainer's checkpoints are in `checkpoints/` of the cache.
+    """
+    s, sites = subject, list(ranks)
+    assert s.speedup is not None
+    warmup = round(method.warmup * method.steps)
+    goal = Goal(Cost.of(s.table, sites), 1 - 1 / s.speedup, warmup)
+    share = 1 - s.calibration.held_out
+    batches = s.text(round(method.steps * method.batch * s.calibration.sequence / share))
+    key = {
+        "version": 6,
+        "start": list(ranks.values()),
+        "moments": moments.identity,
+        "batches": [batch.digest() for batch in batches],
+        "tokens": None if tokens is None else digest_tensors([("counts", tokens.counts)]),
+        "method": {k: v for k, v in asdict(method).items() if k not in ("name", "save")},
+        "target": goal.target,
+        "table": digest(str((s.table.parts, s.table.rest, s.table.dense))),
+        "device": s.dense.device.type,  # on CUDA passes are computed in bfloat16
+        "seed": s.seed,
+    }
+    scratch = s.cache.checkpoints(key)
+
+    def build(directory: Path) -> None:
+        model = gated_(own(s.dense), moments, ranks, method, tokens)
+        history = train(model, sites, goal, method, batches, s.seed, scratch)
+        save_parameters(model, directory)
+        (directory / "history.json").write_text(to_json(history, indent=1))
+
+    entry = s.cache.stage("training", key, build)
+    shutil.rmtree(scratch, ignore_errors=True)
+    model = own(s.dense)
+    state = load_file(entry / "parameters.safetensors", device=str(model.device))
+    restored_(model, sites, state, method, tokens)
+    return own(model, s.dense.dtype).eval(), json.loads((entry / "history.json").read_text())
+
+
+def _nearest(rank: float, offered: list[Shape]) -> Shape:
+    return min(offered, key=lambda r: abs(r - rank))  # type: ignore[operator]

@@ -1,0 +1,46 @@
+"""What is kept of every site: as a file, and cut twice."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruning.models.sites import Allocation, Site
+from pruning.system.files import write_text
+
+
+def write_allocation(allocation: Allocation, path: Path) -> None:
+    """Write the kept units of every site, `{"block.0.ffn": {"of": 1536, "keep": [0, 3, ...]}}`."""
+    sites = {
+        site.name: {"of": site.units, "keep": keep.nonzero().flatten().tolist()}
+        for site, keep in allocation.items()
+    }
+    write_text(json.dumps(sites) + "\n", path)
+
+
+def read_allocation(path: Path, sites: Sequence[Site]) -> Allocation:
+    """Read what `write_allocation` wrote; sites that it does not name are whole."""
+    kept: dict[str, Any] = json.loads(path.read_text())
+    found = {}
+    for site in sites:
+        units = kept.get(site.name, {"keep": range(site.units)})["keep"]
+        found[site] = torch.zeros(site.units, dtype=torch.bool)
+        found[site][torch.tensor(list(units), dtype=torch.long)] = True
+    return found
+
+
+def composed(former: Allocation, latter: Allocation) -> Allocation:
+    """Return what is kept of the sites of `former` by cutting twice.
+
+    `latter` is of the model that `former` made: its units are those that were kept. A site that is
+    not in it was gone already, or is cut no further.
+    """
+    again = {(site.block, site.part): keep for site, keep in latter.items()}
+    found = {}
+    for site, keep in former.items():
+        found[site] = keep.clone()
+        if (later := again.get((site.block, site.part))) is not None:
+            found[site][keep] = later.to(keep.device)
+    return found

@@ -1,0 +1,124 @@
+"""The residual stream of a model, block by block: one loop for moments and for sensitivities."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruning.data.batch import Batch
+from pruning.models.sites import Kind, architecture, blocks, final
+
+Hidden = Float[Tensor, "batch sequence hidden"]
+NEVER = -1e4  # the logit of a place that cannot be
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: notes what it is called with and passes the hidden states on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden: Tensor | None = None
+        self.call: tuple[tuple, dict] = ((), {})
+
+    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+        self.hidden, self.call = hidden_states, (args, kwargs)
+        return hidden_states
+
+
+@dataclass
+class State:
+    """Where one batch is on its way through the blocks."""
+
+    batch: Batch
+    hidden: Hidden
+    calls: list[tuple[tuple, dict]]  # what the model passes to each block beside the hidden states
+    weights: dict[Kind, Tensor] | None = None  # of its tokens in the next block, once known
+
+    def advance(self, index: int, block: nn.Module) -> Hidden:
+        """Replace the hidden states by those behind `block` and return them."""
+        self.hidden, self.weights = behind(block, self.hidden, self.calls[index]), None
+        return self.hidden
+
+
+def behind(block: nn.Module, hidden: Hidden, call: tuple[tuple, dict]) -> Hidden:
+    """Return the hidden states behind `block`."""
+    args, kwargs = call
+    out = block(hidden, *args, **kwargs)
+    return out[0] if isinstance(out, tuple) else out
+
+
+class _Player(nn.Module):
+    """Stands in for a block: whatever comes, these hidden states leave."""
+
+    def __init__(self, hidden: Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        return self.hidden
+
+
+@contextmanager
+def _replaced(layers: nn.ModuleList, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
+    own = list(layers)
+    try:
+        for index, stand_in in enumerate(stand_ins):
+            layers[index] = stand_in
+        yield
+    finally:
+        for index, block in enumerate(own):
+            layers[index] = block
+
+
+@torch.no_grad()
+def record(model: PreTrainedModel, **inputs: Any) -> tuple[Hidden, list[tuple[tuple, dict]]]:
+    """Run what comes before the blocks: embeddings, positions, masks.
+
+    Return the hidden states, and what the model passes to each block beside them.
+    """
+    layers = blocks(model)
+    recorders = [_Recorder() for _ in layers]
+    with _replaced(layers, recorders):
+        model.base_model(**inputs)
+    hidden = recorders[0].hidden
+    assert hidden is not None
+    return hidden, [recorder.call for recorder in recorders]
+
+
+def enter(model: PreTrainedModel, batch: Batch) -> State:
+    """Bring a batch in front of the first block."""
+    options = {} if architecture(model).encoder else {"use_cache": False}
+    return State(batch, *record(model, **batch.inputs(model.device), **options))
+
+
+@torch.no_grad()
+def leave(
+    model: PreTrainedModel, batch: Batch, hidden: Hidden
+) -> Float[Tensor, "predictions classes"]:
+    """Run what comes behind the blocks; return its predictions."""
+    if not architecture(model).encoder:
+        return final(model, hidden[batch.mask.bool().to(hidden.device)])
+    layers = blocks(model)
+    with _replaced(layers, [_Player(hidden) for _ in layers]):
+        out = model(**batch.inputs(model.device))
+    return predictions(out, batch.mask.to(hidden.device))
+
+
+def predictions(
+    outputs: Any, mask: Int[Tensor, "batch sequence"]
+) -> Float[Tensor, "predictions classes"]:
+    """Return the logits of what a model gave: of every real token, or of every row.
+
+    For a reader of contexts a row has two predictions, the first and the last token of the answer,
+    and its tokens are the classes.
+    """
+    if "logits" in outputs:
+        logits = outputs.logits
+        return logits[mask.bool()] if logits.ndim == 3 else logits
+    places = torch.cat([outputs.start_logits, outputs.end_logits])
+    return places.masked_fill(mask.eq(0).repeat(2, 1), NEVER)

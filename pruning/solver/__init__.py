@@ -1,0 +1,1 @@
+"""The mathematics of levels: obs, ordering, levels."""

@@ -1,0 +1,201 @@
+"""The levels of every site: what is kept at each, what it costs in loss, and its weights."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruning.calibration.moments import Moment, Moments, Split
+from pruning.latency.table import LatencyTable, Shape
+from pruning.models.shrink import shrink_, twin
+from pruning.models.sites import Allocation, Site, add_bias_, projection, set_weight_, weight
+from pruning.solver.obs import least_squares
+from pruning.system.cache import Cache
+from pruning.system.files import to_json
+from pruning.system.progress import track
+
+
+def dear(loss: float | None) -> float:
+    """Return a loss, infinity for one that is not finite: what overflows is never the better."""
+    return loss if loss is not None and math.isfinite(loss) else math.inf
+
+
+@dataclass
+class SiteLevels:
+    """The levels of one site, dense first."""
+
+    shapes: list[Shape]
+    keeps: Bool[Tensor, "levels units"]
+    loss: list[float]  # held-out relative output error, 0 dense and 1 gone
+    ridge: float  # of the weight update, chosen by held-out error
+    score: str  # the score that ordered the units
+    bias: bool = False  # what removed columns gave on average stays, as a bias
+
+    def __post_init__(self) -> None:
+        self.loss = [0.0, *map(dear, self.loss[1:])]
+
+
+@runtime_checkable
+class Solves(Protocol):
+    """A dataclass with the rule of a paper: where it cuts, and the levels of one such place."""
+
+    def sites(self, model: PreTrainedModel) -> list[Site]:
+        """List where it removes something."""
+        ...
+
+    def site_levels(
+        self, site: Site, W: Tensor, split: Split, shapes: Sequence[Shape]
+    ) -> SiteLevels:
+        """Return the levels of one site at the given shapes."""
+        ...
+
+
+class Levels(Mapping[Site, SiteLevels]):
+    """The levels of all sites; weights are solved from the moments when they are asked for."""
+
+    costly = False  # to cut: then drafts have weights of no meaning
+
+    def __init__(self, of: dict[Site, SiteLevels], moments: Moments, identity: str = ""):
+        self._of, self._moments, self.identity = of, moments, identity
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        moments: Moments,
+        method: Solves,
+        table: LatencyTable,
+        cache: Cache,
+    ) -> "Levels":
+        """Solve the levels of every site of a dense model, or find them in the cache."""
+        of = method.sites(model)
+
+        def build(directory: Path) -> None:
+            found = {}
+            for site in track(of, "levels: sites"):
+                W = weight(projection(model, site)).detach()
+                split = moments[site].to(W.device)
+                found[site] = method.site_levels(site, W, split, table.levels(site))
+            cls(found, moments).write(directory)
+
+        shapes = [table.levels(site) for site in of]
+        # not its name: uniform_ffn has the levels of ziplm
+        settings = {"kind": type(method).__name__, **asdict(method), "name": None}  # type: ignore[call-overload]
+        key = {"version": 4, "moments": moments.identity, "method": settings, "shapes": shapes}
+        entry = cache.stage("levels", key, build)
+        return cls.read(entry, of, moments)
+
+    def __getitem__(self, site: Site) -> SiteLevels:
+        return self._of[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def allocation(self, choice: Sequence[int]) -> Allocation:
+        """Return what a choice of one level per site keeps."""
+        pairs = zip(self._of.items(), choice, strict=True)
+        return {site: levels.keeps[level] for (site, levels), level in pairs}
+
+    @torch.no_grad()
+    def cut(
+        self, dense: PreTrainedModel, choice: Sequence[int]
+    ) -> tuple[PreTrainedModel, Allocation]:
+        """Shrink a twin of the dense model, and solve the weights of the chosen levels."""
+        pruned, allocation = twin(dense), self.allocation(choice)
+        shrink_(pruned, allocation)
+        for (site, keep), level in zip(allocation.items(), choice, strict=True):
+            if keep.any() and not keep.all():
+                W = weight(projection(dense, site))
+                W_K = self.kept_weight(site, level, W)
+                set_weight_(projection(pruned, site), W_K)
+                shift = self.kept_bias(site, level, W)
+                if shift is not None:
+                    add_bias_(pruned, site, shift)
+        return pruned, allocation
+
+    def draft(
+        self, dense: PreTrainedModel, choice: Sequence[int]
+    ) -> tuple[PreTrainedModel, Allocation]:
+        """Return a model of the same shapes, to time."""
+        return self.cut(dense, choice)
+
+    def kept_weight(
+        self, site: Site, level: int, W: Float[Tensor, "rows columns"]
+    ) -> Float[Tensor, "rows kept"]:
+        """Solve the weights of a level for dense W, from the moments of all calibration tokens."""
+        return self._solve(site, level, W, self._moments[site].all)
+
+    def kept_bias(
+        self, site: Site, level: int, W: Float[Tensor, "rows columns"]
+    ) -> Float[Tensor, " rows"] | None:
+        """Return what a level adds to the bias of the output projection, if anything."""
+        return self._shift(site, level, W, self._moments[site].all)
+
+    def trial_weight(
+        self, site: Site, level: int, W: Float[Tensor, "rows columns"]
+    ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]:
+        """Return the weights of a level with zeros in the removed columns, and the added bias.
+
+        Solved without the held-out tokens, which searches judge by; these have a part only in the
+        order in which units leave, and in the choice of the ridge.
+        """
+        fit = self._moments[site].fit
+        full = torch.zeros_like(W)
+        full[:, self.columns(site, level).to(W.device)] = self._solve(site, level, W, fit)
+        return full, self._shift(site, level, W, fit)
+
+    def _solve(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor:
+        H = moment.H.to(W.device).double()
+        keep = self.columns(site, level).to(W.device)
+        return least_squares(W.double(), H, keep, self._of[site].ridge).to(W.dtype)
+
+    def _shift(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor | None:
+        keep = self.columns(site, level).to(W.device)
+        if not self._of[site].bias or not keep.any():
+            return None
+        return W[:, ~keep] @ moment.mean.to(W)[~keep]
+
+    def columns(self, site: Site, level: int) -> Bool[Tensor, " columns"]:
+        """Return the kept columns of a level."""
+        return self._of[site].keeps[level].repeat_interleave(site.width)
+
+    def write(self, directory: Path) -> None:
+        """Write losses as JSON and kept units as safetensors."""
+        keeps = {site.name: levels.keeps for site, levels in self._of.items()}
+        save_file(keeps, directory / "keeps.safetensors")
+        rest = {
+            site.name: {
+                "shapes": levels.shapes,
+                "loss": levels.loss,
+                "ridge": levels.ridge,
+                "score": levels.score,
+                "bias": levels.bias,
+            }
+            for site, levels in self._of.items()
+        }
+        (directory / "levels.json").write_text(to_json(rest, indent=1))
+
+    @classmethod
+    def read(cls, directory: Path, sites: list[Site], moments: Moments) -> "Levels":
+        """Read the levels that `write` wrote."""
+        keeps = load_file(directory / "keeps.safetensors")
+        rest = json.loads((directory / "levels.json").read_text())
+        of = {}
+        for site in sites:
+            fields = rest[site.name]
+            fields["loss"] = [dear(loss) for loss in fields["loss"]]
+            fields["ridge"] = dear(fields["ridge"])
+            fields["shapes"] = [tuple(s) if isinstance(s, list) else s for s in fields["shapes"]]
+            of[site] = SiteLevels(keeps=keeps[site.name], **fields)
+        return cls(of, moments, directory.name)

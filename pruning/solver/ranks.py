@@ -1,0 +1,92 @@
+"""Levels that are ranks: each projection a product of two, its outputs' main components kept."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruning.calibration.moments import Split
+from pruning.latency.table import Shape
+from pruning.models.shrink import factor_, twin
+from pruning.models.sites import Allocation, Site, projection, weight
+from pruning.solver.levels import Levels, SiteLevels
+from pruning.solver.ordering import check_finite
+
+
+def components(
+    W: Float[Tensor, "rows columns"], H: Float[Tensor, "columns columns"] | None
+) -> Float[Tensor, "rows rank"]:
+    """Return the directions of the output y = W x by their share of E|y|^2, the largest first.
+
+    These are the left singular vectors U of W L, where H = E[x x^T] = L L^T. Of all products of
+    rank r, B A with B = U_r and A = U_r^T W has the least E|W x - B A x|^2, the sum of the other
+    squared singular values: the truncated SVD whitened by L, with no need to invert L. Without H it
+    is the plain SVD of W.
+    """
+    Q, R = torch.linalg.qr(W)
+    _, vectors = torch.linalg.eigh(R @ R.T if H is None else R @ H @ R.T)
+    return Q @ vectors.flip(1)
+
+
+def rank_levels(
+    site: Site, W: Float[Tensor, "rows columns"], split: Split, shapes: Sequence[Shape], plain: bool
+) -> SiteLevels:
+    """Return the levels of a projection at these ranks, judged by held-out error."""
+    check_finite(site, W, split)
+    W, held = W.double(), split.held.H.double()
+    U = components(W, None if plain else split.fit.H.double())
+    A = U.T @ W
+    energies = ((A @ held) * A).sum(1)  # of every direction in the held-out outputs
+    ranks = torch.tensor([shape if isinstance(shape, int) else 0 for shape in shapes])
+    keeps = torch.arange(site.units) < ranks[:, None]
+    loss = [float(energies[rank:].sum() / energies.sum().clamp(min=1e-300)) for rank in ranks]
+    return SiteLevels(list(shapes), keeps, loss, float("inf"), "plain" if plain else "whitened")
+
+
+class Ranks(Levels):
+    """The ranks of all projections; the two factors are computed when they are asked for."""
+
+    costly = True
+
+    def factors(
+        self, site: Site, level: int, W: Float[Tensor, "rows columns"], fit: bool = False
+    ) -> tuple[Float[Tensor, "rank columns"], Float[Tensor, "rows rank"]]:
+        """Return A and B of a level, from all calibration tokens or from those to `fit` only."""
+        split, of = self._moments[site], self._of[site]
+        H = (split.fit if fit else split.all).H.to(W.device).double()
+        U = components(W.double(), None if of.score == "plain" else H)
+        U = U[:, : int(of.keeps[level].sum())]
+        return (U.T @ W.double()).to(W.dtype), U.to(W.dtype)
+
+    def trial_weight(
+        self, site: Site, level: int, W: Float[Tensor, "rows columns"]
+    ) -> tuple[Float[Tensor, "rows columns"], None]:
+        """Return the product of a level's factors, found without the held-out tokens."""
+        A, B = self.factors(site, level, W, fit=True)
+        return B @ A, None
+
+    @torch.no_grad()
+    def cut(
+        self, dense: PreTrainedModel, choice: Sequence[int]
+    ) -> tuple[PreTrainedModel, Allocation]:
+        """Put two projections in the place of each one whose rank falls, in a twin of the model."""
+        pruned = twin(dense)
+        for site, level in zip(self, choice, strict=True):
+            if level:
+                old = projection(dense, site)
+                factor_(pruned, site, *self.factors(site, level, weight(old)), old.bias)  # type: ignore[arg-type]
+        return pruned, self.allocation(choice)
+
+    def draft(
+        self, dense: PreTrainedModel, choice: Sequence[int]
+    ) -> tuple[PreTrainedModel, Allocation]:
+        """Return a model of the same shapes with any rows and columns as factors."""
+        pruned, allocation = twin(dense), self.allocation(choice)
+        for (site, keep), level in zip(allocation.items(), choice, strict=True):
+            if level:
+                old, rank = projection(dense, site), int(keep.sum())
+                W = weight(old)
+                factor_(pruned, site, W[:rank], W[:, :rank], old.bias)  # type: ignore[arg-type]
+        return pruned, allocation

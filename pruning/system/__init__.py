@@ -1,0 +1,1 @@
+"""Files, cache, locks, progress, environment: what knows nothing of pruning."""

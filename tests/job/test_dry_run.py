@@ -1,0 +1,80 @@
+"""`dry_run=true` says what a job would compute, and computes nothing of it."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from pruning.composition import compose
+from pruning.evaluation.parts import Documents
+from pruning.job.dry_run import rehearse
+from pruning.system.cache import Cache
+from tests.test_launch import Place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return Place(tmp_path_factory.mktemp("rehearsal"))
+
+
+def states(text: str) -> dict[str, str]:
+    """Read the printed table: stage -> state."""
+    rows = re.findall(r"^│ (.+?) +│ (.+?) +│ +(?:\d+ )?│", text, re.M)
+    return {stage.strip(): state.strip() for stage, state in rows}
+
+
+def seconds(text: str) -> dict[str, str]:
+    """Read the printed table: stage -> seconds, "" where there are none."""
+    rows = re.findall(r"^│ (.+?) +│ .+? +│ +(\d*) *│", text, re.M)
+    return {stage.strip(): number for stage, number in rows}
+
+
+def test_before_the_first_job_and_after_it(place, jobs):
+    arguments = place.arguments("speedup=1.3")
+    dry = jobs(*arguments, "dry_run=true")
+    assert dry.returncode == 0, dry.stderr[-3000:]
+    assert place.entries() == {}
+    assert place.results() == []
+    assert set(states(dry.stdout).values()) == {"to compute"}
+    assert set(states(dry.stdout)) == {
+        *("profile", "evaluate the dense model", "moments", "levels", "search", "prune"),
+        *("measure", "evaluate the pruned model"),
+    }
+    assert re.search(r"about \d+ minutes.*GiB", dry.stdout)
+
+    assert jobs(*arguments).returncode == 0
+    before = place.entries()
+    dry = jobs(*place.arguments("speedup=1.5", "dry_run=true"))
+    cached = {stage for stage, state in states(dry.stdout).items() if state == "cached"}
+    assert cached == {"profile", "evaluate the dense model", "moments", "levels"}
+    assert place.entries() == before
+    told = seconds(dry.stdout)
+    assert {stage: told[stage] for stage in cached} == dict.fromkeys(cached, "")
+    assert told["search"] != "" != told["evaluate the pruned model"]
+    done = jobs(*arguments, "dry_run=true")  # the same job: no other name, and it is done
+    assert done.stdout.startswith("done before:")
+
+
+def test_a_text_that_was_read_takes_no_time_where_a_task_was_not(place, capsys, monkeypatch):
+    rows = place.root / "questions.jsonl"
+    row = {"id": "1", "question": "w1", "choices": {"text": ["w2", "w3"], "label": ["A", "B"]}}
+    rows.write_text(json.dumps(row | {"answerKey": "A"}) + "\n")
+    monkeypatch.setenv("COLUMNS", "200")
+    given = [a for a in place.arguments("speedup=1.3") if not a.startswith("hydra.")]
+    experiment = compose([*given, f"cache={place.root / 'other'}"])
+    device, cache = torch.device("cpu"), Cache(experiment.cache)
+    experiment.suite.evaluate(*experiment.model.load(cache, device), cache)
+    experiment.suite.tasks["arc_easy"] = Documents(str(rows))
+    rehearse(experiment, "job")
+    out = capsys.readouterr().out
+    assert states(out)["evaluate the dense model"] == "to compute"
+    assert seconds(out)["evaluate the dense model"] == ""
+    assert seconds(out)["evaluate the pruned model"] != ""
+
+
+@pytest.mark.parametrize("method", ["slimgpt", "depth", "svd"])
+def test_every_kind_of_method_can_be_rehearsed(place, jobs, method):
+    dry = jobs(*place.arguments(f"method={method}", "speedup=1.3", "dry_run=true"))
+    assert dry.returncode == 0, dry.stderr[-3000:]
+    assert "prune" in states(dry.stdout)

@@ -1,0 +1,83 @@
+"""What a model cannot read is refused; what it never reads is not."""
+
+import pytest
+import torch
+
+from pruning.evaluation.parts import Judged
+from pruning.evaluation.suite import Suite
+from pruning.experiment import compose
+from pruning.job.preflight import check_ids, preflight
+from pruning.system.cache import Cache
+from tests.families import ENCODERS, FAMILIES
+from tests.tiny import word_tokenizer
+
+
+def check(tmp_path, model, *overrides: str, words: str = "w1 w2 w3", size: int = 125) -> None:
+    """Do what a job does between loading a model and the first stage."""
+    (tmp_path / "text.txt").write_text(words)
+    path = tmp_path / "text.txt"
+    experiment = compose(
+        [
+            *("calibration=text", f"calibration.text.path={path}", "calibration.sequence=64"),
+            *("suite=wikitext", f"suite.perplexity.text.path={path}", "search.sequence=64"),
+            *("suite.perplexity.window=[32]", *overrides),
+        ]
+    )
+    cache = Cache(tmp_path / "cache")
+    preflight(experiment, experiment.suite, model, word_tokenizer(size), cache)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama", "gemma"])
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], None),
+        (["calibration.sequence=129"], r"^calibration\.sequence=129 goes beyond the 128 positions"),
+        (["search.sequence=129"], r"^search\.sequence=129 goes beyond the 128 positions"),
+        (["search=spdy", "search.sequence=129"], r"^search\.sequence=129 goes beyond the 128"),
+        (["recovery=distill", "recovery.sequence=129"], r"^recovery\.sequence=129 goes beyond"),
+        (["suite.perplexity.window=[32,129]"], r"^suite\.perplexity\.window=\[32, 129\] goes bey"),
+    ],
+)
+def test_lengths_beyond_the_positions(tmp_path, family, overrides, said):
+    model = FAMILIES[family]()
+    model.config.max_position_embeddings = 128  # rotary positions would go on without a word
+    if said is None:
+        check(tmp_path, model, "calibration.sequence=128", "search.sequence=128", *overrides)
+    else:
+        with pytest.raises(ValueError, match=said):
+            check(tmp_path, model, *overrides)
+
+
+def test_tokens_beyond_the_embedding_count_where_they_occur(tmp_path):
+    model = FAMILIES["gpt2"]()  # 128 rows
+    check(tmp_path, model, size=140)
+    check(tmp_path, model, words="w1 w124", size=140)
+    with pytest.raises(
+        ValueError,
+        match=r"^suite\.perplexity: token 128, 'w125', .* of 128 rows; the tokenizer has 143",
+    ):
+        check(tmp_path, model, words="w1 w125 w2", size=140)
+    ids = [torch.tensor([[1, 2]]), torch.tensor([3, 128])]
+    with pytest.raises(ValueError, match=r"^calibration: token 128, 'w125'"):
+        check_ids(ids, model, word_tokenizer(140), "calibration")
+    check_ids(ids[:1], model, word_tokenizer(140), "calibration")
+
+
+@pytest.mark.parametrize("size", [125, 140])
+def test_tokens_of_labelled_rows(tmp_path, size):
+    (tmp_path / "rows.tsv").write_text("text\tlabel\nw1\t0\nw125 w2\t1\n")
+    labelled = {"mine": Judged(str(tmp_path / "rows.tsv"), columns=["text"])}
+    suite = Suite("tiny", None, tasks={}, labelled=labelled, limit=None, batch=1)
+    experiment = compose(["calibration=task", "task=sst2"])
+    experiment.task.train = labelled["mine"]
+    given = (ENCODERS["bert"](), word_tokenizer(size), Cache(tmp_path / "cache"))
+    if size == 125:  # the word is an unknown one
+        preflight(experiment, suite, *given)
+        return
+    with pytest.raises(ValueError, match=r"^task\.train: token 128, 'w125'"):
+        preflight(experiment, suite, *given)
+    experiment.task = None
+    experiment.search.sequence = 64
+    with pytest.raises(ValueError, match=r"^suite\.labelled\.mine: token 128, 'w125'"):
+        preflight(experiment, suite, *given)

@@ -1,0 +1,34 @@
+"""What a job does of numbers of the pruned model that are not finite."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from pruning.evaluation.part import Measured
+from pruning.evaluation.suite import Suite
+from pruning.job.run import judged
+from pruning.system.cache import Cache
+from tests.families import llama
+from tests.tiny import word_tokenizer
+
+NOTHING = Suite("none", None, {}, {}, None, 1)
+
+
+def test_a_pruned_model_with_a_weight_that_is_not_finite_is_not_kept(tmp_path):
+    model = llama()
+    with torch.no_grad():
+        model.get_submodule("model.layers.2.mlp.down_proj").weight[3, 4] = math.inf  # type: ignore
+    said = r"pruned model: not finite as float32: model.layers.2.mlp.down_proj.weight \(1 of 6144"
+    with pytest.raises(ValueError, match=said):
+        judged(NOTHING, model, word_tokenizer(), Cache(tmp_path))
+
+
+def test_a_metric_that_is_not_finite_is_said(tmp_path, monkeypatch, caplog):
+    numbers = {"a/acc": 0.5, "a/acc_stderr": math.nan, "text/token_perplexity_32": math.inf}
+    monkeypatch.setattr(Suite, "evaluate", lambda *_: Measured(numbers, {}))
+    with caplog.at_level(logging.WARNING):
+        judged(NOTHING, llama(), word_tokenizer(), Cache(tmp_path))
+    (line,) = caplog.messages
+    assert line.endswith("of no use: text/token_perplexity_32 is inf")
