@@ -20,6 +20,7 @@ from pruning.system.cache import digest
 from pruning.tasks.task import Task
 
 NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "dry_run")
+FOR_THE_CARD = {"model": ("base_model", "license"), "calibration": ("dataset",)}
 
 
 @dataclass
@@ -99,13 +100,17 @@ class Experiment:
 def run_name(config: DictConfig) -> str:
     """Name a job by what it is: the same resolved config has the same name, on every machine.
 
-    What does not change the result (tracker, study, cache, dry_run) is left out of the hash.
+    What does not change the result (tracker, study, cache, dry_run, and what only the model card
+    says) is left out of the hash.
     """
     semantic = [str(key) for key in config if key not in NOT_THE_RESULT]
     content = OmegaConf.to_container(
         OmegaConf.masked_copy(config, semantic), resolve=True, throw_on_missing=True
     )
     assert isinstance(content, dict)
+    for group, names in FOR_THE_CARD.items():
+        for name in names:
+            content[group].pop(name)  # type: ignore[index]
     parts = [content[group]["name"] for group in ("model", "method", "hardware")]  # type: ignore[index]
     speedup = content["speedup"]
     option = getattr(OmegaConf.get_type(config.method), "dial", "")  # type: ignore[arg-type]
