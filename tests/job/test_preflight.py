@@ -5,7 +5,7 @@ import torch
 
 from pruning.evaluation.parts import Judged
 from pruning.evaluation.suite import Suite
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.job.preflight import check_ids, preflight
 from pruning.system.cache import Cache
 from tests.families import ENCODERS, FAMILIES
