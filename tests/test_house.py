@@ -24,6 +24,7 @@ FLOORS = (  # from the ground up
     "experiment",
     "composition",
     "job",
+    "api",
     "cli",
 )
 
