@@ -23,6 +23,7 @@ FLOORS = (  # from the ground up
     "methods",
     "experiment",
     "composition",
+    "reference",
     "job",
     "api",
     "cli",
