@@ -25,9 +25,10 @@ real: $(STAMP)  ## Run the slow tests of one job on real weights, up to lm-eval'
 gpu: $(STAMP)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-docs: $(STAMP)  ## Write docs/configuration.md from the dataclasses
+docs: $(STAMP)  ## Write docs/configuration.md and the tree of docs/code.md from the code
 	$(BIN)/python -m pruning.reference > .configuration.md
 	mv .configuration.md docs/configuration.md
+	$(BIN)/python -m tests.test_docs
 
 check: $(STAMP)  ## Lint, format check, types
 	$(BIN)/ruff check .
