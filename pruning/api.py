@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from pruning.calibration.calibration import Calibration
 from pruning.evaluation.suite import Suite
@@ -94,7 +95,10 @@ def prune(
     """
     experiment = _experiment(model, tokenizer, choices, speedup=speedup)
     files = tempfile.TemporaryDirectory(prefix="pruning-")
-    out = Path(files.name) / run_name(OmegaConf.structured(experiment))
+    try:
+        out = Path(files.name) / run_name(OmegaConf.structured(experiment))
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key} needs a value: give it one") from error
     with _as_it_was(model):
         from pruning.job.job import job
         from pruning.models.checkpoint import load
