@@ -23,7 +23,9 @@ FLOORS = (  # from the ground up
     "methods",
     "experiment",
     "composition",
+    "reference",
     "job",
+    "api",
     "cli",
 )
 

@@ -6,20 +6,21 @@ import shlex
 import sys
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
 from pruning.composition import CONF, register, to_experiment
-from pruning.experiment import run_name
+from pruning.experiment import Experiment
+from pruning.job.job import job
 from pruning.job.journal import Ended, journal, note, read
-from pruning.results.result import finished
+from pruning.results.result import Result
 from pruning.system.device_locks import locked
-from pruning.system.files import write_text
 from pruning.system.writing import explained, of_files, writing
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
@@ -31,10 +32,11 @@ def main(config: DictConfig) -> None:
     """Run one job, unless its result is there already; another process may be at it."""
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
-    command = shlex.join([*shell_name(), *hydra_config.overrides.task])
     try:
         with writing(out, "hydra.run.dir"), locked(out / ".lock"):
-            job(config, out, command)
+            experiment = to_experiment(config)
+            words = {"overrides": list(hydra_config.overrides.task), "asked": experiment.speedup}
+            job(experiment, out, partial(command, **words), show)
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
             (out / "error.txt").write_text(traceback.format_exc())
@@ -44,37 +46,22 @@ def main(config: DictConfig) -> None:
     note(Ended(str(out)))
 
 
-def job(config: DictConfig, out: Path, command: str) -> None:
-    """Turn a config into files in `out`."""
-    if finished(out):
-        print(f"done before: {out / 'result.json'}")
-        return
-    experiment = to_experiment(config)
-    start = None
-    if (target := experiment.recovery.before(experiment.speedup)) is not None:
-        start = earlier(config, target, out, command)
-    if experiment.dry_run:
-        from pruning.job.dry_run import rehearse
+def show(experiment: Experiment, result: Result, out: Path) -> None:
+    """Give a result to the tracker, print it, and write the report of its study."""
+    from pruning.results import frontier, report
 
-        rehearse(experiment, out.name)
-        return
-    write_text(OmegaConf.to_yaml(config, resolve=True), out / "config.yaml")
-    from pruning.job.run import run
-    from pruning.results import frontier
-
-    run(experiment, out, command, start)
+    experiment.tracker.report(result, out)
+    report.show(result, out)
     print(f"\nAll results of study {experiment.study!r}: {frontier.write(out.parent)}")
 
 
-def earlier(config: DictConfig, target: float, out: Path, command: str) -> Path:
-    """Run the job of a lower target, which this one goes on from; return where it is."""
-    config = config.copy()
-    config.speedup = target
-    start = out.parent / run_name(config)
-    words = [word for word in shlex.split(command) if not word.startswith("speedup=")]
-    with locked(start / ".lock"):
-        job(config, start, shlex.join([*words, f"speedup={target:g}"]))
-    return start
+def command(experiment: Experiment, overrides: list[str], asked: float | None) -> str:
+    """Return the command line of a job, or of one of a lower target that it goes on from."""
+    if experiment.speedup != asked:
+        overrides = [word for word in overrides if not word.startswith("speedup=")]
+        overrides.append(f"speedup={experiment.speedup:g}")
+    name = Path(sys.argv[0]).name
+    return shlex.join([*(["python"] if name.endswith(".py") else []), name, *overrides])
 
 
 def message(error: BaseException) -> str:
@@ -98,12 +85,6 @@ def message(error: BaseException) -> str:
     if isinstance(error, (HydraException, OmegaConfError)):
         said.append("`python launch.py --help` lists groups, options and fields")
     return "; ".join(said)
-
-
-def shell_name() -> list[str]:
-    """Return the words that this program was started with."""
-    name = Path(sys.argv[0]).name
-    return ["python", name] if name.endswith(".py") else [name]
 
 
 def shell() -> int:

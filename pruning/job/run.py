@@ -23,7 +23,7 @@ from pruning.models import checkpoint
 from pruning.models.allocation import composed, read_allocation, write_allocation
 from pruning.models.source import fingerprint
 from pruning.models.weights import check_finite
-from pruning.results import report, result
+from pruning.results import result
 from pruning.results.card import card
 from pruning.results.result import Evaluation, Result
 from pruning.system.cache import Cache
@@ -132,8 +132,6 @@ def _run(
     found.seconds = clock.total()
     result.write(found, out / "result.json")
     shutil.rmtree(out / SETTLED, ignore_errors=True)
-    experiment.tracker.report(found, out)
-    report.show(found, out)
     return found
 
 

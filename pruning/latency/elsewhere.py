@@ -130,6 +130,7 @@ class Counted(StrEnum):
 class Proxy(Working):
     """No time at all: for ablations, parameters or floating-point operations in its place."""
 
+    name: str = "proxy"
     of: Counted = MISSING  # what is counted
 
     def profile(
