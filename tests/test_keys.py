@@ -31,6 +31,7 @@ from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
 from pruning.recovery.recovery import Loss, Precision, Shape
 from pruning.recovery.stage import recovered
+from pruning.recovery.train import Distillation
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import EAGER
 from pruning.search.options import Objective
@@ -156,7 +157,8 @@ def train(g: Given, cache: Cache) -> Any:
 
 def recover(g: Given, cache: Cache) -> Any:
     pruned = half(g.model) if g.pruned is None else g.pruned
-    return recovered(g.recovery, pruned, g.model, g.rows, cache, g.seed, nothing, g.watched)
+    given = Distillation(pruned, g.model, g.rows, g.seed)
+    return recovered(g.recovery, given, cache, nothing, g.watched)
 
 
 STAGES: dict[str, Callable[[Given, Cache], Any]] = {

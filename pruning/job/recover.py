@@ -48,9 +48,10 @@ def heal(
 
     with clock("recover"):
         from pruning.recovery.stage import recovered  # peft takes a second to import
+        from pruning.recovery.train import Distillation
 
-        watched = quality, suite.identity(tokenizer)
-        found = recovered(recovery, met.pruned, dense, rows, cache, _seed(experiment), *watched)
+        given = Distillation(met.pruned, dense, rows, _seed(experiment))
+        found = recovered(recovery, given, cache, quality, suite.identity(tokenizer))
     met.pruned = found.model
     if (how := experiment.hardware.measurement(dense, experiment.runtime)) is not None:
         with clock("measure"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape, Shapes
     from pruning.models.sites import Allocation, Site
-    from pruning.solver.obs import Removal
+    from pruning.solver.obs import Removal, Units
 
 
 class HeadScore(StrEnum):
@@ -142,18 +142,17 @@ class SchedulePlan(Plan):
 
         return sequential(self.subject, self.method.ridges, decide)
 
-    def _remove(
-        self, W: "Tensor", H: "Tensor", width: int, steps: int, partition: "Tensor | None"
-    ) -> "Removal":
+    def _remove(self, W: "Tensor", H: "Tensor", units: "Units") -> "Removal":
         from pruning.solver.obs import batched, by_wanda, greedy
 
-        if width == 1 and self.method.ffn_score is ChannelScore.wanda:
-            return by_wanda(W, H, width, steps, partition)
-        damp = self.method.damp
-        if width == 1:
-            return batched(W, H, self.method.group_sizes(steps), damp)
+        damp, channels = self.method.damp, units.width == 1
+        if channels and self.method.ffn_score is ChannelScore.wanda:
+            return by_wanda(W, H, units)
+        if channels:
+            assert units.steps is not None
+            return batched(W, H, self.method.group_sizes(units.steps), damp)
         grouped = self.method.score is HeadScore.grouped_cholesky
-        return greedy(W, H, width, steps, partition, damp, grouped_cholesky=grouped)
+        return greedy(W, H, units, damp, grouped_cholesky=grouped)
 
 
 def _first(site: "Site", shape: "Shape") -> "Tensor":
