@@ -98,7 +98,7 @@ class Roofline(Working):
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":
         """Estimate every level; ValueError for a dtype without a peak."""
-        from pruning.latency.analytic import estimate
+        from pruning.latency.analytic import Cost, estimate
 
         dtype = self.dtype or str(model.dtype).removeprefix("torch.")
         if dtype not in self.flops:
@@ -114,7 +114,7 @@ class Roofline(Working):
             return 1e3 * (longest + count.kernels * self.launch)
 
         work = self.workload(model)
-        return estimate(model, of, work, self.alignment, ms, "ms", dtype)
+        return estimate(model, of, work, self.alignment, Cost(ms, "ms"), dtype)
 
 
 class Counted(StrEnum):
@@ -138,7 +138,7 @@ class Proxy(Working):
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":
         """Count every level."""
-        from pruning.latency.analytic import estimate
+        from pruning.latency.analytic import Cost, estimate
 
         name = str(self.of)
         work, dtype = self.workload(model), str(model.dtype).removeprefix("torch.")
@@ -146,4 +146,4 @@ class Proxy(Working):
         def cost(count: "Count") -> float:
             return getattr(count, name)
 
-        return estimate(model, of, work, self.alignment, cost, name, dtype)
+        return estimate(model, of, work, self.alignment, Cost(cost, name), dtype)
