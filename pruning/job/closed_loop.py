@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -33,7 +33,7 @@ class SpeedTarget:
 
     speedup: float | None  # None: the plan's own shapes
     hardware: Hardware
-    runtime: Runtime = EAGER
+    runtime: Runtime = field(default_factory=lambda: EAGER)
 
 
 @dataclass(frozen=True)
