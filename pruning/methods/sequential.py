@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.calibration.calibration import Target
+from pruning.calibration.calibration import Calibration, Target
 from pruning.calibration.moments import Reading, Split, block_moments, outputs
 from pruning.methods.method import Subject
 from pruning.models.blockwise import enter
@@ -26,6 +26,11 @@ from pruning.solver.ordering import HeldOut, check_finite, choose_ridge
 from pruning.system.progress import track
 
 Keep = Bool[Tensor, " units"]
+
+
+def passes(calibration: Calibration) -> float:
+    """Return how often `sequential` brings the text through the model."""
+    return 3.0 + (calibration.target is Target.dense)
 
 
 @torch.no_grad()

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 from omegaconf import MISSING
 
 from pruning.methods.method import Method, Plan, Subject
-from pruning.search.search import Schedule
+from pruning.search.search import Schedule, Search
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from pruning.calibration.calibration import Calibration
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape, Shapes
     from pruning.models.sites import Allocation, Site
@@ -83,6 +84,18 @@ class SlimGPT(Method):
             left = channels - sum(sizes)
             sizes.append(min(left, max(size, self.smallest), self.largest))
         return sizes
+
+    def cost(
+        self,
+        model: "PreTrainedModel",
+        tokens: int,
+        calibration: "Calibration",
+        search: Search,
+    ) -> dict[str, float | None]:
+        """Count the passes of pruning block by block."""
+        from pruning.methods.sequential import passes
+
+        return {"prune": passes(calibration) * tokens}
 
     def plan(self, subject: Subject) -> Plan:
         """Scale the schedule; blocks are pruned once the shapes are settled."""

@@ -10,10 +10,13 @@ from omegaconf import MISSING
 from pruning.search.options import Chooser, Objective, Ramp
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
     from pruning.data.batch import Batch
     from pruning.latency.table import Shapes
+    from pruning.models.sites import Site
     from pruning.search.problem import Problem
     from pruning.search.schedule import Form
     from pruning.search.trial import Trial
@@ -26,6 +29,10 @@ class Search:
 
     again: ClassVar[bool] = True  # whether it chooses well among sites that were cut before
     name: str = MISSING
+
+    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
+        """Return the tokens that its cached stages bring through a model of `depth` blocks."""
+        return {}
 
 
 @dataclass
@@ -132,6 +139,14 @@ class Guided(LevelSearch):
         if isinstance(self.mutation, float) and not 0 <= self.mutation <= 1:
             raise ValueError(f"search.mutation={self.mutation} must lie between 0 and 1")
 
+    def candidates(self) -> int:
+        """Count the candidates that are measured."""
+        return self.steps + 1
+
+    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
+        """Count the text of every candidate."""
+        return {"search": float(self.candidates() * self.tokens)}
+
     def trial(
         self, model: "PreTrainedModel", levels: "Levels", batches: "list[Batch]"
     ) -> "AbstractContextManager[Trial | None]":
@@ -154,6 +169,10 @@ class Spdy(Guided):
 
     inits: int = MISSING
 
+    def candidates(self) -> int:
+        """Count the random starts too."""
+        return self.steps + self.inits
+
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
         """Search the coefficients of the prior losses by measured calibration loss."""
         from pruning.search.climb import spdy
@@ -170,6 +189,12 @@ class Calibrated(Guided):
     """
 
     anchors: list[float] = MISSING
+
+    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
+        """Count for every site and anchor the text through the blocks from the site on."""
+        behind = sum(1 - site.block / depth for site in sites)
+        measured = len(self.anchors) * behind * self.tokens
+        return {"sensitivities": measured, **super().cost(sites, depth)}
 
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
         """Solve the DP on sensitivities and refine its coefficients by measured loss."""

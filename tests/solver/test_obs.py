@@ -182,7 +182,10 @@ def test_dead_inputs_leave_before_any_other(data, tokens, scale):
     for name, removal in every.items():
         assert sorted(removal.order[:6].tolist()) == dead, name
         assert removal.score[:6].abs().max() == 0
-    units = [greedy(W, H, Units(3), damp=0.01), greedy(W, H, 3, damp=0.01, grouped_cholesky=True)]
+    units = [
+        greedy(W, H, Units(3), damp=0.01),
+        greedy(W, H, Units(3), damp=0.01, grouped_cholesky=True),
+    ]
     for removal in [*units, by_wanda(W, H, Units(3))]:  # 12, 13, 14 are one unit
         assert removal.order[0] == 4
         assert removal.score[0] == 0
