@@ -91,8 +91,9 @@ class Trial:
         """Return what the dense model says, as it is when this is asked for first."""
         logits = [self._logits(state, 0, state.hidden) for state in self.states]
         if not all(z.isfinite().all() for z in logits):
+            dtype = str(self.model.dtype).removeprefix("torch.")
             raise ValueError(
-                f"model.dtype={str(self.model.dtype).removeprefix('torch.')}: what the dense model says "
+                f"model.dtype={dtype}: what the dense model says "
                 "of the held-out calibration text is not finite, so that no search can compare "
                 "with it: give model.dtype=float32, or other calibration text"
             )

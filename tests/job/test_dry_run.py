@@ -80,3 +80,21 @@ def test_every_kind_of_method_can_be_rehearsed(place, jobs, method):
     dry = jobs(*place.arguments(f"method={method}", "speedup=1.3", "dry_run=true"))
     assert dry.returncode == 0, dry.stderr[-3000:]
     assert "prune" in states(dry.stdout)
+
+
+def test_what_flop_trained_is_known(place, jobs):
+    """Its start is found by a search, which is in the cache too."""
+    flop = ("method=flop", "speedup=null", "method.sparsity=0.3", "method.steps=2", "method.save=2")
+    arguments = place.arguments(*flop)
+    before = states(jobs(*arguments, "dry_run=true").stdout)
+    assert before["training"] == "to compute"
+    done = jobs(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    entries = place.entries()
+    other = jobs(*arguments, "suite.limit=3", "dry_run=true")  # another job of the same training
+    stages = ("moments", "levels", "sensitivities", "search", "training")
+    assert {stage: states(other.stdout)[stage] for stage in stages} == dict.fromkeys(
+        stages, "cached"
+    )
+    assert states(other.stdout)["prune"] == "to compute"
+    assert place.entries() == entries
