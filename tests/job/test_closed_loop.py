@@ -154,7 +154,10 @@ def test_other_weights_are_timed_anew_and_that_alone_counts(case):
     met = meet(
         model, levels_plan(model, levels, choose), table, SpeedTarget(1.5, here), Stopwatch()
     )
+    former, rounds = met, list(met.rounds)
     met = timed_again(met, model, here.measurement(model))
+    assert list(former.rounds) == rounds  # what was measured before stays as it was
+    assert former.measured == rounds[-1]["measured"] != met.measured
     assert met.measured == met.rounds[-1]["measured"] == pytest.approx(1.2 * met.predicted)
     assert met.rounds[-1]["confirms"] is True
     assert here.asked[-1] is True

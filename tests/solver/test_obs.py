@@ -199,7 +199,7 @@ def test_dead_units_leave_first_within_their_group(data, width):
     live = X.any(0).view(-1, width).any(1)
     assert not live.all()
     for remove in (greedy, by_wanda):
-        order = remove(W, moment(X), width, partition=partition).order
+        order = remove(W, moment(X), Units(width, partition=partition)).order
         for group in range(3):
             alive = [bool(live[unit]) for unit in order if partition[unit] == group]
             assert alive == sorted(alive)
