@@ -9,7 +9,6 @@ dashboard OUTPUTS/STUDY [entity=me]       a W&B workspace and report of a study
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.results.points import results_of
 from pruning.results.tracker import Service
-from pruning.system.cache import Cache
+from pruning.system.cache import Cache, root
 from pruning.system.writing import explained, of_files
 
-ROOT = os.environ.get("PRUNING_CACHE", "~/.cache/pruning")
 MIB = 2**20
 NOTHING = "error: {} holds no result.json of a finished job; run some first"
 
@@ -80,7 +78,7 @@ def cache(arguments: list[str]) -> int:
     they stay until they were not used lately.
     """
     parser = argparse.ArgumentParser(prog="python -m pruning cache", description=cache.__doc__)
-    parser.add_argument("--root", type=Path, default=Path(ROOT), help="default: %(default)s")
+    parser.add_argument("--root", type=Path, default=Path(root()), help="default: %(default)s")
     parser.add_argument("command", nargs="?", choices=["show", "prune"], default="show")
     parser.add_argument("--days", type=float, default=30, help="unused for so long; default 30")
     parser.add_argument("--stage", help="only this one")

@@ -16,7 +16,8 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from pruning.experiment import Experiment, compose, register, run_name
+from pruning.composition import compose, register
+from pruning.experiment import Experiment, run_name
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -26,6 +27,7 @@ NEEDED = {
     "model/local": ["model.path=some/directory"],
     "search/none": ["method=depth"],
     "calibration/task": ["task=sst2"],
+    "task/glue": ["task.train.columns=[text]"],
     "hardware/file": ["hardware.path=some/table.json"],
     "hardware/roofline": [
         *("++hardware.flops.float32=1e+12", "hardware.bandwidth=1e+11"),

@@ -23,6 +23,7 @@ FLOORS = (  # from the ground up
     "recovery",
     "methods",
     "experiment",
+    "composition",
     "job",
     "cli",
 )

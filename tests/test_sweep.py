@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pruning.experiment import register
+from pruning.composition import register
 from tests.jobs import ROOT, Jobs
 from tests.test_launch import Place
 

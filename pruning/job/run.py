@@ -24,7 +24,7 @@ from pruning.models.allocation import composed, read_allocation, write_allocatio
 from pruning.models.loaded import LoadedModel
 from pruning.models.source import fingerprint
 from pruning.models.weights import check_finite
-from pruning.results import report, result
+from pruning.results import result
 from pruning.results.card import card
 from pruning.results.result import Evaluation, Result
 from pruning.system.cache import Cache
@@ -130,8 +130,6 @@ def _run(
     write_text(card(found), out / "model" / "README.md")
     result.write(found, out / "result.json")
     shutil.rmtree(out / SETTLED, ignore_errors=True)
-    experiment.tracker.report(found, out)
-    report.show(found, out)
     return found
 
 

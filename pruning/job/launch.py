@@ -1,32 +1,40 @@
-"""A command and its jobs: each runs once, tells how it ended, and its study gets a report."""
+"""The Hydra shell of a job: what `launch.py`, and `pruning-launch` after pip install, run."""
 
 import logging
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
-from pruning.experiment import run_name, to_experiment
+from pruning.composition import CONF, register, to_experiment
+from pruning.experiment import Experiment
 from pruning.job.failure import in_one_line, is_for_users
+from pruning.job.job import job
 from pruning.job.journal import Ended, journal, note, read
-from pruning.results.result import finished
+from pruning.results.result import Result
 from pruning.system.device_locks import locked
-from pruning.system.files import write_text
 from pruning.system.writing import writing
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 
 
-def run_job(config: DictConfig, out: Path, command: str) -> None:
-    """Run one job in `out`, unless it is done there; tell the command how it ended."""
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Run one job, unless its result is there already; another process may be at it."""
+    hydra_config = HydraConfig.get()
+    out = Path(hydra_config.runtime.output_dir)
     try:
         with writing(out, "hydra.run.dir"), locked(out / ".lock"):
-            run_unless_done(config, out, command)
+            experiment = to_experiment(config)
+            words = {"overrides": list(hydra_config.overrides.task), "asked": experiment.speedup}
+            job(experiment, out, partial(command, **words), show)
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
             (out / "error.txt").write_text(traceback.format_exc())
@@ -36,44 +44,27 @@ def run_job(config: DictConfig, out: Path, command: str) -> None:
     note(Ended(str(out)))
 
 
-def run_unless_done(config: DictConfig, out: Path, command: str) -> None:
-    """Turn a config into files in `out`."""
-    if finished(out):
-        print(f"done before: {out / 'result.json'}")
-        return
-    experiment = to_experiment(config)
-    start = None
-    if (target := experiment.recovery.before(experiment.speedup)) is not None:
-        start = run_prerequisite(config, target, out, command)
-    if experiment.dry_run:
-        from pruning.job.dry_run import rehearse
+def show(experiment: Experiment, result: Result, out: Path) -> None:
+    """Give a result to the tracker, print it, and write the report of its study."""
+    from pruning.results import frontier, report
 
-        rehearse(experiment, out.name)
-        return
-    write_text(OmegaConf.to_yaml(config, resolve=True), out / "config.yaml")
-    from pruning.job.run import run
-    from pruning.results import frontier
-
-    run(experiment, out, command, start)
+    experiment.tracker.report(result, out)
+    report.show(result, out)
     print(f"\nAll results of study {experiment.study!r}: {frontier.write(out.parent)}")
 
 
-def run_prerequisite(config: DictConfig, target: float, out: Path, command: str) -> Path:
-    """Run the job of a lower target, which this one goes on from; return where it is."""
-    config = config.copy()
-    config.speedup = target
-    start = out.parent / run_name(config)
-    words = [word for word in shlex.split(command) if not word.startswith("speedup=")]
-    with locked(start / ".lock"):
-        run_unless_done(config, start, shlex.join([*words, f"speedup={target:g}"]))
-    return start
+def command(experiment: Experiment, overrides: list[str], asked: float | None) -> str:
+    """Return the command line of a job, or of one of a lower target that it goes on from."""
+    if experiment.speedup != asked:
+        overrides = [word for word in overrides if not word.startswith("speedup=")]
+        overrides.append(f"speedup={experiment.speedup:g}")
+    name = Path(sys.argv[0]).name
+    return shlex.join([*(["python"] if name.endswith(".py") else []), name, *overrides])
 
 
-def run_command(main: Callable[[], None]) -> int:
-    """Run all jobs by Hydra's `main`; report studies, say what failed; return the exit code.
-
-    What failed is said in one line per job, with a traceback where it is our fault.
-    """
+def shell() -> int:
+    """Run `main`; say what failed in one line per job, with a traceback where it is our fault."""
+    register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its own and exits
     logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
     failure: Exception | None = None
