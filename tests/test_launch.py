@@ -282,11 +282,15 @@ def test_damaged_cache_files_are_noticed_and_rebuilt(place, job, jobs):
     assert reasons[3] == "sensitivities.json is missing"
     after = place.entries()
     new = {name.split("/")[0] for name in after.keys() - before.keys()}
-    assert new == {"search", "evaluate"}  # the same content under the same names
+    # the same content under the same names; a model that another target gave is known
+    assert {"search"} <= new <= {"search", "evaluate"}
     rebuilt = {name.split("/")[0] for name in before if after[name] != before[name]}
     assert rebuilt == {"moments", "levels", "sensitivities", "evaluate"}
     assert good["moments"].is_dir()
     assert (good["levels"] / "keeps.safetensors").read_bytes() != bytes(content)
+    for manifest in (place.cache / "evaluate").glob("*/manifest.json"):
+        if len(manifest.read_text()) == 30:  # no job has asked for it since
+            shutil.rmtree(manifest.parent)
 
 
 SPARSE = ("method=flop", "method.sparsity=0.35", "speedup=null")

@@ -84,8 +84,8 @@ def test_every_kind_of_method_can_be_rehearsed(place, jobs, method):
 
 def test_what_flop_trained_is_known(place, jobs):
     """Its start is found by a search, which is in the cache too."""
-    flop = ("method=flop", "speedup=null", "method.sparsity=0.3", "method.steps=2", "method.save=2")
-    arguments = place.arguments(*flop)
+    flop = ("method=flop", "speedup=null", "method.sparsity=0.5", "method.steps=12")
+    arguments = place.arguments(*flop, "hardware.alignment=16")
     before = states(jobs(*arguments, "dry_run=true").stdout)
     assert before["training"] == "to compute"
     done = jobs(*arguments)
