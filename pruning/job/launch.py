@@ -11,20 +11,18 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
 from pruning.composition import CONF, register, to_experiment
 from pruning.experiment import Experiment
+from pruning.job.failure import in_one_line, is_for_users
 from pruning.job.job import job
 from pruning.job.journal import Ended, journal, note, read
 from pruning.results.result import Result
 from pruning.system.device_locks import locked
-from pruning.system.writing import explained, of_files, writing
+from pruning.system.writing import writing
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
-USER_ERRORS = (ValueError, HydraException, OmegaConfError)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -40,7 +38,7 @@ def main(config: DictConfig) -> None:
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
             (out / "error.txt").write_text(traceback.format_exc())
-        note(Ended(str(out), message(error)))
+        note(Ended(str(out), in_one_line(error)))
         raise  # the other jobs of a multirun go on
     (out / "error.txt").unlink(missing_ok=True)
     note(Ended(str(out)))
@@ -64,29 +62,6 @@ def command(experiment: Experiment, overrides: list[str], asked: float | None) -
     return shlex.join([*(["python"] if name.endswith(".py") else []), name, *overrides])
 
 
-def message(error: BaseException) -> str:
-    """Return what an error and its causes say, in one line; of config errors, where help is."""
-    if isinstance(error, AssertionError) and str(error).startswith("Unexpected type"):
-        return (  # OmegaConf's word for an override below a part that is null
-            "an override names a field of a part that is null, as task.epochs=1 does without a "
-            "task: choose that part too, such as task=sst2, or leave the override out"
-        )
-    if of_files(error):
-        return explained(error)
-    if not isinstance(error, USER_ERRORS):
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    said: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None and isinstance(cause, USER_ERRORS):
-        text = " ".join(str(cause).split())
-        if text and not any(text in other for other in said):
-            said.append(text)
-        cause = cause.__cause__ if not isinstance(cause, ValueError) else None
-    if isinstance(error, (HydraException, OmegaConfError)):
-        said.append("`python launch.py --help` lists groups, options and fields")
-    return "; ".join(said)
-
-
 def shell() -> int:
     """Run `main`; say what failed in one line per job, with a traceback where it is our fault."""
     register()
@@ -101,6 +76,19 @@ def shell() -> int:
                 raise
             failure = error
         jobs = read(path)
+    report_studies(jobs)
+    lines = failures(jobs)
+    if failure is not None:
+        lines = lines or [in_one_line(failure)]
+        if not is_for_users(failure):
+            traceback.print_exception(failure)
+    for line in lines:
+        print("error:", line, file=sys.stderr)
+    return 1 if lines else 0
+
+
+def report_studies(jobs: list[Ended]) -> None:
+    """Print and publish the report of every study that had several of these jobs."""
     studies = [Path(job.directory).parent for job in jobs]
     for study in dict.fromkeys(study for study in studies if studies.count(study) > 1):
         from pruning.results import frontier
@@ -109,15 +97,11 @@ def shell() -> int:
         if written := frontier.write(study, html=True):
             publish(study)
             print("", written.read_text(), sep="\n")
+
+
+def failures(jobs: list[Ended]) -> list[str]:
+    """Return a line for every job that failed, with its name where there are several."""
     failed = [job for job in jobs if job.failure]
-    lines = [job.failure for job in failed]
     if len(jobs) > 1:
-        lines = [f"{Path(job.directory).name}: {job.failure}" for job in failed]
-    if failure is not None:
-        lines = lines or [message(failure)]
-        theirs = isinstance(failure, USER_ERRORS) or of_files(failure)
-        if not theirs and "Unexpected type" not in str(failure):
-            traceback.print_exception(failure)
-    for line in lines:
-        print("error:", line, file=sys.stderr)
-    return 1 if lines else 0
+        return [f"{Path(job.directory).name}: {job.failure}" for job in failed]
+    return [job.failure for job in failed]
