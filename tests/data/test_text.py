@@ -7,7 +7,7 @@ from datasets import Dataset
 from pruning.calibration.calibration import Calibration, Weight
 from pruning.data.text import Text
 from pruning.system.cache import Cache
-from tests.tiny import word_tokenizer
+from tests.helpers.tiny import word_tokenizer
 
 FIELD = "calibration.text"
 DOCUMENTS = ["w1 w2", "w3", "w1 w2", "  \n", "w4 w5 w6", "w7"]

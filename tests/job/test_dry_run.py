@@ -10,7 +10,7 @@ from pruning.evaluation.parts import Documents
 from pruning.experiment import compose
 from pruning.job.dry_run import rehearse
 from pruning.system.cache import Cache
-from tests.test_launch import Place
+from tests.helpers.place import Place
 
 
 @pytest.fixture(scope="module")

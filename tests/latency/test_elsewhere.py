@@ -19,8 +19,8 @@ from pruning.models.sites import Kind, architecture, linears, sites
 from pruning.runtimes.calls import end_to_end
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
-from tests.families import EVERY, GATED, llama, random_model
-from tests.tiny import linear_table
+from tests.helpers.families import EVERY, GATED, llama, random_model
+from tests.helpers.tiny import linear_table
 
 WORK = {"phase": Phase.auto, "batch": 2, "sequence": 9, "tokens": 4, "alignment": 1}
 

@@ -27,9 +27,15 @@ from pruning.runtimes.workload import Phase
 from pruning.search.problem import pose
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
-from tests.families import COMMON, ENCODERS, EVERY, GATED, llama, random_model, reader
-from tests.models.allocations import mixed
-from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels, word_tokenizer
+from tests.helpers.allocations import mixed
+from tests.helpers.families import COMMON, ENCODERS, EVERY, GATED, llama, random_model, reader
+from tests.helpers.tiny import (
+    levels_plan,
+    linear_table,
+    padded_batches,
+    solve_levels,
+    word_tokenizer,
+)
 
 WIDE = GATED["intermediate_size"]
 WIDER = {"hidden_size": 512, "intermediate_size": 1024}

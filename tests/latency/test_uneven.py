@@ -15,11 +15,11 @@ from pruning.models.sites import Kind, blocks, sites
 from pruning.runtimes.calls import end_to_end
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
-from tests.families import EVERY, llama
+from tests.helpers.allocations import mixed
+from tests.helpers.families import EVERY, llama
+from tests.helpers.tiny import ziplm
 from tests.latency.test_elsewhere import file
 from tests.latency.test_profile import hardware
-from tests.models.allocations import mixed
-from tests.tiny import ziplm
 
 PHASES = [(f, p) for f in EVERY for p in ("prefill", "decode")]
 

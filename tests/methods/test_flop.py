@@ -28,9 +28,9 @@ from pruning.search.search import Spdy
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from pruning.tasks.training import own, save_parameters
-from tests.families import ENCODERS, EVERY, FAMILIES, llama
-from tests.solver.data import inputs, weights
-from tests.tiny import padded_batches
+from tests.helpers.data import inputs, weights
+from tests.helpers.families import ENCODERS, EVERY, FAMILIES, llama
+from tests.helpers.tiny import padded_batches
 
 BATCHES = padded_batches()
 

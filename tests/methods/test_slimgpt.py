@@ -17,9 +17,9 @@ from pruning.search.schedule import share
 from pruning.search.search import Schedule
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
-from tests.families import FAMILIES, llama
-from tests.solver.data import lstsq
-from tests.tiny import linear_table, padded_batches, text
+from tests.helpers.data import lstsq
+from tests.helpers.families import FAMILIES, llama
+from tests.helpers.tiny import linear_table, padded_batches, text
 
 BATCHES = padded_batches(count=9)
 RIDGE = 0.1

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from pruning.models.checkpoint import describe, save
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import linears, projection, sites, weight
-from tests.families import ENCODERS, FAMILIES, llama, reader
-from tests.models.allocations import mixed, uniform
-from tests.tiny import word_tokenizer
+from tests.helpers.allocations import mixed, uniform
+from tests.helpers.families import ENCODERS, FAMILIES, llama, reader
+from tests.helpers.tiny import word_tokenizer
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
 

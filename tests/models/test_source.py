@@ -22,9 +22,9 @@ from pruning.models.source import Dtype, Model
 from pruning.system.cache import Cache
 from pruning.tasks.finetune import finetuned
 from pruning.tasks.task import Classification, Task
-from tests.families import ENCODERS, EVERY, GATED, gpt2, llama, random_model
-from tests.models.gguf_file import write_gguf
-from tests.tiny import word_tokenizer
+from tests.helpers.families import ENCODERS, EVERY, GATED, gpt2, llama, random_model
+from tests.helpers.gguf_file import write_gguf
+from tests.helpers.tiny import word_tokenizer
 
 CPU = torch.device("cpu")
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 12345\n"

@@ -21,9 +21,9 @@ from pruning.search.search import Schedule
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
-from tests.families import FAMILIES, opt
-from tests.solver.data import lstsq
-from tests.tiny import INF, linear_table, padded_batches, text, ziplm
+from tests.helpers.data import lstsq
+from tests.helpers.families import FAMILIES, opt
+from tests.helpers.tiny import INF, linear_table, padded_batches, text, ziplm
 
 BATCHES = padded_batches(count=30)
 RIDGES = [0.001, 0.01, 0.1, 1.0, INF]

@@ -12,7 +12,7 @@ from launch import message
 from pruning.models import checkpoint
 from pruning.system.cache import Cache
 from pruning.system.writing import explained, of_files, writing
-from tests.families import llama
+from tests.helpers.families import llama
 
 
 def fail(code: int, name: Path | None = None) -> None:

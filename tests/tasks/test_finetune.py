@@ -15,8 +15,8 @@ from pruning.models.source import Attention, Dtype, Model
 from pruning.system.cache import Cache
 from pruning.tasks.finetune import order
 from pruning.tasks.task import Classification, Task
-from tests.families import bert
-from tests.tiny import word_tokenizer
+from tests.helpers.families import bert
+from tests.helpers.tiny import word_tokenizer
 
 # one word says the class; the rest says nothing
 ROWS = [
