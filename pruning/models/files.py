@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pruning.data.files import is_pointer
+
 NAMED = 3  # names that an error lists
 WORDS = re.compile(r"\d+|\D+").findall
 PLACES = re.compile(  # of the tensors of a GGUF file
     r"(token_embd|position_embd|output_norm|output)\.(weight|bias)|blk\.(?P<block>\d+)\..+"
 )
-POINTER = b"version https://git-lfs"
 INDEX = ".index.json"  # says which shard holds which weights
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in the order that transformers looks
 TEXTS = ("config.json", "generation_config.json")
@@ -72,16 +73,15 @@ def check_files(directory: Path) -> None:
 def check_file(path: Path) -> None:
     """Raise ValueError where a file cannot be read, by the rules of its suffix."""
     try:
-        with path.open("rb") as file:
-            head = file.read(len(POINTER))
+        pointer = is_pointer(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror})") from error
-    if head == POINTER:
+    if pointer:
         raise ValueError(
             f"{path} is only a pointer of git-lfs: run `git lfs pull` in {path.parent}, or "
             "download the file"
         )
-    if reason := "it is empty" if not head else _fault(path):
+    if reason := _fault(path) if path.stat().st_size else "it is empty":
         raise ValueError(f"{path} is damaged ({reason}): remove it and download it again")
 
 

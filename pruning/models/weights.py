@@ -3,7 +3,10 @@
 transformers draws at random what a file lacks, and drops what it has too much.
 """
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ def loaded(kind: Any, where: str | Path, said: str, **options: Any) -> PreTraine
     encoder: for other tasks than this one, and a new one where its class is not in the config.
     ValueError, which begins with `said`, names anything else, and weights that are not finite.
     """
-    with reading(where, said, options.get("revision")):
+    with reading(where, said, options.get("revision")), _unreported():
         model, info = kind.from_pretrained(
             where, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -65,6 +68,21 @@ def loaded(kind: Any, where: str | Path, said: str, **options: Any) -> PreTraine
         "small for its values",
     )
     return model
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Leave out the table that transformers prints of differences; they are all judged here."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def others(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 def check_finite(model: PreTrainedModel, said: str, remedy: str) -> None:

@@ -152,15 +152,15 @@ def test_other_weights_are_timed_anew_and_that_alone_counts(case):
     model, levels, table, choose = case
     here = fake(table, 1.0, 1.01, 1.2)
     met = meet(model, levels_plan(model, levels, choose), table, here, 1.5, Stopwatch())
-    timed_again(met, model, here)
+    timed_again(met, model, here.measurement(model))
     assert met.measured == met.rounds[-1]["measured"] == pytest.approx(1.2 * met.predicted)
     assert met.rounds[-1]["confirms"] is True
     assert here.asked[-1] is True
     assert len(met.dense_timing.values) == 3
 
 
-def test_a_confirmation_takes_more_pairs():
-    here = fake(None)
+def test_a_confirmation_takes_more_pairs(case):
+    here = fake(None).measurement(case[0])
     assert here.pairs(False) == (4, 0.01)
     assert here.pairs(True) == (8, 0.005)
 

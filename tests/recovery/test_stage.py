@@ -194,9 +194,27 @@ def test_two_passes_a_step_are_one_of_twice_the_rows(tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+class Clock:
+    """A clock on which nothing but a step takes time: a second."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.steps = 1000.0, 0
+        normal = Student.compute_loss
+
+        def ticking(*args, **kwargs):
+            self.now, self.steps = self.now + 1, self.steps + 1
+            return normal(*args, **kwargs)
+
+        monkeypatch.setattr(Student, "compute_loss", ticking)
+        monkeypatch.setattr("pruning.recovery.student.time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 def test_a_killed_training_has_the_minutes_that_are_left(tmp_path, monkeypatch):
-    dense = llama()
-    recovery, pruned = training(steps=None, minutes=0.04, save=2), half(dense)
+    dense, clock = llama(), Clock(monkeypatch)
+    recovery, pruned = training(steps=None, minutes=0.2, save=2), half(dense)
 
     class Killed(BaseException):
         """As good as kill -9 for what is on disk: nothing catches it."""
@@ -204,32 +222,32 @@ def test_a_killed_training_has_the_minutes_that_are_left(tmp_path, monkeypatch):
     normal = Student.compute_loss
 
     def dies(self, *args, **kwargs):
-        if self.budget.seconds > 1.2:
+        if self.state.global_step == 5:
             raise Killed
         return normal(self, *args, **kwargs)
 
-    monkeypatch.setattr(Student, "compute_loss", dies)
-    with pytest.raises(Killed):
-        train(recovery, half(dense), dense, ROWS, 0, tmp_path, nothing)
-    monkeypatch.setattr(Student, "compute_loss", normal)
-    start = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "compute_loss", dies)
+        with pytest.raises(Killed):
+            train(recovery, half(dense), dense, ROWS, 0, tmp_path, nothing)
+    assert clock.steps == 5
+    clock.now += 3600  # until somebody starts it again
     curve, cost = train(recovery, pruned, dense, ROWS, 0, tmp_path, nothing)
-    assert time.monotonic() - start < 2.2  # not 2.4 again
-    assert 2.4 <= cost["seconds"] < 3.5
-    assert curve[-1]["step"] == cost["steps"]
+    assert clock.steps == 5 + 8  # four of twelve seconds were spent at the last checkpoint
+    assert cost["seconds"] == 12
+    assert curve[-1]["step"] == cost["steps"] == 12
 
 
-def test_a_budget_is_steps_tokens_or_minutes(tmp_path):
+def test_a_budget_is_steps_tokens_or_minutes(tmp_path, monkeypatch):
     mean = sum(len(row["input_ids"]) for row in ROWS) / len(ROWS)
     by_tokens = training(steps=None, tokens=500, accumulate=2)
     assert steps_of(by_tokens, ROWS) == -(-500 // (mean * 8))
     dense = llama()
     _, cost = train(by_tokens, half(dense), dense, ROWS, 0, tmp_path / "tokens", nothing)
     assert 500 <= cost["tokens"] < 500 + 2 * 8 * 12
-    by_time = training(steps=None, minutes=0.02)
+    by_time, clock = training(steps=None, minutes=0.05), Clock(monkeypatch)
     _, cost = train(by_time, half(dense), dense, ROWS, 0, tmp_path / "minutes", nothing)
-    assert 1.2 <= cost["seconds"] < 5
-    assert cost["steps"] > 1
+    assert cost["seconds"] == cost["steps"] == clock.steps == 3
 
 
 def test_checkpointed_activations_give_the_same_steps(tmp_path):

@@ -102,6 +102,34 @@ def test_what_is_not_finite_is_never_chosen(seed, bad):
             assert total(loss, choice) == pytest.approx(expected, rel=1e-12)
 
 
+def test_what_is_left_out_before_is_in_no_best_choice():
+    """All best choices within the budget stay possible, ties and levels of infinite loss included.
+
+    Losses and times are few whole numbers, so that many choices are as good as each other.
+    """
+    out = 0
+    for seed in range(40):
+        random = np.random.default_rng(3000 + seed)
+        rows = random.integers(1, 6, size=5)
+        loss = [random.integers(-2, 5, levels).astype(float) for levels in rows]
+        ms = [random.integers(0, 6, levels).astype(float) for levels in rows]
+        for row in loss:
+            row[random.random(len(row)) < 0.2] = np.inf
+        costs = solver._grid(loss)
+        times = np.where(np.isfinite(costs), solver._grid(ms), 0.0)
+        for budget in (1.0, 4.0, 8.0, 12.0, 20.0):
+            least = best(loss, ms, budget)
+            if least is None or not np.isfinite(least):
+                continue
+            known, possible = solver._bounded(costs, times, budget)
+            assert total(ms, known) <= budget
+            out += int((np.isfinite(costs) & ~possible).sum())
+            for choice in product(*(range(len(row)) for row in loss)):
+                if total(ms, choice) <= budget and total(loss, choice) == least:
+                    assert all(possible[site, level] for site, level in enumerate(choice))
+    assert out > 100
+
+
 def of_many_sites(sites: int, levels: int, seed: int):
     """Make the sites of a model whose blocks are alike in time, and differ in loss."""
     random = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ def schedule(ramp: Ramp = Ramp.log, first: float = 0.0625, last: float = 0.25) -
 
 def test_the_published_command():
     """r_0 = 0.0625, r_31 = 0.25: a mean of 0.2004, and 2, 3, 4, 4, 5 ... 8 of 32 heads."""
-    found = ratios(schedule(), 32, mean=0.2004)
+    found = ratios(schedule().form(), 32, mean=0.2004)
     assert found[0] == pytest.approx(0.0625, rel=1e-3)
     assert found[-1] == pytest.approx(0.25, rel=1e-3)
     assert [round(32 * r) for r in found[:5]] == [2, 3, 4, 4, 5]
@@ -26,7 +26,7 @@ def test_the_published_command():
 @pytest.mark.parametrize("ramp", list(Ramp))
 @pytest.mark.parametrize("blocks", [1, 12, 16, 24, 28, 30, 32, 40, 48, 80])
 def test_a_mean_is_met_at_any_depth(blocks, ramp):
-    found = ratios(schedule(ramp), blocks, 0.3)
+    found = ratios(schedule(ramp).form(), blocks, 0.3)
     assert sum(found) / blocks == pytest.approx(0.3, rel=1e-12)
     rises = [b >= a for a, b in pairwise(found)]
     falls = [b <= a for a, b in pairwise(found)]
@@ -38,11 +38,11 @@ def test_a_mean_is_met_at_any_depth(blocks, ramp):
 @pytest.mark.parametrize("mean", [0.7, 0.85, 0.99])
 @pytest.mark.parametrize("ramp", list(Ramp))
 def test_a_mean_is_met_where_the_last_blocks_have_no_more_to_give(ramp, mean):
-    found = ratios(schedule(ramp), 30, mean)
+    found = ratios(schedule(ramp).form(), 30, mean)
     assert sum(found) / 30 == pytest.approx(mean, rel=1e-12)
     assert max(found) <= 1
     below = [x for x in found if x < 1]  # in the schedule's proportions still
-    form = ratios(schedule(ramp), 30, 0.3)
+    form = ratios(schedule(ramp).form(), 30, 0.3)
     of = [f for f, x in zip(form, found, strict=True) if x < 1]
     assert below == pytest.approx([f * below[0] / of[0] for f in of])
 
@@ -71,24 +71,24 @@ def test_shapes_are_the_nearest_and_never_gone():
     ]
     options = {site: [*every_shape(site), (0, 0) if site.groups > 1 else 0] for site in sites}
     for mean in (0.1, 0.2, 0.5):
-        left = shapes(schedule(), options, mean)
-        at = ratios(schedule(), 8, mean)
+        left = shapes(schedule().form(), options, mean)
+        at = ratios(schedule().form(), 8, mean)
         for site, shape in left.items():
             wanted = 1 - at[site.block]
             if site.kind is Kind.FFN:
                 assert abs(shape - 100 * wanted) <= 0.5  # half a channel
             gaps = [abs(share(site, other) - wanted) for other in every_shape(site)]
             assert abs(share(site, shape) - wanted) == pytest.approx(min(gaps))
-    everything = shapes(schedule(Ramp.uniform), options, 1.0)
+    everything = shapes(schedule(Ramp.uniform).form(), options, 1.0)
     assert all(share(site, shape) > 0 for site, shape in everything.items())
 
 
 def test_a_budget_is_met_by_the_least_ratio():
     sites = [Site(b, Kind.FFN, 100, 1) for b in range(8)]
     options = {site: list(range(100, 0, -10)) for site in sites}
-    choose = chooser(schedule(), options, lambda left: float(sum(left.values())))
-    looser = [shapes(schedule(), options, step / 1000) for step in range(1001)]
-    least = sum(shapes(schedule(), options, 1.0).values())
+    choose = chooser(schedule().form(), options, lambda left: float(sum(left.values())))
+    looser = [shapes(schedule().form(), options, step / 1000) for step in range(1001)]
+    least = sum(shapes(schedule().form(), options, 1.0).values())
     for budget in (800.0, 700.0, 500.0, float(least)):
         left = choose(budget)
         assert left is not None
