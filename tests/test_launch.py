@@ -28,6 +28,8 @@ from tests.helpers.jobs import ROOT
 from tests.helpers.place import WHERE, WORDS, Place
 from tests.helpers.tiny import word_tokenizer
 
+pytestmark = pytest.mark.job
+
 STAGES = ("profile", "evaluate", "overlap", "moments", "levels", "sensitivities")
 
 

@@ -13,6 +13,8 @@ from tests.helpers.allocations import heads
 from tests.helpers.place import Place
 from tests.helpers.tiny import word_tokenizer
 
+pytestmark = pytest.mark.job
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

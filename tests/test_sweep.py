@@ -17,6 +17,8 @@ from pruning.experiment import register
 from tests.helpers.jobs import ROOT, Jobs
 from tests.helpers.place import Place
 
+pytestmark = pytest.mark.job
+
 PROXY = (
     "hardware=params",
     "hardware.device=cpu",

@@ -445,6 +445,7 @@ def test_bad_values_name_themselves(change, message):
         OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Suite), config, change))
 
 
+@pytest.mark.job
 def test_composing_imports_nothing_heavy():
     code = (
         "import sys, pruning.evaluation.suite, pruning.results.tracker; "

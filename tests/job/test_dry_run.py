@@ -12,6 +12,8 @@ from pruning.job.dry_run import rehearse
 from pruning.system.cache import Cache
 from tests.helpers.place import Place
 
+pytestmark = pytest.mark.job
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

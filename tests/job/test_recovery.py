@@ -14,6 +14,8 @@ from tests.helpers.place import Place
 from tests.recovery.test_stage import half, nothing, training
 from tests.test_sweep import PROXY
 
+pytestmark = pytest.mark.job
+
 METRIC = "wikitext/text/token_perplexity_32"
 
 

@@ -241,6 +241,7 @@ def attempt(model, here: Local) -> LatencyTable | str:
         return str(error)
 
 
+@pytest.mark.job
 def test_a_busy_machine_gives_the_quiet_table_or_a_refusal():
     model = random_model(LlamaConfig(**(GATED | WIDER)))
     here = hardware(sequence=128, repetitions=8, noise=0.2, alignment=256, threads=os.cpu_count())

@@ -376,6 +376,7 @@ def trained(directory: Path, moments: Path, **values):
     return model, history
 
 
+@pytest.mark.job
 def test_training_lowers_the_loss_and_saves_more(tmp_path):
     _, history = trained(tmp_path / "run", tmp_path, steps=60)
     assert history[-1]["step"] == 60
@@ -384,6 +385,7 @@ def test_training_lowers_the_loss_and_saves_more(tmp_path):
     assert {"loss", "multiplier_linear", "multiplier_quadratic"} <= history[0].keys()
 
 
+@pytest.mark.job
 def test_an_encoder_is_trained_on_the_labels_of_its_task(tmp_path):
     dense, method = ENCODERS["bert"](), flop(steps=40)
     labelled = [replace(b, labels={"labels": b.ids[:, 0] % 3}) for b in BATCHES]
@@ -395,6 +397,7 @@ def test_an_encoder_is_trained_on_the_labels_of_its_task(tmp_path):
     assert history[-1]["saved"] > history[0]["saved"] + 0.02
 
 
+@pytest.mark.job
 def test_a_killed_training_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     whole, history = trained(tmp_path / "whole", tmp_path)
 

@@ -256,6 +256,7 @@ model.generate(**tokenizer("w1 w2 w3", return_tensors="pt"), max_new_tokens=4, d
 """
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
 def test_loading_and_generating_say_nothing(family, tmp_path):
     """In a process of its own, with everything that transformers logs by default."""

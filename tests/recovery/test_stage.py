@@ -23,6 +23,8 @@ from pruning.system.cache import Cache
 from tests.helpers.families import ENCODERS, EVERY, llama
 from tests.helpers.tiny import padded_batches
 
+pytestmark = pytest.mark.job
+
 ROWS = [row for batch in padded_batches(12) for row in batch.rows()]
 DISTILL = Loss(task=0.0, logits=1.0, hidden=1.0, temperature=1.0, relative=True)
 TASK = Loss(task=1.0, logits=0.0, hidden=0.0, temperature=1.0, relative=True)

@@ -73,6 +73,7 @@ def compiled(*families: str) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.job
 def test_every_level_is_compiled_once_however_many_there_are():
     """Torch compiles one function for 8 shapes, and then runs it as it is."""
     found = compiled("llama")

@@ -69,6 +69,7 @@ def test_safetensors_that_do_not_fit(code, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.job
 def test_the_words_of_safetensors_and_torch_are_known(tmp_path):
     """In a process whose files may not grow beyond a kibibyte."""
     import multiprocessing

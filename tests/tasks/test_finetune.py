@@ -18,6 +18,8 @@ from pruning.tasks.task import Classification, Task
 from tests.helpers.families import bert
 from tests.helpers.tiny import word_tokenizer
 
+pytestmark = pytest.mark.job
+
 # one word says the class; the rest says nothing
 ROWS = [
     {"one": f"w{3 + i % 2} " + " ".join(f"w{(7 * i + k) % 90 + 10}" for k in range(1 + i % 5)),
