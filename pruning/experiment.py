@@ -58,7 +58,7 @@ SEARCHES = {
     "none": NoSearch,
 }
 RECOVERIES = {"none": NoRecovery, "training": Training}
-NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "dry_run")
+NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "verify_cache", "dry_run")
 TASKS = {"classification": Classification, "answering": Answering}
 
 
@@ -80,6 +80,7 @@ class Experiment:
     seed: int = MISSING
     study: str = MISSING  # jobs that belong together; the directory under outputs/
     cache: str = MISSING  # directory that stages are cached in
+    verify_cache: bool = False  # read every cached file that is used, and compare its sha256
     dry_run: bool = MISSING  # say what would be computed, and compute nothing
 
     def __post_init__(self) -> None:
@@ -139,7 +140,7 @@ class Experiment:
 def run_name(config: DictConfig) -> str:
     """Name a job by what it is: the same resolved config has the same name, on every machine.
 
-    What does not change the result (tracker, study, cache, dry_run) is left out of the hash.
+    What does not change the result (NOT_THE_RESULT) is left out of the hash.
     """
     semantic = [str(key) for key in config if key not in NOT_THE_RESULT]
     content = OmegaConf.to_container(
