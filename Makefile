@@ -17,7 +17,7 @@ run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (abo
 test: $(STAMP)  ## Install, then run the unit tests (90 seconds on 2 cores)
 	$(BIN)/python -m pytest -m unit -n $(WORKERS) $(ARGS)
 
-jobs: $(STAMP)  ## Run the tests that run launch.py, start processes, train or time (about 8 minutes)
+jobs: $(STAMP)  ## Run the tests that run launch.py, start processes, train or take seconds (about 9 minutes)
 	$(BIN)/python -m pytest -m "job and not slow and not gpu" $(ARGS)
 
 slow: $(STAMP)  ## Run the further tests: on real weights, on submitit and ray

@@ -54,6 +54,7 @@ def test_all_documents_as_they_are(jsonl, cache):
     assert text.documents(cache, FIELD) == DOCUMENTS
 
 
+@pytest.mark.job
 def test_a_hub_dataset_without_end_is_read_in_part(cache, monkeypatch, caplog):
     def endless(*_):
         return ({"text": f"document {number}"} for number in itertools.count())

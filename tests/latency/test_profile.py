@@ -65,6 +65,7 @@ def how(model, runtime=EAGER, **values) -> Measurement:
     return hardware(**values).measurement(model, runtime)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("family", EVERY)
 @pytest.mark.parametrize("phase", ["auto", "decode"])
 def test_a_profile_has_every_level(family, phase):
@@ -156,6 +157,7 @@ def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
     assert table.residuals() == pytest.approx(dict.fromkeys(known, 0.0))
 
 
+@pytest.mark.job
 def test_what_is_compiled_are_blocks_and_a_failure_is_one_line(monkeypatch):
     model = llama()
     linear = [site for site in linears(model) if site.block == 0]
@@ -266,6 +268,7 @@ def test_a_busy_machine_gives_the_quiet_table_or_a_refusal():
             assert busy.parts[part][level] == pytest.approx(ms, abs=0.1 * dense)
 
 
+@pytest.mark.job
 def test_generate_is_the_sum_of_its_steps():
     model = llama()
     table = profile(model, how(model, phase=Phase.generate, tokens=6), sites(model))
@@ -302,6 +305,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("what", PAIRS)
 def test_models_that_take_different_times_have_a_profile_each(what, tmp_path):
     one, other = (make() for make in PAIRS[what])
@@ -317,6 +321,7 @@ def test_a_profile_does_not_depend_on_what_takes_no_time(tmp_path):
     assert hardware().profile(renamed, sites(renamed), cache) == first
 
 
+@pytest.mark.job
 def test_a_model_without_half_of_itself_is_faster():
     """Two of six sub-blocks are gone and some are cut: the clock must notice."""
     dense = llama()

@@ -65,7 +65,7 @@ def test_expected_rank_is_how_often_gates_are_open(beta, log_alpha):
     gates = Gates(torch.full((400_000,), log_alpha), beta, noise=True)
     torch.manual_seed(0)
     open_share = float((gates.sample() > 0).float().mean())
-    expected = float(gates.rank()) / 400_000
+    expected = float(gates.rank().detach()) / 400_000
     # four standard errors of a share of 400,000 draws
     assert abs(open_share - expected) < 4 * (expected * (1 - expected) / 400_000) ** 0.5 + 1e-9
 
@@ -346,6 +346,7 @@ def test_many_gates_in_bfloat16_are_counted_one_by_one():
     assert int((gated.gates.fixed() > 0).sum()) == round(float(expected))
 
 
+@pytest.mark.job
 def test_what_training_of_a_bfloat16_model_learned_is_what_its_plan_counts(tmp_path):
     dense = llama().to(torch.bfloat16)
     method = flop(sparsity=0.4, steps=4)
@@ -426,6 +427,7 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path, monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.job
 def test_numbers_that_are_not_finite_stop_before_the_step(tmp_path):
     with pytest.raises(ValueError, match=r"^method\.rate=.* at step \d+; lower it"):
         trained(tmp_path / "run", tmp_path, rate=1e30, save=1)

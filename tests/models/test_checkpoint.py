@@ -160,6 +160,7 @@ NAMES = [*(f"mixed-{family}{what}" for family in FAMILIES for what in ("", "-ran
 NAMES += [*(f"plain-{name}" for name in PLAIN)]
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stranger_gets_the_same_model(stranger, name):
     _, expected, found, facts = stranger
@@ -324,6 +325,7 @@ for path in sorted(p for p in root.iterdir() if p.is_dir()):
 """
 
 
+@pytest.mark.job
 @torch.no_grad()
 def test_a_stranger_gets_the_same_encoder(tmp_path):
     """Heads, channels, sub-blocks and ranks; and one FFN width for all, which needs no code."""

@@ -190,6 +190,7 @@ def test_dead_units_leave_first(name, family, moments):
         assert partly > 1
 
 
+@pytest.mark.job
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["opt", "llama"])
 @pytest.mark.parametrize("name", METHODS)
@@ -231,6 +232,7 @@ SLIMGPT = SlimGPT(
 )
 
 
+@pytest.mark.job
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["opt", "llama"])
 @pytest.mark.parametrize("ffn_score", list(ChannelScore))
