@@ -374,7 +374,7 @@ def test_a_headless_encoder_is_taught_its_task_first(place, jobs, classifier):
         path
     )
     word_tokenizer(WORDS).save_pretrained(path)
-    lines = [json.loads(line) for line in (place.root / "sentences.jsonl").open()]
+    lines = [json.loads(line) for line in (place.root / "sentences.jsonl").read_text().splitlines()]
     texts = [{"text": f"w{row['label']} {row['text']}", "label": row["label"]} for row in lines]
     rows.write_text("".join(json.dumps(row) + "\n" for row in texts))
     source = f"{{path:{rows},columns:[text],subset:null,wheel:null,sha256:null}}"
