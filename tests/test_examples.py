@@ -11,8 +11,8 @@ import pytest
 import pruning
 from pruning import Calibration, Text, prune
 from pruning.latency.elsewhere import Counted
-from tests.families import llama
-from tests.tiny import word_tokenizer
+from tests.helpers.families import llama
+from tests.helpers.tiny import word_tokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text()

@@ -46,11 +46,11 @@ from pruning.system.cache import Cache, digest
 from pruning.system.stopwatch import Stopwatch
 from pruning.system.wheel import fetch
 from pruning.tasks.task import Classification
-from tests.families import bert, llama
+from tests.helpers.families import bert, llama
+from tests.helpers.tiny import linear_table, padded_batches, text, word_tokenizer, ziplm
 from tests.latency.test_profile import hardware
 from tests.methods.test_flop import flop
 from tests.recovery.test_stage import ROWS, half, nothing, training
-from tests.tiny import linear_table, padded_batches, text, word_tokenizer, ziplm
 
 ROOT = Path(__file__).parents[1]
 Change = Callable[["Given"], Any]

@@ -35,8 +35,8 @@ from pruning.composition import compose
 from pruning.experiment import run_name
 from pruning.models.source import fingerprint
 from pruning.results.result import read
-from tests.families import llama
-from tests.tiny import word_tokenizer
+from tests.helpers.families import llama
+from tests.helpers.tiny import word_tokenizer
 
 HERE = {"sequence": 16, "alignment": 16, "repetitions": 3, "tolerance": 0.9, "noise": None}
 

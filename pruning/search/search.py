@@ -104,7 +104,7 @@ class Schedule(LevelSearch):
                     f"search.first={self.first} must not be above search.last={self.last}: for a "
                     "ratio that falls with depth use search.ramp=log_decrease or linear_decrease"
                 )
-            if self.last == 0:
+            if not self.last:
                 raise ValueError("search.last=0.0 removes nothing: give a ratio above 0")
 
     def form(self) -> "Form":

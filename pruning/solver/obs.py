@@ -11,9 +11,13 @@ form (`least_squares`); the order in which units leave is found greedily, the un
 smallest exact increase first (`greedy`, Algorithm 1 of ZipLM).
 """
 
+# torch.linalg and Tensor.unique have no types; matrices in a paper's letters change as it says
+# pyright: reportUnknownMemberType=false, reportConstantRedefinition=false
+
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -77,7 +81,7 @@ def cholesky(H: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     first = share * H.diagonal(dim1=-2, dim2=-1).abs().mean(-1).clamp(min=1e-30)
     added = torch.zeros_like(first)
     while True:
-        L, info = torch.linalg.cholesky_ex(H)
+        L, info = cast(tuple[Tensor, Tensor], torch.linalg.cholesky_ex(H))
         if not info.any():
             return L
         step = torch.where(info > 0, torch.maximum(added * 9, first), 0.0)
@@ -87,6 +91,11 @@ def cholesky(H: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
             "Cholesky failed on a rank-deficient moment: %.1e added to its diagonal",
             float(added.max()),
         )
+
+
+def _forward(L: Float[Tensor, "n n"], B: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """Solve L X = B for a lower triangular L."""
+    return cast(Tensor, torch.linalg.solve_triangular(L, B, upper=False))
 
 
 def least_squares(
@@ -158,7 +167,7 @@ def by_score(
     turn = torch.zeros(len(score), dtype=torch.long, device=score.device)  # within the group
     if partition is not None:
         place = ranked.argsort()
-        for group in partition.unique():
+        for group in cast(Tensor, partition.unique()):
             members = (partition == group).nonzero().flatten().to(score.device)
             turn[members] = place[members].argsort().argsort()
     order = ranked[turn[ranked].argsort(stable=True)][: units.steps]
@@ -214,7 +223,8 @@ def greedy(
     p = _Pass(Hinv, W.T @ W, width, unit, idle, torch.zeros_like(idle))
     left = None if units.partition is None else torch.bincount(units.partition.cpu())
 
-    order, score = [], []
+    order: list[Tensor] = []
+    score: list[Tensor] = []
     taken = 0
     while taken < steps:
         due = min(steps - taken, max(block // width, 1))
@@ -279,7 +289,8 @@ def _columns(p: _Pass, count: int) -> Picked:
     h = torch.where(gone, 1.0, Hinv.diagonal())
     g = torch.where(idle, -torch.inf, G.diagonal())  # no rounding of another's score comes first
     g = torch.where(gone, torch.inf, g)
-    places, scores = [], []
+    places: list[int] = []
+    scores: list[Tensor] = []
     for row in range(count):
         j = int(torch.argmin(g / h))
         past, u_j = U[:row], U[:row, j]
@@ -311,7 +322,8 @@ def _units(
     U, Q = Hinv.new_empty(2, count * width, len(Hinv))
     h, g = _blocks(Hinv, width), _blocks(G, width)
     gone = p.gone.clone()
-    places, scores = [], []
+    places: list[int] = []
+    scores: list[Tensor] = []
     for step in range(count):
         rows = step * width
         due = ~gone
@@ -325,8 +337,8 @@ def _units(
         Hinv_S = Hinv[S] - u_S @ U[:rows]
         G_S = G[S] - q_S @ U[:rows] - u_S @ Q[:rows]
         L = cholesky(Hinv_S[:, S])
-        u, q = (torch.linalg.solve_triangular(L, row, upper=False) for row in (Hinv_S, G_S))
-        s = torch.linalg.solve_triangular(L, q[:, S].T, upper=False)
+        u, q = (_forward(L, row) for row in (Hinv_S, G_S))
+        s = _forward(L, q[:, S].T)
         q = q - s @ u / 2
         U[rows : rows + width], Q[rows : rows + width] = u, q
         h, g = h - _cross(u, u), g - _cross(q, u) - _cross(u, q)
@@ -351,13 +363,14 @@ def batched(W: Matrix, H: Moment, sizes: Sequence[int], damp: float = 0.0) -> Re
         return Removal(column[:0], column[:0].double())
     idle = ~live(H)
     W, Hinv = _prepared(W, H, damp)
-    order, score = [], []
+    order: list[Tensor] = []
+    score: list[Tensor] = []
     for size in sizes:
         cost = torch.where(idle, -torch.inf, W.square().sum(0) / Hinv.diagonal())
         S = cost.argsort(stable=True)[:size]
         L = cholesky(Hinv[S][:, S])
-        E = torch.linalg.solve_triangular(L, W[:, S].T, upper=False)
-        U = torch.linalg.solve_triangular(L, Hinv[S], upper=False)
+        E = _forward(L, W[:, S].T)
+        U = _forward(L, Hinv[S])
         order.append(column[S])
         score.append(E.square().sum(1))
         stay = torch.ones(len(column), dtype=torch.bool, device=W.device)

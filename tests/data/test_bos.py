@@ -15,9 +15,9 @@ from pruning.evaluation.suite import Suite
 from pruning.recovery.rows import rows_of
 from pruning.search.trial import evaluation_text
 from pruning.system.cache import Cache
-from tests.families import GATED, random_model
+from tests.helpers.families import GATED, random_model
+from tests.helpers.tiny import job_with, word_tokenizer
 from tests.recovery.test_stage import training
-from tests.tiny import job_with, word_tokenizer
 
 BOS, END = 1, 2
 DOCUMENTS = [" ".join(f"w{(7 * d + k) % 120}" for k in range(9 + d)) for d in range(24)]

@@ -14,8 +14,8 @@ from pruning.evaluation.parts import Documents, Judged, Perplexity
 from pruning.evaluation.suite import Suite
 from pruning.recovery.rows import rows_of
 from pruning.system.cache import Cache
+from tests.helpers.tiny import job_with, word_tokenizer
 from tests.recovery.test_stage import training
-from tests.tiny import job_with, word_tokenizer
 
 
 def draw(count, seed):

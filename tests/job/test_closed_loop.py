@@ -14,9 +14,9 @@ from pruning.search.problem import pose
 from pruning.search.search import Uniform
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
-from tests.families import llama
-from tests.solver.data import lstsq
-from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels
+from tests.helpers.data import lstsq
+from tests.helpers.families import llama
+from tests.helpers.tiny import levels_plan, linear_table, padded_batches, solve_levels
 
 BATCHES = padded_batches()
 SETTINGS = {

@@ -10,7 +10,9 @@ from pruning.composition import compose
 from pruning.evaluation.parts import Documents
 from pruning.job.dry_run import rehearse
 from pruning.system.cache import Cache
-from tests.test_launch import Place
+from tests.helpers.place import Place
+
+pytestmark = pytest.mark.job
 
 
 @pytest.fixture(scope="module")

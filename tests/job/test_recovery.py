@@ -10,10 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pruning.recovery.stage import recovered
 from pruning.recovery.train import Distillation
 from pruning.system.cache import Cache
-from tests.families import llama
+from tests.helpers.families import llama
+from tests.helpers.place import Place
 from tests.recovery.test_stage import half, nothing, training
-from tests.test_launch import Place
 from tests.test_sweep import PROXY
+
+pytestmark = pytest.mark.job
 
 METRIC = "wikitext/text/token_perplexity_32"
 

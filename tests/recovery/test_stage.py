@@ -20,8 +20,10 @@ from pruning.recovery.stage import recovered
 from pruning.recovery.student import Student
 from pruning.recovery.train import Distillation, steps_of, train
 from pruning.system.cache import Cache
-from tests.families import ENCODERS, EVERY, llama
-from tests.tiny import padded_batches
+from tests.helpers.families import ENCODERS, EVERY, llama
+from tests.helpers.tiny import padded_batches
+
+pytestmark = pytest.mark.job
 
 ROWS = [row for batch in padded_batches(12) for row in batch.rows()]
 DISTILL = Loss(task=0.0, logits=1.0, hidden=1.0, temperature=1.0, relative=True)

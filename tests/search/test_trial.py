@@ -16,8 +16,8 @@ from pruning.search.search import Calibrated, Spdy
 from pruning.search.trial import Trial, _Dense, _Numbers, evaluation_text
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
-from tests.families import EVERY
-from tests.tiny import INF, linear_table, padded_batches, solve_levels, text, ziplm
+from tests.helpers.families import EVERY
+from tests.helpers.tiny import INF, linear_table, padded_batches, solve_levels, text, ziplm
 
 BATCHES = padded_batches()
 OUTPUTS = {  # family: its blocks, and the output projections in a block

@@ -16,7 +16,7 @@ from pruning.solver.obs import (
     least_squares,
     wanda,
 )
-from tests.solver.data import inputs, lstsq, moment, naive_greedy, residual, weights
+from tests.helpers.data import inputs, lstsq, moment, naive_greedy, residual, weights
 
 ROWS, COLUMNS = 7, 24
 KEEP = torch.rand(COLUMNS, generator=torch.Generator().manual_seed(4)) < 0.6

@@ -11,10 +11,9 @@ from pruning.models.blockwise import enter
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, blocks, linears, projection, sites, weight
 from pruning.solver.ranks import Ranks, components, rank_levels
-from tests.families import EVERY, llama
-from tests.solver.data import inputs, weights
-from tests.solver.test_levels import mean
-from tests.tiny import padded_batches
+from tests.helpers.data import inputs, mean, weights
+from tests.helpers.families import EVERY, llama
+from tests.helpers.tiny import padded_batches
 
 BATCHES = padded_batches()
 

@@ -12,7 +12,7 @@ from pruning.job.failure import in_one_line
 from pruning.models import checkpoint
 from pruning.system.cache import Cache
 from pruning.system.writing import explained, of_files, writing
-from tests.families import llama
+from tests.helpers.families import llama
 
 
 def fail(code: int, name: Path | None = None) -> None:
@@ -69,6 +69,7 @@ def test_safetensors_that_do_not_fit(code, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.job
 def test_the_words_of_safetensors_and_torch_are_known(tmp_path):
     """In a process whose files may not grow beyond a kibibyte."""
     import multiprocessing

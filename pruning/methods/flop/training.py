@@ -96,8 +96,8 @@ class GateTrainer(Trainer):
                 "task_loss": sum(self.losses) / len(self.losses),
                 "saved": self.saved,
                 "target": self._asked(),
-                "multiplier_linear": float(lagrangian.linear),
-                "multiplier_quadratic": float(lagrangian.quadratic),
+                "multiplier_linear": float(lagrangian.linear.detach()),
+                "multiplier_quadratic": float(lagrangian.quadratic.detach()),
             }
             self.losses.clear()
         super().log(logs, *args, **kwargs)
