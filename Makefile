@@ -3,8 +3,10 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
+WORKERS ?= 2
+
 .DEFAULT_GOAL := help
-.PHONY: help run test slow real check gpu clean
+.PHONY: help run test jobs slow real docs check gpu clean
 
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -12,8 +14,11 @@ help:  ## Show this help
 run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (about 10 minutes on 2 cores)
 	$(BIN)/python launch.py $(ARGS)
 
-test: $(STAMP)  ## Install, then run the tests (about 10 minutes on 2 cores)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## Install, then run the unit tests (90 seconds on 2 cores)
+	$(BIN)/python -m pytest -m unit -n $(WORKERS) $(ARGS)
+
+jobs: $(STAMP)  ## Run the tests that run launch.py, start processes, train or take seconds (about 9 minutes)
+	$(BIN)/python -m pytest -m "job and not slow and not gpu" $(ARGS)
 
 slow: $(STAMP)  ## Run the further tests: on real weights, on submitit and ray
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
@@ -24,6 +29,11 @@ real: $(STAMP)  ## Run the slow tests of one job on real weights, up to lm-eval'
 
 gpu: $(STAMP)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+docs: $(STAMP)  ## Write docs/configuration.md and the tree of docs/code.md from the code
+	$(BIN)/python -m pruning.reference > .configuration.md
+	mv .configuration.md docs/configuration.md
+	$(BIN)/python -m tests.test_docs
 
 check: $(STAMP)  ## Lint, format check, types
 	$(BIN)/ruff check .

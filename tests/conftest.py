@@ -1,15 +1,23 @@
+import os
 import tempfile
+from importlib import import_module
 
 import pytest
-import torch
 
-from tests.jobs import Jobs
+from tests.helpers.jobs import Jobs
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: on matrices this small, more threads only wait
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread_for_all():
-    """Run on one thread: on matrices this small, more only wait for one another."""
-    torch.set_num_threads(1)
+# What `pruning` imports at module level. jaxtyping's import hook keeps the bytecode of whatever an
+# instrumented module imports under another name, so third-party code would be compiled once more.
+THIRD_PARTY = (
+    "torch",
+    "transformers.modeling_utils",
+    "transformers.trainer",
+    "datasets",
+    "torchmetrics",
+    "lm_eval",
+)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,7 +36,22 @@ def jobs(place):
     server.close()
 
 
+def pytest_collectstart():
+    """Import third-party code first; with pytest-xdist, in its workers alone."""
+    for name in THIRD_PARTY:
+        import_module(name)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what uses launch.py as a job, and what is neither job, slow nor gpu as a unit test."""
+    for item in items:
+        if {"jobs", "place"} & set(item.fixturenames):
+            item.add_marker("job")
+        if not any(item.get_closest_marker(name) for name in ("job", "slow", "gpu")):
+            item.add_marker("unit")
+
+
 def pytest_runtest_setup(item):
     """Skip what is marked gpu where there is none."""
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+    if item.get_closest_marker("gpu") and not import_module("torch").cuda.is_available():
         pytest.skip("no CUDA device")

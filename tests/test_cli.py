@@ -18,6 +18,7 @@ def test_every_command_has_help(command, capsys):
     assert f"python -m pruning {command}" in capsys.readouterr().out
 
 
+@pytest.mark.job
 def test_help_imports_nothing_large():
     code = """
 import sys

@@ -206,12 +206,14 @@ def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("seed", ["1", "77"])
 def test_the_name_is_the_same_in_every_process(seed):
     code = "from tests.test_conf import DEFAULT; print(DEFAULT)"
     assert shell("-c", code, PYTHONHASHSEED=seed).stdout.strip() == DEFAULT
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(
     ("command", "limit"), [(["--help"], 0.45), (["--cfg", "job"], 0.4)], ids=["help", "cfg"]
 )

@@ -9,9 +9,11 @@ from transformers import AutoModelForCausalLM
 from pruning.models.checkpoint import save
 from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, sites
-from tests.models.allocations import heads
-from tests.test_launch import Place
-from tests.tiny import word_tokenizer
+from tests.helpers.allocations import heads
+from tests.helpers.place import Place
+from tests.helpers.tiny import word_tokenizer
+
+pytestmark = pytest.mark.job
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pruning.composition import register
-from tests.jobs import ROOT, Jobs
-from tests.test_launch import Place
+from tests.helpers.jobs import ROOT, Jobs
+from tests.helpers.place import Place
+
+pytestmark = pytest.mark.job
 
 PROXY = (
     "hardware=params",

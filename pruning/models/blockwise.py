@@ -23,7 +23,7 @@ class _Recorder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.hidden: Tensor | None = None
-        self.call: tuple[tuple, dict] = ((), {})
+        self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
     def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
         self.hidden, self.call = hidden_states, (args, kwargs)
@@ -36,7 +36,9 @@ class State:
 
     batch: Batch
     hidden: Hidden
-    calls: list[tuple[tuple, dict]]  # what the model passes to each block beside the hidden states
+    calls: list[
+        tuple[tuple[Any, ...], dict[str, Any]]
+    ]  # what the model passes to each block beside the hidden states
     weights: dict[Kind, Tensor] | None = None  # of its tokens in the next block, once known
 
     def advance(self, index: int, block: nn.Module) -> Hidden:
@@ -45,7 +47,9 @@ class State:
         return self.hidden
 
 
-def behind(block: nn.Module, hidden: Hidden, call: tuple[tuple, dict]) -> Hidden:
+def behind(
+    block: nn.Module, hidden: Hidden, call: tuple[tuple[Any, ...], dict[str, Any]]
+) -> Hidden:
     """Return the hidden states behind `block`."""
     args, kwargs = call
     out = block(hidden, *args, **kwargs)
@@ -76,7 +80,9 @@ def _replaced(layers: nn.ModuleList, stand_ins: Sequence[nn.Module]) -> Iterator
 
 
 @torch.no_grad()
-def record(model: PreTrainedModel, **inputs: Any) -> tuple[Hidden, list[tuple[tuple, dict]]]:
+def record(
+    model: PreTrainedModel, **inputs: Any
+) -> tuple[Hidden, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     """Run what comes before the blocks: embeddings, positions, masks.
 
     Return the hidden states, and what the model passes to each block beside them.

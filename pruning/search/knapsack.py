@@ -140,10 +140,11 @@ def _exact(
             np.less(sums[:n], best[t:], out=better[:n])
             np.copyto(best[t:], sums[:n], where=better[:n])
             np.copyto(level[t:], level.dtype.type(s), where=better[:n])
-        D = best
+        D = best  # pyright: ignore[reportConstantRedefinition]  (the paper's letter)
     if not np.isfinite(D[last]):
         return None
-    choice, b = [], last
+    choice: list[int] = []
+    b = last
     for level, ticks in zip(taken[::-1], whole[::-1], strict=True):
         choice.append(int(level[b]))
         b -= int(ticks[choice[-1]])

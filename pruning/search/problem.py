@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +29,11 @@ class Problem:
     rest: float  # ms that no level changes
     trial: Trial | None  # for searches that measure
     cache: Cache
-    identity: dict  # of everything that sensitivities depend on
+    identity: dict[str, Any]  # of everything that sensitivities depend on
     seed: int = 0  # of the candidates that a search draws
-    history: list[dict[str, float]] = field(default_factory=list)  # of what `evaluate` measured
+    history: list[dict[str, float]] = field(
+        default_factory=list[dict[str, float]]
+    )  # of what `evaluate` measured
 
     def total(self, choice: Sequence[int]) -> float:
         """Return the predicted end-to-end milliseconds of a choice."""
@@ -73,7 +76,7 @@ def pose(
 ) -> Problem:
     """Put losses, milliseconds and measurements together for a search."""
     sites = list(levels)
-    identity: dict = {"version": 4, "levels": levels.identity}
+    identity: dict[str, Any] = {"version": 4, "levels": levels.identity}
     if trial is not None:
         identity["batches"] = [state.batch.digest() for state in trial.states]
         identity["objective"] = trial.objective

@@ -5,11 +5,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -79,7 +79,7 @@ class Levels(Mapping[Site, SiteLevels]):
         of = method.sites(model)
 
         def build(directory: Path) -> None:
-            found = {}
+            found: dict[Site, SiteLevels] = {}
             for site in track(of, "levels: sites"):
                 W = weight(projection(model, site)).detach()
                 split = moments[site].to(W.device)
@@ -191,11 +191,13 @@ class Levels(Mapping[Site, SiteLevels]):
         """Read the levels that `write` wrote."""
         keeps = load_file(directory / "keeps.safetensors")
         rest = json.loads((directory / "levels.json").read_text())
-        of = {}
+        of: dict[Site, SiteLevels] = {}
         for site in sites:
             fields = rest[site.name]
             fields["loss"] = [dear(loss) for loss in fields["loss"]]
             fields["ridge"] = dear(fields["ridge"])
-            fields["shapes"] = [tuple(s) if isinstance(s, list) else s for s in fields["shapes"]]
+            fields["shapes"] = [
+                tuple(cast(list[int], s)) if isinstance(s, list) else s for s in fields["shapes"]
+            ]
             of[site] = SiteLevels(keeps=keeps[site.name], **fields)
         return cls(of, moments, directory.name)

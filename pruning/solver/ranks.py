@@ -1,6 +1,10 @@
 """Levels that are ranks: each projection a product of two, its outputs' main components kept."""
 
+# torch.linalg has no types; matrices in a paper's letters change as it says
+# pyright: reportUnknownMemberType=false, reportConstantRedefinition=false
+
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -25,8 +29,10 @@ def components(
     squared singular values: the truncated SVD whitened by L, with no need to invert L. Without H it
     is the plain SVD of W.
     """
-    Q, R = torch.linalg.qr(W)
-    _, vectors = torch.linalg.eigh(R @ R.T if H is None else R @ H @ R.T)
+    Q, R = cast(tuple[Tensor, Tensor], torch.linalg.qr(W))
+    _, vectors = cast(
+        tuple[Tensor, Tensor], torch.linalg.eigh(R @ R.T if H is None else R @ H @ R.T)
+    )
     return Q @ vectors.flip(1)
 
 

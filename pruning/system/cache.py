@@ -29,6 +29,11 @@ NAME = re.compile(r"[0-9a-f]{16}")
 UNFINISHED = re.compile(rf"\.({NAME.pattern})-.+")  # names of directories that become entries
 
 
+def root() -> str:
+    """Return where stages are cached unless a job says otherwise."""
+    return os.environ.get("PRUNING_CACHE", "~/.cache/pruning")
+
+
 def digest(key: Any) -> str:
     """Hash a JSON-able `key` to 16 hexadecimal digits, whatever the order of its dictionaries."""
     text = json.dumps(key, sort_keys=True, default=str)

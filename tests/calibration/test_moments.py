@@ -12,8 +12,8 @@ from pruning.calibration.moments import Accumulator, Moments, Split, collect
 from pruning.methods.baselines import Flap
 from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, Site, linears, projection, sites, weight
-from tests.families import EVERY, llama, opt
-from tests.tiny import padded_batches
+from tests.helpers.families import EVERY, llama, opt
+from tests.helpers.tiny import padded_batches
 
 HIDDEN = 64  # of the tiny models; heads, which some families normalise too, are narrower
 BATCHES = padded_batches()

@@ -11,8 +11,8 @@ from pruning.data.batch import Batch, digest_rows
 from pruning.models.sites import sites
 from pruning.models.source import fingerprint
 from pruning.system.cache import Cache, digest_tensors
-from tests.families import llama
-from tests.tiny import text
+from tests.helpers.families import llama
+from tests.helpers.tiny import text
 
 DTYPES = [
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),

@@ -15,9 +15,9 @@ from pruning.evaluation.suite import Suite
 from pruning.recovery.rows import rows_of
 from pruning.search.trial import evaluation_text
 from pruning.system.cache import Cache
-from tests.families import GATED, random_model
+from tests.helpers.families import GATED, random_model
+from tests.helpers.tiny import job_with, word_tokenizer
 from tests.recovery.test_stage import training
-from tests.tiny import word_tokenizer
 
 BOS, END = 1, 2
 DOCUMENTS = [" ".join(f"w{(7 * d + k) % 120}" for k in range(9 + d)) for d in range(24)]
@@ -119,7 +119,7 @@ def test_rows_of_a_recovery(path, cache):
     given = calibration(path, Bos.auto)
     suite = Suite("none", None, tasks={}, labelled={}, limit=None, batch=1)
     recovery = training(sequence=16, steps=4, batch=2)
-    rows = rows_of(recovery, given, None, suite, tokenizer(True), cache, 0)
+    rows = rows_of(recovery, given, None, suite, tokenizer(True), job_with(cache))
     assert len(rows) == 8
     for row in rows:
         assert row["input_ids"][0] == BOS

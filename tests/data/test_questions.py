@@ -9,7 +9,7 @@ from pruning.data.questions import Questions
 from pruning.system.cache import Cache
 from pruning.tasks.task import Answering
 from pruning.tasks.windows import windows
-from tests.tiny import word_tokenizer
+from tests.helpers.tiny import word_tokenizer
 
 CONTEXT = " ".join(f"w{i}" for i in range(30))
 ROWS = [

@@ -7,7 +7,7 @@ from datasets import Dataset
 from pruning.calibration.calibration import Calibration, Weight
 from pruning.data.text import Text
 from pruning.system.cache import Cache
-from tests.tiny import word_tokenizer
+from tests.helpers.tiny import word_tokenizer
 
 FIELD = "calibration.text"
 DOCUMENTS = ["w1 w2", "w3", "w1 w2", "  \n", "w4 w5 w6", "w7"]
@@ -54,6 +54,7 @@ def test_all_documents_as_they_are(jsonl, cache):
     assert text.documents(cache, FIELD) == DOCUMENTS
 
 
+@pytest.mark.job
 def test_a_hub_dataset_without_end_is_read_in_part(cache, monkeypatch, caplog):
     def endless(*_):
         return ({"text": f"document {number}"} for number in itertools.count())

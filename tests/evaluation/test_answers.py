@@ -19,8 +19,8 @@ from pruning.evaluation.part import Candidate
 from pruning.evaluation.parts import Answered
 from pruning.evaluation.suite import Suite
 from pruning.system.cache import Cache
-from tests.families import ENCODERS, reader
-from tests.tiny import word_tokenizer
+from tests.helpers.families import ENCODERS, reader
+from tests.helpers.tiny import word_tokenizer
 
 CONTEXT = " ".join(f"w{(7 * i) % 120}" for i in range(40))
 ROWS = [

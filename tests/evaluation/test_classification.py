@@ -14,8 +14,8 @@ from pruning.evaluation.specs import Metric
 from pruning.evaluation.suite import Suite
 from pruning.models.sites import positions
 from pruning.system.cache import Cache
-from tests.families import ENCODERS, llama
-from tests.tiny import word_tokenizer
+from tests.helpers.families import ENCODERS, llama
+from tests.helpers.tiny import word_tokenizer
 
 ROWS = [
     {

@@ -92,6 +92,7 @@ def test_sheets_are_documents_too(tmp_path, suffix):
     assert row == {"goal": f"{quote}to sit down", "sol1": "a chair", "sol2": "a cloud", "label": 0}
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("limit", [None, 7])
 def test_accuracy_is_lm_evals_own_on_the_saved_model(
     model, tokenizer, documents, tmp_path, no_network, limit
@@ -181,6 +182,7 @@ def test_the_average_is_over_the_tasks(model, tokenizer, documents, tmp_path):
     assert "average/acc_norm_stderr" not in averages
 
 
+@pytest.mark.job
 def test_a_folder_of_tasks_is_pooled_as_lm_eval_has_each(model, tokenizer, tmp_path, monkeypatch):
     """Two subjects of MMLU with examples in front, of two sizes, against lm-eval's own way."""
     sizes, files, folder = (
@@ -231,6 +233,7 @@ def test_a_folder_of_tasks_is_pooled_as_lm_eval_has_each(model, tokenizer, tmp_p
         suite({"mmlu": Documents(folder="nothing")}).evaluate(model, tokenizer, Cache(tmp_path))
 
 
+@pytest.mark.job
 def test_word_perplexity_of_a_raw_file_is_lm_evals_own(model, tokenizer, tmp_path, no_network):
     pages = [
         " = The sun = \n the sun is hot . \n = = Ice = = \n the ice is cold . \n",
@@ -251,6 +254,7 @@ def test_word_perplexity_of_a_raw_file_is_lm_evals_own(model, tokenizer, tmp_pat
         assert expected > 0
 
 
+@pytest.mark.job
 def test_columns_of_other_names_and_answers_that_are_none(
     model, tokenizer, documents, tmp_path, no_network
 ):
@@ -282,6 +286,7 @@ def test_columns_of_other_names_and_answers_that_are_none(
     assert sorted(shares) == [0, 1]  # the model says yes to both, or no
 
 
+@pytest.mark.job
 def test_what_was_measured_before_is_not_measured_again(
     model, tokenizer, documents, tmp_path, monkeypatch
 ):
@@ -445,6 +450,7 @@ def test_bad_values_name_themselves(change, message):
         OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Suite), config, change))
 
 
+@pytest.mark.job
 def test_composing_imports_nothing_heavy():
     code = (
         "import sys, pruning.evaluation.suite, pruning.results.tracker; "

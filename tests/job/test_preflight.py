@@ -8,8 +8,8 @@ from pruning.evaluation.parts import Judged
 from pruning.evaluation.suite import Suite
 from pruning.job.preflight import check_ids, preflight
 from pruning.system.cache import Cache
-from tests.families import ENCODERS, FAMILIES
-from tests.tiny import word_tokenizer
+from tests.helpers.families import ENCODERS, FAMILIES
+from tests.helpers.tiny import word_tokenizer
 
 
 def check(tmp_path, model, *overrides: str, words: str = "w1 w2 w3", size: int = 125) -> None:

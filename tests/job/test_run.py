@@ -10,8 +10,8 @@ from pruning.evaluation.part import Measured
 from pruning.evaluation.suite import Suite
 from pruning.job.run import judged
 from pruning.system.cache import Cache
-from tests.families import llama
-from tests.tiny import word_tokenizer
+from tests.helpers.families import llama
+from tests.helpers.tiny import word_tokenizer
 
 NOTHING = Suite("none", None, {}, {}, None, 1)
 

@@ -16,6 +16,7 @@ def levels():
     return Levels(blocks=3)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(("noise", "met"), [(0.0, 1.0), (0.02, 0.95), (0.05, 0.85)])
 def test_the_target_is_truly_met(levels, noise, met):
     """By the defaults of hardware=local: 2 %, 4 rounds, 12 repetitions."""

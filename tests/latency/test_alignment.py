@@ -10,7 +10,7 @@ from pruning.latency.profile import profile
 from pruning.models.sites import linears, sites
 from pruning.runtimes.torch_eager import EAGER
 from pruning.runtimes.workload import Phase, Workload
-from tests.families import GATED, llama, random_model
+from tests.helpers.families import GATED, llama, random_model
 from tests.latency.test_profile import how
 
 PREFILL = Workload(Phase.prefill, 2, 9)

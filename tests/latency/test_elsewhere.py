@@ -19,8 +19,8 @@ from pruning.models.sites import Kind, architecture, linears, sites
 from pruning.runtimes.calls import end_to_end
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
-from tests.families import EVERY, GATED, llama, random_model
-from tests.tiny import linear_table
+from tests.helpers.families import EVERY, GATED, llama, random_model
+from tests.helpers.tiny import linear_table
 
 WORK = {"phase": Phase.auto, "batch": 2, "sequence": 9, "tokens": 4, "alignment": 1}
 
@@ -125,6 +125,7 @@ def test_a_roofline_of_projections_adds_up(tmp_path):
     assert single.ms(site, 47) == 2 * 47 * (64 + 96) * 18
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("name", ["h200", "h100", "a100", "v100", "l4", "cpu-2", "cpu-64"])
 def test_the_catalogue_profiles_and_names_its_source(name, tmp_path):
     hardware = compose([f"hardware={name}"]).hardware

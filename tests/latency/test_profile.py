@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, OPTConfig
 
-from pruning.job.closed_loop import meet
+from pruning.job.closed_loop import SpeedTarget, meet
 from pruning.latency.anchors import anchors
 from pruning.latency.clock import SECONDS, Timing
 from pruning.latency.grid import heads, widths
@@ -27,9 +27,15 @@ from pruning.runtimes.workload import Phase
 from pruning.search.problem import pose
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
-from tests.families import COMMON, ENCODERS, EVERY, GATED, llama, random_model, reader
-from tests.models.allocations import mixed
-from tests.tiny import levels_plan, linear_table, padded_batches, solve_levels, word_tokenizer
+from tests.helpers.allocations import mixed
+from tests.helpers.families import COMMON, ENCODERS, EVERY, GATED, llama, random_model, reader
+from tests.helpers.tiny import (
+    levels_plan,
+    linear_table,
+    padded_batches,
+    solve_levels,
+    word_tokenizer,
+)
 
 WIDE = GATED["intermediate_size"]
 WIDER = {"hidden_size": 512, "intermediate_size": 1024}
@@ -59,6 +65,7 @@ def how(model, runtime=EAGER, **values) -> Measurement:
     return hardware(**values).measurement(model, runtime)
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("family", EVERY)
 @pytest.mark.parametrize("phase", ["auto", "decode"])
 def test_a_profile_has_every_level(family, phase):
@@ -150,6 +157,7 @@ def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
     assert table.residuals() == pytest.approx(dict.fromkeys(known, 0.0))
 
 
+@pytest.mark.job
 def test_what_is_compiled_are_blocks_and_a_failure_is_one_line(monkeypatch):
     model = llama()
     linear = [site for site in linears(model) if site.block == 0]
@@ -235,6 +243,7 @@ def attempt(model, here: Local) -> LatencyTable | str:
         return str(error)
 
 
+@pytest.mark.job
 def test_a_busy_machine_gives_the_quiet_table_or_a_refusal():
     model = random_model(LlamaConfig(**(GATED | WIDER)))
     here = hardware(sequence=128, repetitions=8, noise=0.2, alignment=256, threads=os.cpu_count())
@@ -259,6 +268,7 @@ def test_a_busy_machine_gives_the_quiet_table_or_a_refusal():
             assert busy.parts[part][level] == pytest.approx(ms, abs=0.1 * dense)
 
 
+@pytest.mark.job
 def test_generate_is_the_sum_of_its_steps():
     model = llama()
     table = profile(model, how(model, phase=Phase.generate, tokens=6), sites(model))
@@ -295,6 +305,7 @@ PAIRS = {
 }
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("what", PAIRS)
 def test_models_that_take_different_times_have_a_profile_each(what, tmp_path):
     one, other = (make() for make in PAIRS[what])
@@ -310,6 +321,7 @@ def test_a_profile_does_not_depend_on_what_takes_no_time(tmp_path):
     assert hardware().profile(renamed, sites(renamed), cache) == first
 
 
+@pytest.mark.job
 def test_a_model_without_half_of_itself_is_faster():
     """Two of six sub-blocks are gone and some are cut: the clock must notice."""
     dense = llama()
@@ -352,7 +364,7 @@ def test_profile_and_meet_on_cuda(tmp_path):
     levels = solve_levels(model, padded_batches(), tmp_path / "moments", linear_table(model, 16))
     problem = pose(levels, table, None, Cache(tmp_path))
     plan = levels_plan(model, levels, lambda b: problem.solve(problem.loss, b))
-    met = meet(model, plan, table, here, speedup, Stopwatch())
+    met = meet(model, plan, table, SpeedTarget(speedup, here), Stopwatch())
     assert 1 <= len(met.rounds) <= 3
     assert met.measured > 1
     assert next(met.pruned.parameters()).is_cuda

@@ -15,11 +15,11 @@ from pruning.models.sites import Kind, blocks, sites
 from pruning.runtimes.calls import end_to_end
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
-from tests.families import EVERY, llama
+from tests.helpers.allocations import mixed
+from tests.helpers.families import EVERY, llama
+from tests.helpers.tiny import ziplm
 from tests.latency.test_elsewhere import file
-from tests.latency.test_profile import hardware
-from tests.models.allocations import mixed
-from tests.tiny import ziplm
+from tests.latency.test_profile import how
 
 PHASES = [(f, p) for f in EVERY for p in ("prefill", "decode")]
 
@@ -63,7 +63,7 @@ def test_a_table_of_unequal_blocks_adds_up(monkeypatch, family):
         return found
 
     monkeypatch.setattr("pruning.latency.profile.interleaved", interleaved)
-    table = profile(model, hardware(), of)
+    table = profile(model, how(model), of)
     assert table.rest == pytest.approx(rest)
     assert table.dense == pytest.approx(whole("dense"))
     for site in of:
@@ -76,11 +76,12 @@ def test_a_table_of_unequal_blocks_adds_up(monkeypatch, family):
     assert widths <= set(table.parts["ffn"])
 
 
+@pytest.mark.job
 @pytest.mark.parametrize(("family", "phase"), PHASES)
 def test_unequal_blocks_are_profiled_on_the_clock(family, phase):
     model = uneven(family)
     work = {"phase": Phase.auto if family in ("bert", "roberta", "distilbert") else Phase(phase)}
-    table = profile(model, hardware(**work), sites(model))
+    table = profile(model, how(model, **work), sites(model))
     total = table.total({site: site.whole for site in sites(model)})
     assert total == pytest.approx(table.dense)
 
@@ -112,7 +113,7 @@ def test_products_are_no_sites_and_the_rest_is_cut():
         parameter.normal_(std=0.1)
     left = sites(model)
     assert [s for s in whole if s not in left] == [s for s in whole if s.name == "block.1.ffn"]
-    table = profile(model, hardware(), left)
+    table = profile(model, how(model), left)
     assert table.total({site: site.whole for site in left}) == pytest.approx(table.dense)
     with pytest.raises(ValueError, match="products of two already"):
         SVD("svd", modules="*", whiten=True).sites(model)
@@ -124,7 +125,7 @@ def test_products_are_no_sites_and_the_rest_is_cut():
     with pytest.raises(ValueError, match=r"^method=ziplm finds nothing to cut"):
         ziplm(Score.obs, [0.1]).sites(model)
     assert Dense("dense", 1.0).sites(model) == []
-    table = profile(model, hardware(), [])
+    table = profile(model, how(model), [])
     assert table.rest == table.dense
     end_to_end(model, Workload(Phase.prefill, 1, 8))()
 

@@ -14,9 +14,9 @@ from pruning.models import checkpoint
 from pruning.models.sites import Kind, Site, projection, shape, sites, weight
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
-from tests.families import FAMILIES, llama
-from tests.solver.data import inputs, moment, weights
-from tests.tiny import INF, levels_plan, linear_table, padded_batches
+from tests.helpers.data import inputs, moment, weights
+from tests.helpers.families import FAMILIES, llama
+from tests.helpers.tiny import INF, levels_plan, linear_table, padded_batches
 
 FFN = Site(0, Kind.FFN, 40, 1)
 HEADS = Site(1, Kind.ATTENTION, units=6, width=4, groups=6)

@@ -13,7 +13,7 @@ from pruning.methods.flop.learned import LearnedPlan
 from pruning.methods.flop.recipe import Embedding
 from pruning.models import checkpoint
 from pruning.models.sites import Kind
-from tests.families import EVERY, FAMILIES
+from tests.helpers.families import EVERY, FAMILIES
 from tests.methods.test_flop import BATCHES, flop, half, moments_of, table_of
 
 ENDS = [0.1, 0.5]

@@ -17,9 +17,9 @@ from pruning.search.schedule import share
 from pruning.search.search import Schedule
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
-from tests.families import FAMILIES, llama
-from tests.solver.data import lstsq
-from tests.tiny import linear_table, padded_batches, text
+from tests.helpers.data import lstsq
+from tests.helpers.families import FAMILIES, llama
+from tests.helpers.tiny import linear_table, padded_batches, text
 
 BATCHES = padded_batches(count=9)
 RIDGE = 0.1
@@ -48,6 +48,7 @@ def subject(model, tmp_path, search=None, target=Target.local) -> Subject:
     return Subject(model, "", *given, 1.5, 0, cache, Stopwatch())
 
 
+@pytest.mark.job
 @torch.no_grad()
 @pytest.mark.parametrize("target", list(Target))
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -208,8 +209,9 @@ def test_values_out_of_range(field):
         slimgpt(**field)
 
 
+@pytest.mark.job
 def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
-    from pruning.job.closed_loop import meet
+    from pruning.job.closed_loop import SpeedTarget, meet
 
     model = llama()
     work = {"phase": Phase.auto, "batch": 1, "sequence": 8, "tokens": 2, "alignment": 1}
@@ -220,7 +222,7 @@ def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
     built = []
     build = SchedulePlan.build
     monkeypatch.setattr(SchedulePlan, "build", lambda p, s: built.append(s) or build(p, s))
-    met = meet(model, plan, posed.table, hardware, 1.3, Stopwatch())
+    met = meet(model, plan, posed.table, SpeedTarget(1.3, hardware), Stopwatch())
     assert len(built) == 1
     assert met.measured == met.rounds[-1]["measured"]
     assert len(met.rounds) >= 2  # drafts, then the model itself

@@ -7,8 +7,8 @@ from pruning.data.batch import Batch, cut, pack, pad
 from pruning.data.bos import Bos
 from pruning.models.blockwise import behind, enter, leave
 from pruning.models.sites import blocks
-from tests.families import ENCODERS, EVERY, FAMILIES, reader
-from tests.tiny import padded_batches, word_tokenizer
+from tests.helpers.families import ENCODERS, EVERY, FAMILIES, reader
+from tests.helpers.tiny import padded_batches, word_tokenizer
 
 TYPES = ("token_type_ids",)
 DOCUMENTS = [" ".join(f"w{(7 * d + k) % 125}" for k in range(3 + 2 * d)) for d in range(20)]

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from pruning.models.checkpoint import describe, save
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import linears, projection, sites, weight
-from tests.families import ENCODERS, FAMILIES, llama, reader
-from tests.models.allocations import mixed, uniform
-from tests.tiny import word_tokenizer
+from tests.helpers.allocations import mixed, uniform
+from tests.helpers.families import ENCODERS, FAMILIES, llama, reader
+from tests.helpers.tiny import word_tokenizer
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
 
@@ -160,6 +160,7 @@ NAMES = [*(f"mixed-{family}{what}" for family in FAMILIES for what in ("", "-ran
 NAMES += [*(f"plain-{name}" for name in PLAIN)]
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stranger_gets_the_same_model(stranger, name):
     _, expected, found, facts = stranger
@@ -256,6 +257,7 @@ model.generate(**tokenizer("w1 w2 w3", return_tensors="pt"), max_new_tokens=4, d
 """
 
 
+@pytest.mark.job
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
 def test_loading_and_generating_say_nothing(family, tmp_path):
     """In a process of its own, with everything that transformers logs by default."""
@@ -323,6 +325,7 @@ for path in sorted(p for p in root.iterdir() if p.is_dir()):
 """
 
 
+@pytest.mark.job
 @torch.no_grad()
 def test_a_stranger_gets_the_same_encoder(tmp_path):
     """Heads, channels, sub-blocks and ranks; and one FFN width for all, which needs no code."""

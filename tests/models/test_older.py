@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from pruning.models.checkpoint import save
 from pruning.models.shrink import shrink_
-from tests.families import EVERY, random_model
-from tests.models.allocations import mixed, uniform
-from tests.tiny import word_tokenizer
+from tests.helpers.allocations import mixed, uniform
+from tests.helpers.families import EVERY, random_model
+from tests.helpers.tiny import word_tokenizer
 
 VERSION = "4.57"
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))

@@ -15,9 +15,9 @@ from pruning.models.shrink import shrink_
 from pruning.models.sites import sites
 from pruning.models.source import Dtype, Model
 from pruning.system.cache import Cache
-from tests.families import ENCODERS, EVERY, llama, reader
-from tests.models.allocations import mixed
-from tests.tiny import word_tokenizer
+from tests.helpers.allocations import mixed
+from tests.helpers.families import ENCODERS, EVERY, llama, reader
+from tests.helpers.tiny import word_tokenizer
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
 CPU = torch.device("cpu")

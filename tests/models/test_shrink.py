@@ -27,8 +27,8 @@ from pruning.models.sites import (
     sites,
     weight,
 )
-from tests.families import ENCODERS, EVERY, FAMILIES, GATED, llama, random_model
-from tests.models.allocations import heads, mixed
+from tests.helpers.allocations import heads, mixed
+from tests.helpers.families import ENCODERS, EVERY, FAMILIES, GATED, llama, random_model
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
 

@@ -21,11 +21,10 @@ from pruning.data.labelled import Labelled
 from pruning.models import checkpoint
 from pruning.models.source import Dtype, Model
 from pruning.system.cache import Cache
-from pruning.tasks.finetune import finetuned
 from pruning.tasks.task import Classification, Task
-from tests.families import ENCODERS, EVERY, GATED, gpt2, llama, random_model
-from tests.models.gguf_file import write_gguf
-from tests.tiny import word_tokenizer
+from tests.helpers.families import ENCODERS, EVERY, GATED, gpt2, llama, random_model
+from tests.helpers.gguf_file import write_gguf
+from tests.helpers.tiny import word_tokenizer
 
 CPU = torch.device("cpu")
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab\nsize 12345\n"
@@ -200,12 +199,12 @@ def test_pruned_and_fine_tuned_models_go_the_same_way(tmp_path, monkeypatch):
     row = {"input_ids": [3, 4], "attention_mask": [1, 1], "labels": 0}
     rows = [{key: torch.tensor(value) for key, value in row.items()}] * 4
     monkeypatch.setattr(Classification, "examples", lambda *_: rows)
-    taught = finetuned(CLASSES, bert, tokenizer, Cache(tmp_path))
+    taught = CLASSES.teach(bert, tokenizer, Cache(tmp_path))
     (entry,) = (p.parent for p in tmp_path.glob("finetune/*/config.json"))
     assert same(type(bert).from_pretrained(entry), taught)
     weights(entry, lambda t: {n: w for n, w in t.items() if "pooler" not in n})
     with pytest.raises(ValueError, match=r"fine-tuned.*lacks bert.pooler.dense.bias"):
-        finetuned(CLASSES, bert, tokenizer, Sealed(tmp_path))
+        CLASSES.teach(bert, tokenizer, Sealed(tmp_path))
 
 
 class Sealed(Cache):

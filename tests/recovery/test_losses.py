@@ -13,8 +13,8 @@ from pruning.recovery.losses import distance, divergence
 from pruning.recovery.recovery import Loss
 from pruning.recovery.student import Lesson
 from pruning.tasks.training import own
-from tests.families import ENCODERS, EVERY, FAMILIES, reader
-from tests.tiny import padded_batches
+from tests.helpers.families import ENCODERS, EVERY, FAMILIES, reader
+from tests.helpers.tiny import padded_batches
 
 BATCHES = padded_batches(2)
 DISTILL = Loss(task=0.0, logits=1.0, hidden=1.0, temperature=2.0, relative=True)

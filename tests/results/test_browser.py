@@ -9,6 +9,8 @@ import pytest
 from pruning.results import frontier
 from pruning.results.points import gather, metrics, results_of
 
+pytestmark = pytest.mark.job
+
 LONG, ACC = "wiki/text/token_perplexity_2048", "quick/arc_easy/acc"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 

@@ -144,6 +144,7 @@ def test_nothing_finite_and_nothing_there(study, tmp_path, result):
     assert frontier.write(tmp_path / "empty") is None
 
 
+@pytest.mark.job
 def test_the_command_line(study, capsys, tmp_path):
     assert cli.main(["report", str(study)]) == 0
     assert capsys.readouterr().out.startswith("# study\n")

@@ -50,6 +50,7 @@ def group_of(records: str) -> str:
     return run["run_group"]
 
 
+@pytest.mark.job
 def test_an_offline_run_holds_everything(result, tracker, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     result.training = [{"step": 3, "task_loss": 3.5}, {"step": 6, "task_loss": 3.25}]
@@ -80,6 +81,7 @@ def test_an_offline_run_holds_everything(result, tracker, tmp_path, caplog):
     }
 
 
+@pytest.mark.job
 def test_a_study_is_one_run_with_all_results(result, tracker, tmp_path):
     study = tmp_path / "frontier"
     for target, measured, perplexity in ((1.25, 1.247, 31.4), (1.5, 1.49, 40.5), (2.0, 2.02, 80.0)):
@@ -135,6 +137,7 @@ def test_a_failing_wandb_is_a_warning(result, tracker, tmp_path, monkeypatch, ca
     assert str(error).splitlines()[0] in record.getMessage()
 
 
+@pytest.mark.job
 def test_none_imports_no_wandb(tmp_path):
     code = (
         "import sys; from pathlib import Path; from pruning.results.tracker import *; "

@@ -12,8 +12,8 @@ from pruning.models.shrink import shrink_, twin
 from pruning.models.sites import architecture, blocks
 from pruning.runtimes.calls import Held, end_to_end, filled, of_block, random_tokens
 from pruning.runtimes.workload import Phase, Workload
-from tests.families import EVERY, llama
-from tests.models.allocations import mixed
+from tests.helpers.allocations import mixed
+from tests.helpers.families import EVERY, llama
 
 ROOT = Path(__file__).parents[2]
 DECODERS = [name for name, make in EVERY.items() if not architecture(make()).encoder]
@@ -67,12 +67,13 @@ def compiled(*families: str) -> list[dict]:
 
     Torch does not compile these checks.
     """
-    command = [sys.executable, "-m", "tests.runtimes.compiled", *families]
+    command = [sys.executable, "-m", "tests.helpers.compiled", *families]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.job
 def test_every_level_is_compiled_once_however_many_there_are():
     """Torch compiles one function for 8 shapes, and then runs it as it is."""
     found = compiled("llama")

@@ -83,6 +83,7 @@ def test_shapes_are_the_nearest_and_never_gone():
     assert all(share(site, shape) > 0 for site, shape in everything.items())
 
 
+@pytest.mark.job
 def test_a_budget_is_met_by_the_least_ratio():
     sites = [Site(b, Kind.FFN, 100, 1) for b in range(8)]
     options = {site: list(range(100, 0, -10)) for site in sites}

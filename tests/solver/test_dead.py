@@ -21,9 +21,9 @@ from pruning.search.search import Schedule
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
-from tests.families import FAMILIES, opt
-from tests.solver.data import lstsq
-from tests.tiny import INF, linear_table, padded_batches, text, ziplm
+from tests.helpers.data import lstsq
+from tests.helpers.families import FAMILIES, opt
+from tests.helpers.tiny import INF, linear_table, padded_batches, text, ziplm
 
 BATCHES = padded_batches(count=30)
 RIDGES = [0.001, 0.01, 0.1, 1.0, INF]
@@ -190,6 +190,7 @@ def test_dead_units_leave_first(name, family, moments):
         assert partly > 1
 
 
+@pytest.mark.job
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["opt", "llama"])
 @pytest.mark.parametrize("name", METHODS)
@@ -231,6 +232,7 @@ SLIMGPT = SlimGPT(
 )
 
 
+@pytest.mark.job
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["opt", "llama"])
 @pytest.mark.parametrize("ffn_score", list(ChannelScore))

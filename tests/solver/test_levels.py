@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pruning.calibration.moments import Moment, Moments, Split
+from pruning.calibration.moments import Moments, Split
 from pruning.latency.grid import heads, widths
 from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
 from pruning.methods.leveled import Leveled
@@ -14,8 +14,8 @@ from pruning.models.sites import Kind, Site, shape
 from pruning.solver.levels import Levels, SiteLevels
 from pruning.solver.obs import greedy
 from pruning.solver.ordering import HeldOut, choose_ridge, kept_units
-from tests.solver.data import inputs, lstsq, moment, weights
-from tests.tiny import INF, ziplm
+from tests.helpers.data import inputs, lstsq, mean, weights
+from tests.helpers.tiny import INF, ziplm
 
 FFN = Site(0, Kind.FFN, 40, 1)
 ATTENTION = Site(1, Kind.ATTENTION, units=12, width=4, groups=4)  # three query heads per group
@@ -24,10 +24,6 @@ RIDGES = [0.001, 0.01, 0.1, 1, 10, INF]
 
 def method(score: Score = Score.obs):
     return ziplm(score, RIDGES)
-
-
-def mean(X: torch.Tensor) -> Moment:
-    return Moment(moment(X), X.mean(0))
 
 
 def problem(site: Site, fit: int = 400, held: int = 200, seed: int = 0, share: float = 0.0):
@@ -187,9 +183,9 @@ def test_a_pair_of_the_lattice_costs_what_leads_to_it(pair):
     W, _, moments = problem(ATTENTION)
     H, damp, ordered = moments.fit.H, 0.01, []
 
-    def remove(W, H, width, steps, partition):
-        ordered.append((width, H.shape[0] // width, steps))
-        return greedy(W, H, width, steps, partition, damp)
+    def remove(W, H, units):
+        ordered.append((units.width, H.shape[0] // units.width, units.steps))
+        return greedy(W, H, units, damp)
 
     every = kept_units(ATTENTION, W, H, heads(4, 3), remove, damp)
     ordered.clear()

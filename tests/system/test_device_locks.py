@@ -13,6 +13,8 @@ import torch
 from pruning.system.cache import Cache
 from pruning.system.device_locks import alone, card, free, locked, rest, sharing
 
+pytestmark = pytest.mark.job
+
 CPU = torch.device("cpu")
 fork = multiprocessing.get_context("fork")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pruning.job.launch import message
+from pruning.job.failure import in_one_line
 from pruning.models import checkpoint
 from pruning.system.cache import Cache
 from pruning.system.writing import explained, of_files, writing
-from tests.families import llama
+from tests.helpers.families import llama
 
 
 def fail(code: int, name: Path | None = None) -> None:
@@ -69,6 +69,7 @@ def test_safetensors_that_do_not_fit(code, tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.job
 def test_the_words_of_safetensors_and_torch_are_known(tmp_path):
     """In a process whose files may not grow beyond a kibibyte."""
     import multiprocessing
@@ -102,15 +103,15 @@ def test_errors_of_files_are_for_users_and_others_are_not(tmp_path):
     with pytest.raises(FileNotFoundError) as gone:
         (tmp_path / "gone.txt").read_text()
     assert of_files(gone.value)
-    assert message(gone.value) == f"{tmp_path}/gone.txt: No such file or directory: put it back"
-    assert explained(gone.value, tmp_path) == message(gone.value)
+    assert in_one_line(gone.value) == f"{tmp_path}/gone.txt: No such file or directory: put it back"
+    assert explained(gone.value, tmp_path) == in_one_line(gone.value)
     for error in (
         ConnectionResetError(104, "reset"),
         OSError("of a library"),
         KeyError("os error"),
     ):
         assert not of_files(error)
-        assert message(error).startswith(type(error).__name__)
+        assert in_one_line(error).startswith(type(error).__name__)
 
 
 def test_a_cached_file_that_cannot_be_read_is_built_again(tmp_path, monkeypatch):

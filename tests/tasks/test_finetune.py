@@ -15,8 +15,10 @@ from pruning.models.source import Attention, Dtype, Model
 from pruning.system.cache import Cache
 from pruning.tasks.finetune import order
 from pruning.tasks.task import Classification, Task
-from tests.families import bert
-from tests.tiny import word_tokenizer
+from tests.helpers.families import bert
+from tests.helpers.tiny import word_tokenizer
+
+pytestmark = pytest.mark.job
 
 # one word says the class; the rest says nothing
 ROWS = [

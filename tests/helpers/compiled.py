@@ -17,7 +17,7 @@ from pruning.models.sites import architecture, blocks, linears
 from pruning.runtimes.calls import end_to_end, of_block, plain, resized
 from pruning.runtimes.torch_compile import compiled as graph
 from pruning.runtimes.workload import Phase, Workload
-from tests.families import EVERY
+from tests.helpers.families import EVERY
 
 LEVELS = 9  # more than the 8 that torch compiles one function for
 

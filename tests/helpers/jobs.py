@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Jobs:
@@ -24,7 +24,7 @@ class Jobs:
 
     def __init__(self, environment: dict[str, str]):
         self.server = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, "-m", "tests.helpers.jobs"],
             cwd=ROOT,
             env=environment | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,

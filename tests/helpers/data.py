@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from pruning.calibration.moments import Moment
+
 
 def inputs(tokens: int, columns: int, seed: int = 0) -> Tensor:
     """Draw correlated inputs whose columns differ in scale, float64."""
@@ -22,6 +24,11 @@ def weights(rows: int, columns: int, seed: int = 1) -> Tensor:
 def moment(X: Tensor) -> Tensor:
     """Return E[x x^T]."""
     return X.T @ X / len(X)
+
+
+def mean(X: Tensor) -> Moment:
+    """Return the moment of inputs, with their mean."""
+    return Moment(moment(X), X.mean(0))
 
 
 def lstsq(
