@@ -171,7 +171,7 @@ def test_ids_are_what_wandb_accepts():
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_tracker_is_whole(path):
     config = OmegaConf.load(path)
-    assert config.pop("defaults") == ["/schema/tracker@_here_"]
+    assert config.pop("defaults") == ["/schema/tracker/tracker@_here_"]
     found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracker), config))
     assert isinstance(found, Tracker)
     assert found.name == path.stem
