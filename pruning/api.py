@@ -117,7 +117,7 @@ def profile(model: "PreTrainedModel", **choices: Unpack[Choices]) -> "LatencyTab
     `table.write(path)` keeps it for `hardware=File(path=...)` on any other machine.
     """
     experiment = _experiment(model, None, choices)
-    cache, hardware = Cache(Path(experiment.cache)), experiment.hardware
+    cache, hardware = Cache(experiment.cache, experiment.verify_cache), experiment.hardware
     with _as_it_was(model):
         dense = experiment.model.skeleton(cache, hardware.open(), experiment.task)
         sites = experiment.method.sites(dense)
