@@ -1,99 +1,96 @@
-"""The command line beside launch.py: `python -m pruning COMMAND ...`.
+"""The command line beside launch.py: `python -m pruning COMMAND ...`."""
 
-report OUTPUTS/STUDY                      tables, plots and one page of a study's results
-profile [FIELD=VALUE ...]                 measure a latency table and save it; no weights are needed
-profile show TABLE                        print a table, and draw it
-cache [prune --days 30 --stage NAME]      what the cache holds, or clear what was not used lately
-sync OUTPUTS/STUDY [tracker.FIELD=VALUE]  upload finished results to W&B, from their files alone
-dashboard OUTPUTS/STUDY [entity=me]       a W&B workspace and report of a study
-"""
-
-import argparse
 import sys
-from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from pruning.composition import compose
-from pruning.results.points import results_of
-from pruning.results.tracker import Service
-from pruning.system.cache import Cache, root
-from pruning.system.writing import explained, of_files
+if TYPE_CHECKING:
+    from pruning.results.result import Result
+    from pruning.system.cache import Cache
 
 MIB = 2**20
-NOTHING = "error: {} holds no result.json of a finished job; run some first"
+
+app = typer.Typer(
+    help="What there is to do beside pruning, which launch.py does.",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Study = Annotated[Path, typer.Argument(metavar="OUTPUTS/STUDY", help="directory of its jobs")]
+Fields = Annotated[list[str] | None, typer.Argument(metavar="FIELD=VALUE")]
 
 
-def report(arguments: list[str]) -> int:
-    """Write the report of a study and print its table."""
+@app.command()
+def report(study: Study) -> None:
+    """Write tables, plots and a page of a study.
+
+    The table is printed too.
+    """
     from pruning.results import frontier
 
-    if len(arguments) != 1:
-        print("usage: python -m pruning report outputs/<study>", file=sys.stderr)
-        return 2
-    written = frontier.write(Path(arguments[0]).resolve(), html=True)
+    written = frontier.write(study.resolve(), html=True)
     if written is None:
-        print(NOTHING.format(arguments[0]), file=sys.stderr)
-        return 1
+        raise _nothing(study)
     print(written.read_text())
-    return 0
 
 
-def profile(arguments: list[str]) -> int:
-    """Measure a latency table and save it, to prune for this machine on any other; or show one.
+@app.command()
+def profile(fields: Fields = None) -> None:
+    """Measure a latency table and save it.
 
-    Prune with `hardware=file hardware.path=TABLE`.
+    FIELD=VALUE are those of launch.py; no weights are needed. Prune for the table on any machine
+    with `hardware=file hardware.path=TABLE`. `profile show TABLE` prints a table, and draws it.
     """
     from pruning.job.profile import measure, show
 
-    try:
-        if arguments[:1] == ["show"] and len(arguments) == 2:
-            show(Path(arguments[1]))
-        elif not arguments or all("=" in argument for argument in arguments):
-            path = measure(arguments)
-            show(path)
-            print(path)
-        else:
-            print(__doc__)
-            return 0 if arguments[0] in ("-h", "--help") else 2
-    except (ValueError, HydraException, OmegaConfBaseException) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    except OSError as error:
-        if not of_files(error):
-            raise
-        print("error:", explained(error), file=sys.stderr)
-        return 1
-    return 0
+    fields = fields or []
+    if fields[:1] == ["show"] and len(fields) == 2:
+        return show(Path(fields[1]))
+    if odd := [field for field in fields if "=" not in field]:
+        raise typer.BadParameter(f"{odd[0]!r} is neither FIELD=VALUE nor `show TABLE`")
+    path = measure(fields)
+    show(path)
+    print(path)
 
 
-def cache(arguments: list[str]) -> int:
-    """Show what the cache holds, or remove what was not used lately and what killed jobs left.
+class Action(StrEnum):
+    """What to do with the cache."""
 
-    `checkpoints` are those of trainings that were killed: the same command goes on from them, so
-    they stay until they were not used lately.
+    show = "show"
+    prune = "prune"
+
+
+@app.command()
+def cache(
+    action: Annotated[Action, typer.Argument()] = Action.show,
+    root: Annotated[Path, typer.Option(envvar="PRUNING_CACHE")] = Path("~/.cache/pruning"),
+    days: Annotated[float, typer.Option(help="prune what was unused for so long")] = 30,
+    stage: Annotated[str | None, typer.Option(help="prune only this one")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would go")] = False,
+) -> None:
+    """Show what the cache holds, or prune it.
+
+    Pruned is what was not used lately, and what killed jobs left. `checkpoints` are those of
+    trainings that were killed: the same command goes on from them, so they stay until they were not
+    used lately.
     """
-    parser = argparse.ArgumentParser(prog="python -m pruning cache", description=cache.__doc__)
-    parser.add_argument("--root", type=Path, default=Path(root()), help="default: %(default)s")
-    parser.add_argument("command", nargs="?", choices=["show", "prune"], default="show")
-    parser.add_argument("--days", type=float, default=30, help="unused for so long; default 30")
-    parser.add_argument("--stage", help="only this one")
-    parser.add_argument("--dry-run", action="store_true", help="say what would go")
-    given = parser.parse_args(arguments)
-    stages = Cache(given.root)
-    if given.command == "show":
-        _show_cache(stages)
+    from pruning.system.cache import Cache
+
+    if action is Action.show:
+        _show_cache(Cache(root))
     else:
-        _prune_cache(stages, given.days, given.stage, given.dry_run)
-    return 0
+        _prune_cache(Cache(root), days, stage, dry_run)
 
 
-def _show_cache(stages: Cache) -> None:
+def _show_cache(stages: "Cache") -> None:
     """Print entries and size of every stage."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("stage", "entries", "MiB", "last used, days ago", title=str(stages.root))
     entries = stages.entries()
     for stage in dict.fromkeys(entry.stage for entry in entries):
@@ -105,7 +102,7 @@ def _show_cache(stages: Cache) -> None:
     Console().print(table)
 
 
-def _prune_cache(stages: Cache, days: float, stage: str | None, dry_run: bool) -> None:
+def _prune_cache(stages: "Cache", days: float, stage: str | None, dry_run: bool) -> None:
     """Remove what is of no use, or was not used for so many days, of a stage or of all."""
     entries = stages.entries()
     old = [e for e in entries if (e.days >= days or not e.useful) and stage in (None, e.stage)]
@@ -117,59 +114,77 @@ def _prune_cache(stages: Cache, days: float, stage: str | None, dry_run: bool) -
         print(f"{len(old) - len(removed)} are being built or checked by a job, and stay")
 
 
-def sync(arguments: list[str]) -> int:
-    """Upload the finished results of a study to W&B; 1 where W&B did not take all of it.
+@app.command()
+def sync(study: Study, fields: Fields = None) -> None:
+    """Upload the results of a study to W&B.
 
-    Every result goes to the run of its id, also where it was uploaded before; then the frontier.
+    Their files are all it needs; FIELD is such as tracker.entity. Every result goes to the run of
+    its id, also where it was uploaded before; then the frontier. The exit code is 1 where W&B did
+    not take all of it.
     """
-    if not arguments or "=" in arguments[0]:
-        sys.exit("usage: python -m pruning sync outputs/<study> [tracker.field=value ...]")
-    study, overrides = Path(arguments[0]), arguments[1:]
-    tracker = compose(["tracker=wandb", "tracker.mode=online", *overrides]).tracker
-    assert tracker.name is Service.wandb
-    if not (results := results_of(study)):
-        sys.exit(NOTHING.format(study))
+    from pruning.composition import compose
+
+    tracker = compose(["tracker=wandb", "tracker.mode=online", *(fields or [])]).tracker
+    results = _results(study)
     taken = [tracker.report(result, study / result.name) for result in results]
     taken.append(tracker.report_study(study))
     print(f"W&B took {sum(taken)} of {len(taken)} runs: {len(results)} results and the frontier")
-    return 0 if all(taken) else 1
+    raise typer.Exit(0 if all(taken) else 1)
 
 
-def dashboard(arguments: list[str]) -> int:
-    """Save the W&B workspace and report of a study, and print where they are.
+@app.command()
+def dashboard(study: Study, fields: Fields = None) -> None:
+    """Save a W&B workspace and report of a study.
 
-    Needs the extra `dashboard`, and a W&B account to save them in.
+    FIELD is entity or project. Needs the extra `dashboard`, and a W&B account to save them in.
     """
+    from pruning.composition import compose
     from pruning.results.dashboard import report, workspace
 
-    if not arguments or "=" in arguments[0]:
-        sys.exit("usage: python -m pruning dashboard outputs/<study> [entity=me] [project=name]")
-    study = Path(arguments[0])
-    tracker = compose(["tracker=wandb", *(f"tracker.{given}" for given in arguments[1:])]).tracker
-    if not (results := results_of(study)):
-        sys.exit(NOTHING.format(study))
-    where = (study.name, results, tracker.entity or "", tracker.project)
+    tracker = compose(["tracker=wandb", *(f"tracker.{field}" for field in fields or [])]).tracker
+    where = (study.name, _results(study), tracker.entity or "", tracker.project)
     try:
         made = [workspace(*where), report(*where)]
-    except ImportError:
-        sys.exit("error: install the extra first: pip install 'inference-aware-pruning[dashboard]'")
+    except ImportError as error:
+        remedy = "pip install 'inference-aware-pruning[dashboard]'"
+        raise ValueError(f"the extra `dashboard` is not installed: {remedy}") from error
     for page in made:
         print(page.save().url)
-    return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "report": report,
-    "profile": profile,
-    "cache": cache,
-    "sync": sync,
-    "dashboard": dashboard,
-}
+def _results(study: Path) -> "list[Result]":
+    from pruning.results.points import results_of
+
+    if not (results := results_of(study)):
+        raise _nothing(study)
+    return results
+
+
+def _nothing(study: Path) -> ValueError:
+    return ValueError(f"{study} holds no result.json of a finished job; run some first")
+
+
+def mistake(error: Exception) -> str | None:
+    """Return in one line what a user can mend; None for errors of ours."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from pruning.system.writing import explained, of_files
+
+    if isinstance(error, (ValueError, HydraException, OmegaConfBaseException)):
+        return " ".join(str(error).split())
+    return explained(error) if of_files(error) else None
 
 
 def main(arguments: list[str]) -> int:
-    """Run a command; say which there are where none is named."""
-    if not arguments or arguments[0] not in COMMANDS:
-        print(__doc__)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    return COMMANDS[arguments[0]](arguments[1:])
+    """Run a command and return its exit code: 1 for mistakes, 2 for commands that there are not."""
+    try:
+        app(arguments or ["--help"], prog_name="python -m pruning")
+    except SystemExit as end:
+        return int(end.code or 0)
+    except Exception as error:
+        if (said := mistake(error)) is None:
+            raise
+        print("error:", said, file=sys.stderr)
+        return 1
+    return 0

@@ -20,7 +20,8 @@ from pruning.system.cache import digest, root
 from pruning.system.options import Options
 from pruning.tasks.task import Task
 
-NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "dry_run")
+NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "verify_cache", "dry_run")
+FOR_THE_CARD = {"model": ("base_model", "license"), "calibration": ("dataset",)}
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Experiment(Options):
     seed: int = 0  # order of the calibration text, everything random
     study: str = "default"  # jobs that belong together: outputs/<study>/, one W&B group
     cache: str = field(default_factory=root)  # finished stages, shared by all jobs
+    verify_cache: bool = False  # read every cached file that is used, and compare its sha256
     dry_run: bool = False  # say what would be computed, and compute nothing
 
     def __post_init__(self) -> None:
@@ -101,13 +103,17 @@ class Experiment(Options):
 def run_name(config: DictConfig) -> str:
     """Name a job by what it is: the same resolved config has the same name, on every machine.
 
-    What does not change the result (tracker, study, cache, dry_run) is left out of the hash.
+    What does not change the result (NOT_THE_RESULT, and what only the model card says) is left out
+    of the hash.
     """
     semantic = [str(key) for key in config if key not in NOT_THE_RESULT]
     content = OmegaConf.to_container(
         OmegaConf.masked_copy(config, semantic), resolve=True, throw_on_missing=True
     )
     assert isinstance(content, dict)
+    for group, names in FOR_THE_CARD.items():
+        for name in names:
+            content[group].pop(name)  # type: ignore[index]
     parts = [content[group]["name"] for group in ("model", "method", "hardware")]  # type: ignore[index]
     speedup = content["speedup"]
     option = getattr(OmegaConf.get_type(config.method), "dial", "")  # type: ignore[arg-type]

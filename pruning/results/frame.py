@@ -1,8 +1,10 @@
 """Results of jobs as a pandas table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning.results.points import labels, task_of
 from pruning.results.result import Result, read
 
 if TYPE_CHECKING:
@@ -12,33 +14,48 @@ if TYPE_CHECKING:
 def load_results(directory: str | Path) -> "DataFrame":
     """Read every result.json at or below a directory, such as `outputs/frontier`, a row each.
 
-    Metrics are columns `dense/<metric>` and `pruned/<metric>`. ValueError where there is no result.
+    Metrics are columns `dense/<metric>` and `pruned/<metric>`; NaN stands for what was not measured
+    or is not finite. ValueError where there is no result.
     """
-    from pandas import DataFrame
-
     where = Path(directory).expanduser()
     results = [result for path in sorted(where.rglob("result.json")) if (result := read(path))]
     if not results:
         raise ValueError(f"{where} holds no result.json of a finished job: run some first")
-    return DataFrame([_row(result) for result in results])
+    return frame(results)
 
 
-def _row(result: Result) -> dict[str, Any]:
-    """Flatten a result."""
+def frame(results: Sequence[Result]) -> "DataFrame":
+    """Return a row per result, in this order."""
+    from pandas import DataFrame
+
+    rows = [_row(r, label) for r, label in zip(results, labels(results), strict=True)]
+    table = DataFrame(rows)
+    numbers = [c for c in table if str(c).startswith(("dense/", "pruned/"))]
+    kinds = dict.fromkeys([*numbers, "target", "predicted", "measured"], "float64")
+    return table.astype(kinds | {"seed": "Int64"})  # any of them may be missing everywhere
+
+
+def _row(result: Result, label: str) -> dict[str, Any]:
+    """Flatten a result; `label` names its method, and what sets it apart from the others."""
     config, speedup, quality = result.config, result.speedup, result.evaluation
     return {
         "name": result.name,
         "study": result.study,
-        "model": config["model"]["name"],
-        "method": config["method"]["name"],
-        "hardware": config["hardware"]["name"],
+        **{g: (config.get(g) or {}).get("name") for g in ("model", "method", "hardware")},
         "runtime": result.latency.runtime,
+        "task": task_of(config),
+        "seed": config.get("seed"),
+        "label": label,
         "target": speedup.target,
         "predicted": speedup.predicted,
         "measured": speedup.measured,
+        "speedup": speedup.reached,
+        "basis": speedup.basis,
         "parameters": result.params.pruned,
         "dense_parameters": result.params.dense,
+        "parameters_ratio": result.params.ratio,
+        "seconds": result.seconds.get("total"),
+        "peak_host_gib": result.memory.peak_host_gib,
         **{f"dense/{metric}": value for metric, value in quality.dense.items()},
         **{f"pruned/{metric}": value for metric, value in quality.pruned.items()},
-        "seconds": result.seconds["total"],
     }

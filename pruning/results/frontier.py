@@ -5,11 +5,10 @@ python -m pruning report outputs/compare
 
 from pathlib import Path
 
-from pruning.results import kept
+from pruning.results.charts import pictures
 from pruning.results.page.page import page
-from pruning.results.plot import plot
 from pruning.results.points import gather, results_of
-from pruning.results.result import times
+from pruning.results.rows import rows_of
 from pruning.results.tables import markdown, table
 from pruning.system.drawing import png, svg
 from pruning.system.files import write_bytes, write_text
@@ -24,15 +23,14 @@ def write(study: Path, html: bool = False) -> Path | None:
     points = gather(results_of(study))
     if not points:
         return None
-    runs = [(p, study / run.name / "allocation.json") for p in points for run in p.runs]
-    rows = [(f"{times(p.target)}, {p.label}", kept.shares(at)) for p, at in runs if at.exists()]
-    if picture := kept.draw(study.name, sorted(rows, key=lambda row: row[0].partition(", ")[::-1])):
-        write_text(picture, study / "kept.svg")
+    rows = rows_of(points, study)
+    if (kept := pictures.allocations(study.name, rows)) is not None:
+        write_text(svg(kept), study / "kept.svg")
     write_text(table(points), study / "frontier.csv")
-    figure = plot(study.name, points)
-    write_text(svg(figure, study.name), study / "frontier.svg")
-    write_bytes(png(figure), study / "frontier.png")
+    picture = pictures.frontier(study.name, rows, points)
+    write_text(svg(picture), study / "frontier.svg")
+    write_bytes(png(picture), study / "frontier.png")
     if html:
-        write_text(page(study, points), study / "frontier.html")
+        write_text(page(study.name, rows, points), study / "frontier.html")
     write_text(markdown(study.name, points), study / "frontier.md")
     return study / "frontier.md"

@@ -12,7 +12,7 @@ from pruning.system.environment import flatten
 
 EQUAL = 0.03  # measured speedups within this share of the target count as equal
 SEEDS = ("method.seed", "task.seed")
-NOT_THE_RESULT = ("speedup", "seed", "study", "tracker", "cache", "dry_run")
+NOT_THE_RESULT = ("speedup", "seed", "study", "tracker", "cache", "verify_cache", "dry_run")
 
 
 @dataclass

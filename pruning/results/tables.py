@@ -1,11 +1,10 @@
 """All results of a study as a table: Markdown with a row per point, CSV with a row per run."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from statistics import fmean
 
+from pruning.results.frame import frame
 from pruning.results.points import EQUAL, Point, best, dense_of, metrics, task_of
 from pruning.results.report import quantity, titled
 from pruning.results.result import times
@@ -58,28 +57,19 @@ def markdown(study: str, points: Sequence[Point]) -> str:
     return "\n".join(lines) + "\n"
 
 
+COLUMNS = {  # of frontier.csv, by those of the frame
+    **{name: name for name in ("name", "label", "seed", "target", "predicted", "measured")},
+    "basis": "basis",
+    "parameters_ratio": "parameters",
+    "seconds": "seconds",
+    "peak_host_gib": "peak_host_gib",
+}
+
+
 def table(points: Sequence[Point]) -> str:
     """Return a CSV with a row per run."""
     keys = metrics(points)
-    out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
-    head = [
-        "name",
-        "label",
-        "seed",
-        "target",
-        "predicted",
-        "measured",
-        "basis",
-        "parameters",
-        "seconds",
-    ]
-    rows.writerow([*head, "peak_host_gib", *(f"dense {key}" for key in keys), *keys])
-    for p in points:
-        for run in p.runs:
-            speedup, evaluation = run.speedup, run.evaluation
-            row = [run.name, p.label, run.config.get("seed"), p.target, speedup.predicted]
-            row += [speedup.measured, speedup.basis, run.params.ratio, run.seconds.get("total")]
-            row += [run.memory.peak_host_gib, *(evaluation.dense.get(key) for key in keys)]
-            rows.writerow(row + [evaluation.pruned.get(key) for key in keys])
-    return out.getvalue()
+    columns = COLUMNS | {f"dense/{key}": f"dense {key}" for key in keys}
+    columns |= {f"pruned/{key}": key for key in keys}
+    rows = frame([run for p in points for run in p.runs]).reindex(columns=list(columns))
+    return rows.rename(columns=columns).to_csv(index=False, lineterminator="\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.system.device_locks import free, locked
-from pruning.system.files import to_json
+from pruning.system.files import to_json, write_text
 from pruning.system.writing import writing
 
 if TYPE_CHECKING:
@@ -76,19 +76,18 @@ class Cache:
     """A directory of finished stages, `root/<stage>/<digest of key>/`, each with a manifest.
 
     An entry appears by one rename, when everything in it is written, so a killed process leaves
-    none half done. Sizes and sha256 sums are compared at the first use in a process; an entry that
-    does not match is removed and built again.
+    none half done. At each use, sizes and times of change are compared with the manifest; a file
+    whose time is another is read and its sha256 compared, once: then the manifest has the new time.
+    With `verify`, every file is read at each use. What does not match is removed and built again.
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | Path, verify: bool = False):
         self.root = Path(root).expanduser()
-        self._checked: set[Path] = set()  # entries that this process has checked or built
+        self.verify = verify
 
     def stage(self, name: str, key: Any, build: Callable[[Path], None]) -> Path:
         """Return the directory of stage `name` for `key`, calling `build(directory)` if needed."""
         entry = self.root / name / digest(key)
-        if entry in self._checked:
-            return entry
         with writing(self.root, "cache"), locked(entry.with_suffix(".lock")):
             if entry.exists():
                 if fault := self._fault(entry):
@@ -96,7 +95,6 @@ class Cache:
                     shutil.rmtree(entry)
                 else:
                     log.info("%s: found in cache, %s", name, entry)
-                    self._checked.add(entry)
                     os.utime(entry)  # it is in use
                     return entry
             for leftover in entry.parent.glob(f".{entry.name}-*"):
@@ -110,7 +108,6 @@ class Cache:
                 log.info("%s: computed in %.1f s, %s", name, time.perf_counter() - start, entry)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
-        self._checked.add(entry)
         return entry
 
     def checkpoints(self, key: Any) -> Path:
@@ -156,6 +153,7 @@ class Cache:
         files = {
             str(path.relative_to(directory)): {
                 "size": path.stat().st_size,
+                "mtime_ns": path.stat().st_mtime_ns,
                 "sha256": file_sha256(path),
             }
             for path in sorted(directory.rglob("*"))
@@ -164,24 +162,33 @@ class Cache:
         manifest = {"stage": name, "key": key, "files": files}
         (directory / MANIFEST).write_text(to_json(manifest, indent=1, default=str))
 
-    @staticmethod
-    def _fault(entry: Path) -> str | None:
+    def _fault(self, entry: Path) -> str | None:
         """Say what is wrong with an entry, or None."""
         try:
-            files = json.loads((entry / MANIFEST).read_text())["files"]
-            expected = {name: (of["size"], of["sha256"]) for name, of in files.items()}
+            manifest = json.loads((entry / MANIFEST).read_text())
+            files: dict[str, dict[str, Any]] = manifest["files"]
+            sums = {name: (file["size"], file["sha256"]) for name, file in files.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"manifest: {error}"
-        for name, (size, sha256) in expected.items():
+        changed = False
+        for name, (size, sha256) in sums.items():
             path = entry / name
             if not path.is_file():
                 return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes, not {size}"
+            now = path.stat()
+            if now.st_size != size:
+                return f"{name} has {now.st_size} bytes, not {size}"
+            same_time = files[name].get("mtime_ns") == now.st_mtime_ns  # older entries have none
+            if same_time and not self.verify:
+                continue
             try:
                 altered = file_sha256(path) != sha256
             except OSError as error:
                 return f"{name}: {error.strerror}"
             if altered:
                 return f"{name} was altered"
+            files[name]["mtime_ns"] = now.st_mtime_ns
+            changed |= not same_time
+        if changed:
+            write_text(to_json(manifest, indent=1), entry / MANIFEST)
         return None

@@ -1,28 +1,35 @@
-"""Figures as files; the same numbers give the same file."""
+"""Charts as files; the same numbers give the same file."""
 
 import io
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from altair import TopLevelMixin
 
 
-def svg(figure: "Figure", name: str) -> str:
-    """Return a figure as SVG, the same text for the same figure and `name`."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-
+def svg(chart: "TopLevelMixin") -> str:
+    """Return a chart as SVG, the same text for the same chart."""
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    return out.getvalue()
+    chart.save(out, format="svg")
+    order: dict[str, str] = {}  # Vega counts gradients and clips on, chart after chart
+
+    def renumber(name: re.Match[str]) -> str:
+        return name[1] + order.setdefault(name[0], str(len(order)))
+
+    return re.sub(r"\b(gradient_|clip)\d+\b", renumber, out.getvalue())
 
 
-def png(figure: "Figure") -> bytes:
-    """Return a figure as PNG, 200 dots per inch."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
+def png(chart: "TopLevelMixin") -> bytes:
+    """Return a chart as PNG, twice as many dots as points."""
     out = io.BytesIO()
-    figure.set_dpi(200)
-    FigureCanvasAgg(figure).print_png(out)
+    chart.save(out, format="png", scale_factor=2)
     return out.getvalue()
+
+
+def spec(chart: "TopLevelMixin") -> dict[str, Any]:
+    """Return a chart as a Vega-Lite specification, its numbers where they are drawn."""
+    import altair as alt
+
+    with alt.data_transformers.enable(consolidate_datasets=False):
+        return chart.to_dict()

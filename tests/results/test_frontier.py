@@ -145,9 +145,10 @@ def test_nothing_finite_and_nothing_there(study, tmp_path, result):
 
 
 def test_the_command_line(study, capsys, tmp_path):
-    assert cli.report([str(study)]) == 0
+    assert cli.main(["report", str(study)]) == 0
     assert capsys.readouterr().out.startswith("# study\n")
-    assert cli.report([]) == 2
+    assert cli.main(["report"]) == 2
     assert "python -m pruning report" in capsys.readouterr().err
-    assert cli.report([str(tmp_path / "none")]) == 1
-    assert "no result.json" in capsys.readouterr().err
+    assert cli.main(["report", str(tmp_path / "none")]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "no result.json" in said

@@ -50,7 +50,8 @@ def test_every_result_has_a_row_with_its_numbers_and_its_command(varied, page):
 def test_charts_hold_points_means_and_spreads(page):
     charts = json.loads(page.get_element_by_id("data").text)["charts"]
     assert set(charts) == {element.get("id") for element in page.xpath("//*[@class='chart']")}
-    _, means, spans, dots, dense = (part["data"]["values"] for part in charts["quality-0"]["layer"])
+    layers = [part["data"]["values"] for part in charts["quality-0"]["layer"]]
+    _, means, spans, dots, dense, _ = layers
     assert sorted(dot["value"] for dot in dots) == [40, 44, 90, 95, 200]
     assert "Not finite: depth, 1.500x" in texts(page, "//*[@class='panels']/div")[0]
     assert {(m["speedup"], m["value"]) for m in means} >= {(1.5, 42), (2.02, 90)}
@@ -65,10 +66,10 @@ def test_charts_hold_points_means_and_spreads(page):
     assert bars[1.5] == (pytest.approx(0.34), pytest.approx(0.5))  # half the range of two seeds
     assert bars[2.02] == (pytest.approx(0.32), pytest.approx(0.38))  # a standard error
     assert texts(page, "//h3")[2:] == ["query heads", "FFN channels", "rank of mlp.up_proj"]
-    cells = charts["kept-0"]["layer"][0]["data"]["values"]
+    cells = charts["kept-0"]["data"]["values"]
     assert len(cells) == 6
     assert (cells[0]["share"], cells[0]["text"]) == ([0, 1], ["0 of 8", "8 of 8"])
-    stages = charts["seconds"]["layer"][0]["data"]["values"]
+    stages = charts["seconds"]["data"]["values"]
     of_one = {s["stage"]: s["seconds"] for s in stages if s["name"] == stages[0]["name"]}
     assert of_one == {"load": 2.5, "evaluate": 80.1, "other": pytest.approx(230.1)}
 

@@ -1,14 +1,20 @@
 """The cache command: sizes, and removing what was not used lately."""
 
+import json
 import os
 import time
 from shutil import copytree
 
 import pytest
 
-from pruning.cli import cache as main
+from pruning import cli
+from pruning.system import cache as cache_module
 from pruning.system.cache import Cache
 from pruning.system.device_locks import locked
+
+
+def main(arguments):
+    return cli.main(["cache", *arguments])
 
 
 @pytest.fixture
@@ -32,6 +38,66 @@ def test_sizes_are_shown_by_stage(root, capsys):
     sizes = {e.path: sum(p.stat().st_size for p in e.path.iterdir()) for e in found}
     assert [e.size for e in found] == [sizes[e.path] for e in found]
     assert sum(e.size for e in found) > 3700
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Count which files are read for their sums."""
+    names = []
+    sums = cache_module.file_sha256
+
+    def counted(path):
+        names.append(path.name)
+        return sums(path)
+
+    monkeypatch.setattr(cache_module, "file_sha256", counted)
+    return names
+
+
+def build_moments(out):
+    for name in ("a", "b"):
+        (out / name).write_text(f"right {name}")
+
+
+def test_a_file_is_read_once_per_change_of_its_time(tmp_path, read):
+    entry = Cache(tmp_path).stage("moments", 1, build_moments)
+    read.clear()
+    for cache in (Cache(tmp_path), Cache(tmp_path)):
+        cache.stage("moments", 1, build_moments)
+    assert read == []
+    os.utime(entry / "b", ns=(0, 17))  # as a copy of a cache has other times
+    inode = (entry / "b").stat().st_ino
+    for cache in (Cache(tmp_path), Cache(tmp_path)):
+        cache.stage("moments", 1, build_moments)
+    assert read == ["b"]
+    assert (entry / "b").stat().st_ino == inode  # not built again
+    Cache(tmp_path, verify=True).stage("moments", 1, build_moments)
+    assert read == ["b", "a", "b"]
+
+
+def test_an_entry_of_before_times_were_kept_is_read_once(tmp_path, read):
+    entry = Cache(tmp_path).stage("moments", 1, build_moments)
+    manifest = json.loads((entry / "manifest.json").read_text())
+    for file in manifest["files"].values():
+        del file["mtime_ns"]
+    (entry / "manifest.json").write_text(json.dumps(manifest))
+    read.clear()
+    for cache in (Cache(tmp_path), Cache(tmp_path)):
+        cache.stage("moments", 1, build_moments)
+    assert read == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "kept_time", "verify"),
+    [("short", True, False), ("WRONG b", False, False), ("WRONG b", True, True)],
+)
+def test_damage_is_found_by_size_by_time_or_by_verifying(tmp_path, content, kept_time, verify):
+    cache = Cache(tmp_path, verify)
+    path = cache.stage("moments", 1, build_moments) / "b"
+    time_ns = path.stat().st_mtime_ns
+    path.write_text(content)
+    os.utime(path, ns=(time_ns, time_ns if kept_time else time_ns + 1))
+    assert (cache.stage("moments", 1, build_moments) / "b").read_text() == "right b"
 
 
 @pytest.mark.parametrize("manifest", ["", "{}", "[]", '{"files": 3}', '{"files": {"data": 3}}'])

@@ -120,7 +120,8 @@ def test_a_cached_file_that_cannot_be_read_is_built_again(tmp_path, monkeypatch)
         built.append(directory)
         (directory / "data").write_text("right")
 
-    Cache(tmp_path).stage("levels", 1, build)
+    entry = Cache(tmp_path).stage("levels", 1, build)
+    os.utime(entry / "data", ns=(0, 0))  # so it is read again
     monkeypatch.setattr("pruning.system.cache.file_sha256", lambda path: fail(errno.EIO, path))
     with pytest.raises(ValueError, match="Input/output error"):
         Cache(tmp_path).stage("levels", 1, build)  # nor can what is new

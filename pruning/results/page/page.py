@@ -9,52 +9,56 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pruning.results.page.lines import kept, seconds, speedups
-from pruning.results.page.quality import dots, quality
-from pruning.results.page.rows import Row, environments, rows, usual
+from pruning.results.charts.lines import kept, seconds, speedups
+from pruning.results.charts.quality import dots, quality
 from pruning.results.page.table import heads, table_rows
-from pruning.results.page.vega import Spec, library
+from pruning.results.page.vega import fitted, library
 from pruning.results.pareto import pareto
 from pruning.results.points import Point, metrics
+from pruning.results.rows import Row, environments, usual
 
 HERE = Path(__file__).parent
 
 
-def page(study: Path, points: Sequence[Point]) -> str:
+def page(study: str, rows: Sequence[Row], points: Sequence[Point]) -> str:
     """Return a page about all results of a study, whole: it loads nothing and sends nothing.
 
     Its content security policy allows these scripts and no other, and no connection.
     """
-    found = rows(points, study)
     keys = metrics(points)
-    best = {key: sorted(pareto([row.run for row in found], key)) for key in keys}
-    differing = environments(found)
-    charts: dict[str, Spec] = {}
+    best = {key: sorted(pareto([row.run for row in rows], key)) for key in keys}
+    differing = environments(rows)
+    charts: dict[str, Any] = {}
 
-    def place(name: str, title: str, chart: Spec, note: str = "") -> str:
-        charts[name] = chart
+    def place(name: str, title: str, chart: Any, note: str = "") -> str:
+        charts[name] = fitted(chart)
         said = f"<h3>{escape(title)}</h3>" if title else ""
         return f'<div>{said}<div class="chart" id="{name}"></div>{note}</div>'
 
     panels = (
-        place(f"quality-{i}", key, quality(found, points, key), missing(found, key))
+        place(
+            f"quality-{i}",
+            key,
+            quality(rows, points, key, clicks=True).properties(height=280),
+            missing(rows, key),
+        )
         for i, key in enumerate(keys)
     )
     pictures = (
-        place(f"kept-{i}", part, chart) for i, (part, chart) in enumerate(kept(found).items())
+        place(f"kept-{i}", part, chart) for i, (part, chart) in enumerate(kept(rows).items())
     )
     script = (HERE / "page.js").read_text()
     content = {
-        "study": escape(study.name),
-        "summary": escape(summary(found)),
+        "study": escape(study),
+        "summary": escape(summary(rows)),
         "quality": "\n".join(panels) or "<p>Nothing was evaluated.</p>",
         "metrics": "".join(f"<option>{escape(key)}</option>" for key in keys),
         "head": heads(keys),
-        "rows": table_rows(found, keys, best, differing),
-        "speedups": place("speedups", "", speedups(found)),
+        "rows": table_rows(rows, keys, best, differing),
+        "speedups": place("speedups", "", speedups(rows)),
         "kept": "\n".join(pictures) or "<p>No result has an allocation.json.</p>",
-        "seconds": place("seconds", "", seconds(found)),
-        "environment": differences_table(found, differing),
+        "seconds": place("seconds", "", seconds(rows)),
+        "environment": differences_table(rows, differing),
         "style": (HERE / "page.css").read_text(),
         "policy": policy(library(), script),
         "library": library(),
@@ -82,9 +86,9 @@ def embedded(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def summary(found: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row]) -> str:
     """Say what there is, in one sentence."""
-    runs = [row.run for row in found]
+    runs = [row.run for row in rows]
     models, hardware, settings, bases = (
         ", ".join(dict.fromkeys(values))
         for values in (
@@ -98,14 +102,14 @@ def summary(found: Sequence[Row]) -> str:
     return f"{count} of {models}; speedups {bases}, {settings}; jobs ran on {hardware}."
 
 
-def missing(found: Sequence[Row], metric: str) -> str:
+def missing(rows: Sequence[Row], metric: str) -> str:
     """Say which results a chart cannot show since the metric is not finite."""
-    drawn = {dot["name"] for dot in dots(found, metric)}
-    left = [r.title for r in found if metric in r.run.evaluation.pruned and r.title not in drawn]
+    drawn = {dot["name"] for dot in dots(rows, metric)}
+    left = [r.title for r in rows if metric in r.run.evaluation.pruned and r.title not in drawn]
     return f'<p class="note">Not finite: {escape("; ".join(left))}.</p>' if left else ""
 
 
-def differences_table(found: Sequence[Row], differing: dict[str, list[str | None]]) -> str:
+def differences_table(rows: Sequence[Row], differing: dict[str, list[str | None]]) -> str:
     """Tabulate by key what is usual, and which results have what else."""
     if not differing:
         return "<p>All results were obtained in the same environment.</p>"
@@ -113,7 +117,7 @@ def differences_table(found: Sequence[Row], differing: dict[str, list[str | None
     for key, values in differing.items():
         common = usual(values)
         others: dict[str, list[str]] = {}
-        for row, value in zip(found, values, strict=True):
+        for row, value in zip(rows, values, strict=True):
             if value not in (common, None):
                 others.setdefault(str(value), []).append(row.title)
         told = "<br>".join(

@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from pruning.results.page.rows import Row, unusual
 from pruning.results.report import quantity
 from pruning.results.result import times
+from pruning.results.rows import Row, unusual
 
 BEFORE = ("result", "Pareto", "target", "predicted", "speedup", "parameters")
 AFTER = ("seconds", "peak GiB", "environment differs", "command")

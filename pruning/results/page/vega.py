@@ -1,21 +1,20 @@
-"""Vega-Lite: what all charts share, and the library itself as one script."""
+"""Charts for the page, and the library that draws them as one script."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Spec = dict[str, Any]  # a specification, the numbers inside
+from pruning.system.drawing import spec
 
-WIDTH = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
-
-
-def layer(values: list[dict[str, Any]], mark: Spec, encoding: Spec) -> Spec:
-    """Return a layer of marks with its own values."""
-    return {"data": {"values": values}, "mark": mark, "encoding": encoding}
+if TYPE_CHECKING:
+    from altair import Chart, LayerChart
 
 
-def tooltip(*fields: str) -> list[dict[str, str]]:
-    """Return what is shown where the mouse is."""
-    return [{"field": field, "type": "nominal"} for field in fields]
+def fitted(chart: "Chart | LayerChart") -> dict[str, Any]:
+    """Return a chart that is as wide as its place in the page."""
+    import altair as alt
+
+    size = alt.AutoSizeParams(type="fit-x", contains="padding")
+    return spec(chart.properties(width="container", autosize=size))
 
 
 @functools.cache

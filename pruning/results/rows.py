@@ -1,4 +1,4 @@
-"""What the page shows of every result, each under a title of its own."""
+"""What charts and the page show of every result, each under a title of its own."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ class Row:
         return f"{times(self.run.speedup.reached)} {self.run.speedup.basis}"
 
 
-def rows(points: Sequence[Point], study: Path) -> list[Row]:
+def rows_of(points: Sequence[Point], study: Path) -> list[Row]:
     """Return a row per result, those of a method together, by target."""
     found = []
     ordered = sorted(points, key=lambda p: p.label)  # stable: by target within a label
