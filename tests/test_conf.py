@@ -234,3 +234,26 @@ def test_help_is_quick_and_imports_no_torch(command, limit):
     heavy = {"torch", "transformers", "datasets", "lm_eval", "wandb", "scipy", "pandas"}
     assert not imported & heavy
     assert "speedup" in done.stdout
+
+
+def test_schemas_are_no_options():
+    """Neither help, nor help of Hydra, nor completion of a word shows them."""
+
+    def said(*arguments: str, line: str = "") -> str:
+        return subprocess.run(
+            [sys.executable, "launch.py", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"COMP_LINE": f"python launch.py {line}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    text = said("--help")
+    assert "\nmethod: dense, depth, flap," in text
+    assert "schema" not in text + said("--hydra-help")
+    assert said("-sc", "query=bash", line="s").split() == [
+        *("search.", "search=", "seed=", "speedup=", "study=", "suite.", "suite="),
+    ]
+    assert said("-sc", "query=bash", line="schema").split() == []
+    assert "method=ziplm" in said("-sc", "query=bash", line="method=").split()
