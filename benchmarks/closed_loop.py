@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.job.closed_loop import meet
 from pruning.latency import clock
 from pruning.latency.clock import Timing, in_turns

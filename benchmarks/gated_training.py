@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from pruning.calibration.moments import Moments
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.latency.clock import interleaved
 from pruning.latency.local import Local
 from pruning.latency.table import Shapes

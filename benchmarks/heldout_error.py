@@ -15,8 +15,8 @@ import sys
 import torch
 
 from pruning.calibration.moments import Accumulator, Split
+from pruning.composition import compose
 from pruning.data.batch import pack
-from pruning.experiment import compose
 from pruning.models.blockwise import enter
 from pruning.models.sites import Kind, blocks, projection, sites, weight
 from pruning.solver.obs import by_wanda, change, energy, least_squares

@@ -15,7 +15,7 @@ from statistics import fmean
 
 import torch
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.latency.clock import speedup
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.models.shrink import shrink_, twin

@@ -18,7 +18,7 @@ from functools import partial
 
 import torch
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.methods.method import Subject
 from pruning.models.source import fingerprint
 from pruning.system.cache import Cache

@@ -14,7 +14,7 @@ import time
 import torch
 
 from pruning.calibration.moments import Moments
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.methods.leveled import Leveled
 from pruning.models.source import fingerprint
 from pruning.search.options import Objective

@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pruning.composition import compose
 from pruning.data.questions import Question
-from pruning.experiment import compose
 from pruning.results.result import Result, read
 from pruning.system.cache import Cache
 

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Target
 from pruning.calibration.moments import Moments
+from pruning.composition import compose
 from pruning.data.batch import Batch
 from pruning.data.bos import Bos
 from pruning.evaluation.perplexity import token_perplexity, tokenize
-from pruning.experiment import Experiment, compose
+from pruning.experiment import Experiment
 from pruning.latency.table import LatencyTable
 from pruning.methods.leveled import Leveled
 from pruning.methods.method import Subject

@@ -122,7 +122,7 @@ def sync(study: Study, fields: Fields = None) -> None:
     its id, also where it was uploaded before; then the frontier. The exit code is 1 where W&B did
     not take all of it.
     """
-    from pruning.experiment import compose
+    from pruning.composition import compose
 
     tracker = compose(["tracker=wandb", "tracker.mode=online", *(fields or [])]).tracker
     results = _results(study)
@@ -138,7 +138,7 @@ def dashboard(study: Study, fields: Fields = None) -> None:
 
     FIELD is entity or project. Needs the extra `dashboard`, and a W&B account to save them in.
     """
-    from pruning.experiment import compose
+    from pruning.composition import compose
     from pruning.results.dashboard import report, workspace
 
     tracker = compose(["tracker=wandb", *(f"tracker.{field}" for field in fields or [])]).tracker

@@ -1,65 +1,26 @@
 """The typed configuration: a composed config is an `Experiment`, nothing else."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from pruning.calibration.calibration import Calibration
 from pruning.evaluation.suite import Suite
-from pruning.latency.elsewhere import File, Proxy, Roofline
 from pruning.latency.hardware import Hardware
-from pruning.latency.local import Local
-from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
-from pruning.methods.dense import Dense
-from pruning.methods.depth import Depth
-from pruning.methods.flop.flop import FLOP
 from pruning.methods.method import Method
-from pruning.methods.slimgpt import SlimGPT
-from pruning.methods.svd import SVD
-from pruning.methods.ziplm import ZipLM
 from pruning.models.source import Model
-from pruning.recovery.recovery import NoRecovery, Recovery, Training
+from pruning.recovery.recovery import Recovery
 from pruning.results.result import SCHEMA
 from pruning.results.tracker import Tracker
 from pruning.runtimes.runtime import Runtime
-from pruning.runtimes.torch_compile import TorchCompile
-from pruning.runtimes.torch_eager import TorchEager
 from pruning.runtimes.workload import Phase
-from pruning.search.search import Calibrated, NoSearch, Schedule, Search, Spdy, Uniform
+from pruning.search.search import Search
 from pruning.system.cache import digest
-from pruning.system.device_locks import card
-from pruning.tasks.task import Answering, Classification, Task
+from pruning.tasks.task import Task
 
-METHODS = {
-    "ziplm": ZipLM,
-    "slimgpt": SlimGPT,
-    "dense": Dense,
-    "random": Random,
-    "magnitude": Magnitude,
-    "wanda_sp": WandaSp,
-    "flap": Flap,
-    "depth": Depth,
-    "svd": SVD,
-    "flop": FLOP,
-}
-HARDWARE = {"local": Local, "file": File, "roofline": Roofline, "proxy": Proxy}
-RUNTIMES = {"torch": TorchEager, "torch_compile": TorchCompile}
-SEARCHES = {
-    "calibrated": Calibrated,
-    "spdy": Spdy,
-    "uniform": Uniform,
-    "schedule": Schedule,
-    "none": NoSearch,
-}
-RECOVERIES = {"none": NoRecovery, "training": Training}
 NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "verify_cache", "dry_run")
-TASKS = {"classification": Classification, "answering": Answering}
+FOR_THE_CARD = {"model": ("base_model", "license"), "calibration": ("dataset",)}
 
 
 @dataclass
@@ -140,80 +101,19 @@ class Experiment:
 def run_name(config: DictConfig) -> str:
     """Name a job by what it is: the same resolved config has the same name, on every machine.
 
-    What does not change the result (NOT_THE_RESULT) is left out of the hash.
+    What does not change the result (NOT_THE_RESULT, and what only the model card says) is left out
+    of the hash.
     """
     semantic = [str(key) for key in config if key not in NOT_THE_RESULT]
     content = OmegaConf.to_container(
         OmegaConf.masked_copy(config, semantic), resolve=True, throw_on_missing=True
     )
     assert isinstance(content, dict)
+    for group, names in FOR_THE_CARD.items():
+        for name in names:
+            content[group].pop(name)  # type: ignore[index]
     parts = [content[group]["name"] for group in ("model", "method", "hardware")]  # type: ignore[index]
     speedup = content["speedup"]
     option = getattr(OmegaConf.get_type(config.method), "dial", "")  # type: ignore[arg-type]
     dial = str(content["method"].get(option)) if speedup is None else f"{speedup:g}x"
     return "-".join([*parts, dial, digest({"schema": SCHEMA, **content})[:8]])
-
-
-def to_experiment(config: DictConfig) -> Experiment:
-    """Turn a composed config into the experiment that it describes.
-
-    ValueError names a field that `+field=value` added and that no dataclass has.
-    """
-    for path, node in _nodes(config):
-        known = {field.name for field in fields(OmegaConf.get_type(node))}  # type: ignore[arg-type]
-        for key in sorted(str(key) for key in node if key not in known):
-            raise ValueError(
-                f"{path}{key}={node[key]!r} is not an option: choose one of "
-                f"{', '.join(sorted(known))}"
-            )
-    experiment = OmegaConf.to_object(config)
-    assert isinstance(experiment, Experiment)
-    return experiment
-
-
-def _nodes(node: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Walk the parts of a config that are dataclasses, each with the path before its keys."""
-    kind = OmegaConf.get_type(node)
-    if isinstance(kind, type) and is_dataclass(kind):
-        yield path, node
-    for key in node:
-        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
-            yield from _nodes(node[key], f"{path}{key}.")
-
-
-def register() -> None:
-    """Give Hydra the types of every config group, and the resolvers `run_name` and `card`."""
-    # Hydra copies the store once per group that --help lists, for seconds, and changes no copy
-    ConfigStore.__deepcopy__ = lambda store, memo: store  # type: ignore[attr-defined]
-    store = ConfigStore.instance()
-    store.store(group="schema", name="experiment", node=Experiment)
-    store.store(group="schema", name="model", node=Model)
-    store.store(group="schema", name="calibration", node=Calibration)
-    store.store(group="schema", name="suite", node=Suite)
-    store.store(group="schema", name="tracker", node=Tracker)
-    for name, node in METHODS.items():
-        store.store(group="schema/method", name=name, node=node)
-    for name, node in HARDWARE.items():
-        store.store(group="schema/hardware", name=name, node=node)
-    for name, node in RUNTIMES.items():
-        store.store(group="schema/runtime", name=name, node=node)
-    for name, node in TASKS.items():
-        store.store(group="schema/task", name=name, node=node)
-    for name, node in SEARCHES.items():
-        store.store(group="schema/search", name=name, node=node)
-    for name, node in RECOVERIES.items():
-        store.store(group="schema/recovery", name=name, node=node)
-
-    def resolve(*, _root_: DictConfig) -> str:
-        return run_name(_root_)
-
-    OmegaConf.register_new_resolver("run_name", resolve, replace=True)
-    OmegaConf.register_new_resolver("card", card, replace=True)
-
-
-def compose(overrides: list[str]) -> Experiment:
-    """Compose conf/ with command-line overrides, without running anything: the Python way in."""
-    register()
-    conf = Path(__file__).parent.parent / "conf"
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        return to_experiment(hydra_compose("config", overrides))

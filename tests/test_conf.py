@@ -16,7 +16,8 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from pruning.experiment import Experiment, compose, register, run_name
+from pruning.composition import compose, register
+from pruning.experiment import Experiment, run_name
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -26,6 +27,7 @@ NEEDED = {
     "model/local": ["model.path=some/directory"],
     "search/none": ["method=depth"],
     "calibration/task": ["task=sst2"],
+    "task/glue": ["task.train.columns=[text]"],
     "hardware/file": ["hardware.path=some/table.json"],
     "hardware/roofline": [
         *("++hardware.flops.float32=1e+12", "hardware.bandwidth=1e+11"),
@@ -163,7 +165,16 @@ def test_what_changes_the_result_changes_the_name(override):
 
 
 @pytest.mark.parametrize(
-    "override", ["tracker=none", "tracker.project=mine", "study=other", "cache=/elsewhere"]
+    "override",
+    [
+        "tracker=none",
+        "tracker.project=mine",
+        "study=other",
+        "cache=/elsewhere",
+        "model.license=mit",
+        "model.base_model=mine/model",
+        "calibration.dataset=mine/texts",
+    ],
 )
 def test_what_does_not_change_the_result_does_not_change_the_name(override):
     changed = config(override)

@@ -22,6 +22,7 @@ FLOORS = (  # from the ground up
     "recovery",
     "methods",
     "experiment",
+    "composition",
     "job",
     "cli",
 )

@@ -14,8 +14,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from pruning.composition import compose
 from pruning.evaluation.tasks import load
-from pruning.experiment import compose
 from pruning.models import checkpoint
 from pruning.system.cache import Cache
 

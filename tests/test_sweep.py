@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pruning.experiment import register
+from pruning.composition import register
 from tests.helpers.jobs import ROOT, Jobs
 from tests.helpers.place import Place
 

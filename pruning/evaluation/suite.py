@@ -16,6 +16,7 @@ from pruning.evaluation.part import Candidate, Measured, Part
 from pruning.evaluation.parts import PERPLEXITY, Answered, Documents, Judged, Perplexity
 from pruning.system.cache import Cache, digest
 from pruning.system.files import to_json
+from pruning.system.options import Options
 from pruning.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -27,21 +28,24 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Suite:
+class Suite(Options):
     """A text for token perplexity and lm-eval tasks, or labelled texts, or questions."""
 
-    name: str = MISSING
-    perplexity: Perplexity | None = MISSING
-    tasks: dict[str, Documents] = MISSING  # lm-eval's name of the task -> its documents
-    labelled: dict[str, Judged] = MISSING  # for classifiers: a name -> its rows
-    limit: int | None = MISSING  # documents or rows per task; null: all
-    batch: int = MISSING  # sequences per forward pass
+    where = "suite"
+    name: str = MISSING  # that metrics begin with
+    perplexity: Perplexity | None = None  # of a text, token by token
+    # lm-eval's name of the task -> its documents
+    tasks: dict[str, Documents] = field(default_factory=dict)
+    labelled: dict[str, Judged] = field(default_factory=dict)  # for classifiers: a name -> its rows
+    limit: int | None = None  # documents or rows per task; null: all
+    batch: int = 8  # sequences per forward pass
     questions: dict[str, Answered] = field(default_factory=dict)  # for readers, likewise
     seed: int | None = None  # of which ones `limit` takes; null: from the beginning
     samples: int = 0  # documents of each task of lm-eval that samples.jsonl shows
     average: list[str] = field(default_factory=list)  # lm-eval tasks to take the mean over
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.limit, int) and self.limit < 1:
             raise ValueError(f"suite.limit={self.limit} must be at least 1, or null for all")
         if isinstance(self.batch, int) and self.batch < 1:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.latency.picture import draw, tables
 from pruning.latency.table import LatencyTable
 from pruning.system.cache import Cache

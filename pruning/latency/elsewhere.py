@@ -1,6 +1,6 @@
 """Hardware that is not here: tables from files, rooflines, proxies."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class File(Hardware):
     """A table that `python -m pruning profile` wrote, here or on another machine."""
 
+    name: str = "file"
     path: str = MISSING  # of a table; or a pattern, of tables that differ in the batch alone
-    batch: int | None = MISSING  # sequences at once, between those of the tables; null: the table's
+    batch: int | None = None  # sequences at once, between those of the tables; null: the table's
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,18 +78,19 @@ class Roofline(Working):
     Williams, Waterman, Patterson: Roofline, CACM 2009.
     """
 
-    flops: dict[str, float] = MISSING  # peak per second, by dtype
+    name: str = "roofline"
+    flops: dict[str, float] = field(default_factory=dict)  # peak per second, by dtype
     bandwidth: float = MISSING  # of the memory, bytes per second
     launch: float = MISSING  # seconds per kernel: an assumption
-    dtype: str | None = MISSING  # of the weights there; null: as here
-    source: str = MISSING  # of the numbers
+    dtype: str | None = None  # of the weights there; null: as here
+    source: str = MISSING  # where the numbers are from
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("bandwidth", "launch"):
-            value = getattr(self, field)
+        for name in ("bandwidth", "launch"):
+            value = getattr(self, name)
             if isinstance(value, float) and value < 0:
-                raise ValueError(f"hardware.{field}={value} must not be negative")
+                raise ValueError(f"hardware.{name}={value} must not be negative")
 
     def profile(
         self,
@@ -128,7 +130,7 @@ class Counted(StrEnum):
 class Proxy(Working):
     """No time at all: for ablations, parameters or floating-point operations in its place."""
 
-    of: Counted = MISSING
+    of: Counted = MISSING  # what is counted
 
     def profile(
         self,

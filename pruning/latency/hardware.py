@@ -10,6 +10,7 @@ from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.torch_eager import EAGER
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
+from pruning.system.options import Options
 
 if TYPE_CHECKING:
     import torch
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Hardware(ABC):
+class Hardware(Options, ABC):
     """Where the pruned model is to be fast, and on which device of this machine jobs run."""
 
-    name: str = MISSING
-    device: str = MISSING  # auto (CUDA where there is one), cpu, cuda, cuda:1 ...
-    threads: int | None = MISSING  # CPU threads; null: one per physical core that torch reports
+    where = "hardware"
+    name: str = MISSING  # that jobs and tables are named by
+    device: str = "auto"  # where jobs run: auto (CUDA where there is one), cpu, cuda, cuda:1 ...
+    threads: int | None = None  # CPU threads; null: what torch takes
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, "threads")
 
     def open(self) -> "torch.device":
@@ -79,11 +82,11 @@ def at_least(part: Hardware, *fields: str, least: int = 1) -> None:
 class Working(Hardware):
     """Hardware whose work is named in the config."""
 
-    phase: Phase = MISSING
-    batch: int = MISSING  # sequences at once
-    sequence: int = MISSING  # tokens of each prompt or text; in decode those in the KV cache
-    tokens: int = MISSING  # generated behind each prompt, in the phase generate
-    alignment: int = MISSING  # FFN widths and ranks are multiples of this
+    phase: Phase = Phase.auto  # auto: encode for encoders, else prefill
+    batch: int = 1  # sequences at once
+    sequence: int = 256  # tokens of each prompt or text; in decode those in the KV cache
+    tokens: int = 64  # generated behind each prompt, in the phase generate
+    alignment: int = 32  # FFN widths and ranks are multiples of this
 
     def __post_init__(self) -> None:
         super().__post_init__()

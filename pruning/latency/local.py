@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import MISSING
-
 from pruning.latency.hardware import Working, at_least
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.torch_eager import EAGER
@@ -27,11 +25,14 @@ NAMES = {"architectures", "auto_map", "id2label", "label2id", "_name_or_path", "
 class Local(Working):
     """A device of this machine: parts of a block are profiled, whole models are measured."""
 
-    alignment: int | None = MISSING  # type: ignore[assignment]  # null: found by measuring
-    repetitions: int = MISSING  # interleaved measurements of everything that is timed
-    tolerance: float = MISSING  # accepted distance of measured from target speedup
-    rounds: int = MISSING  # measure-and-correct rounds at most
-    noise: float | None = MISSING  # refuse a profile that is known less well than this; null: none
+    name: str = "local"
+    # FFN widths and ranks are multiples of this, less those slower than a wider one; null: measured
+    alignment: int | None = 32  # type: ignore[assignment]
+    repetitions: int = 12  # interleaved measurements of each level, and at least of each model
+    tolerance: float = 0.02  # measured speedup may be off the target by this share
+    rounds: int = 4  # prune, measure, correct: at most so often
+    # refuse a profile of which a level is known less well, as a share of its part; null: never
+    noise: float | None = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,8 +4,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from omegaconf import MISSING
-
 from pruning.methods.scored import Scored
 
 if TYPE_CHECKING:
@@ -20,7 +18,8 @@ class Random(Scored):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1801.10447"
 
-    seed: int = MISSING
+    name: str = "random"
+    seed: int = 0  # of the order
 
     def score(self, site: "Site", W: "Tensor", H: "Tensor") -> "Tensor":
         """Return random numbers, the same for the same seed and site."""
@@ -37,6 +36,8 @@ class Magnitude(Scored):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2312.11983"
 
+    name: str = "magnitude"
+
     def score(self, site: "Site", W: "Tensor", H: "Tensor") -> "Tensor":
         """Return |W_j|."""
         return W.norm(dim=0)
@@ -47,6 +48,8 @@ class WandaSp(Scored):
     """The sum over rows i of |W_ij| sqrt(E[x_j^2]): structured Wanda, a baseline of FLAP."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2312.11983"
+
+    name: str = "wanda_sp"
 
     def score(self, site: "Site", W: "Tensor", H: "Tensor") -> "Tensor":
         """Return sum_i |W_ij| sqrt(H_jj)."""
@@ -64,7 +67,8 @@ class Flap(Scored):
     paper: ClassVar[str] = "https://arxiv.org/abs/2312.11983"
     centred: ClassVar[bool] = True
 
-    bias: bool = MISSING  # make up for the mean of what is removed
+    name: str = "flap"
+    bias: bool = True  # what removed columns gave on average stays, as a bias
 
     def score(self, site: "Site", W: "Tensor", H: "Tensor") -> "Tensor":
         """Return |W_j|^2 Var(x_j), squared for attention."""

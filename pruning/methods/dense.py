@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from omegaconf import MISSING
-
 from pruning.methods.method import Method, Plan, Subject
 from pruning.search.search import NoSearch
 
@@ -21,7 +19,8 @@ class Dense(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/1706.03762"
     searches: ClassVar[type[NoSearch]] = NoSearch
     again: ClassVar[bool] = False
-    speedup: float = MISSING  # what is asked for by default
+    name: str = "dense"
+    speedup: float = 1  # what is asked for by default
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
         """List what others could remove, if there is anything."""

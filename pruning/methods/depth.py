@@ -14,6 +14,8 @@ class Depth(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.03853"
     searches: ClassVar[type[NoSearch]] = NoSearch
 
+    name: str = "depth"
+
     def plan(self, subject: Subject) -> Plan:
         """Order the blocks by their influence on the calibration text."""
         from pruning.methods.blocks import Blocks, influence, removable

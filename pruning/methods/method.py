@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from omegaconf import MISSING
 
 from pruning.search.search import Search
+from pruning.system.options import Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,14 +63,15 @@ class Plan(ABC):
 
 
 @dataclass
-class Method(ABC):
+class Method(Options, ABC):
     """A way to make a smaller model of a dense one."""
 
+    where = "method"
     paper: ClassVar[str]  # URL
     searches: ClassVar[type[Search]]  # what it lets decide how much of every site goes
     dial: ClassVar[str] = ""  # the option that may take the place of a speedup
     again: ClassVar[bool] = True  # whether it can go on with a model that it has pruned
-    name: str = MISSING
+    name: str = MISSING  # that its jobs are named by
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
         """List where it removes something; latency is profiled there.

@@ -1,11 +1,10 @@
 """SlimGPT: sequential structured pruning by batched greedy OBS (arXiv:2412.18110)."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
-
-from omegaconf import MISSING
 
 from pruning.methods.method import Method, Plan, Subject
 from pruning.search.search import Schedule
@@ -47,24 +46,29 @@ class SlimGPT(Method):
     searches: ClassVar[type[Schedule]] = Schedule
     dial: ClassVar[str] = "ratio"
 
-    ratio: float | None = MISSING  # mean share of every block to remove; null: as speedup asks
-    score: HeadScore = MISSING
-    ffn_score: ChannelScore = MISSING
-    largest: int = MISSING  # channels that leave together, at most
-    smallest: int = MISSING  # and at least
-    decay: int = MISSING  # a group has half of what is left of the last one without these
-    damp: float = MISSING  # ridge of the scores, a share of each input's energy
-    ridges: list[float] = MISSING  # candidates for the ridge of the update, ascending; .inf allowed
+    name: str = "slimgpt"
+    ratio: float | None = None  # mean share of every block to remove; then speedup=null
+    score: HeadScore = HeadScore.exact  # order of the heads
+    ffn_score: ChannelScore = ChannelScore.obs  # order of the FFN channels
+    largest: int = 1024  # FFN channels that leave together, at most
+    smallest: int = 64  # and at least; the paper's text ends at 8
+    decay: int = 512  # a group has half the size of the one before, less half of this
+    damp: float = 0.01  # ridge of the scores, as a share of each input's energy
+    # candidates for the ridge of the update, ascending; per site by held-out error
+    ridges: list[float] = field(
+        default_factory=lambda: [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, math.inf]
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.ratio, float) and not 0 < self.ratio < 1:
             raise ValueError(f"method.ratio={self.ratio} must lie between 0 and 1, or be null")
         if isinstance(self.damp, float) and self.damp < 0:
             raise ValueError(f"method.damp={self.damp} must be at least 0")
-        for field in ("largest", "smallest"):
-            value = getattr(self, field)
+        for name in ("largest", "smallest"):
+            value = getattr(self, name)
             if isinstance(value, int) and value < 1:
-                raise ValueError(f"method.{field}={value} must be at least 1")
+                raise ValueError(f"method.{name}={value} must be at least 1")
         if isinstance(self.ridges, list) and (
             not self.ridges or sorted(self.ridges) != self.ridges or self.ridges[0] < 0
         ):

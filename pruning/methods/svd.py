@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from omegaconf import MISSING
-
 from pruning.methods.leveled import Leveled
 from pruning.search.search import Guided
 
@@ -30,8 +28,9 @@ class SVD(Leveled):
     searches: ClassVar[type[Guided]] = Guided
     again: ClassVar[bool] = False
 
-    modules: str = MISSING  # glob of the projections' paths within a block
-    whiten: bool = MISSING  # least error of the outputs on the calibration text, or of the weights
+    name: str = "svd"
+    modules: str = "*"  # glob of the projections' paths within a block
+    whiten: bool = True  # least error of the outputs on the calibration text, or of the weights
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
         """List the projections."""

@@ -1,11 +1,10 @@
 """ZipLM: inference-aware structured pruning (arXiv:2302.04089)."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
-
-from omegaconf import MISSING
 
 from pruning.methods.leveled import Leveled
 
@@ -37,12 +36,18 @@ class ZipLM(Leveled):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2302.04089"
 
-    attention_score: Score = MISSING
-    ffn_score: Score = MISSING
-    damp: float = MISSING  # ridge of the greedy score, a share of each input's energy
-    ridges: list[float] = MISSING  # candidates for the ridge of the update, ascending; .inf allowed
+    name: str = "ziplm"
+    attention_score: Score = Score.obs  # order of the heads
+    # order of the channels; with 262144 tokens obs is better, see docs/benchmarks.md
+    ffn_score: Score = Score.wanda
+    damp: float = 0.01  # ridge of the obs score, as a share of each input's energy
+    # candidates for the ridge of the update, ascending; per site by held-out error
+    ridges: list[float] = field(
+        default_factory=lambda: [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, math.inf]
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.damp, float) and self.damp < 0:
             raise ValueError(f"method.damp={self.damp} must be at least 0")
         if isinstance(self.ridges, list) and (

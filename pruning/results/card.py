@@ -29,8 +29,13 @@ def card(result: Result) -> str:
         "pipeline_tag": PIPELINES[result.loader],
         "tags": ["pruning", "structured-pruning", str(result.config["method"]["name"])],
     }
-    if base := hub_id(result.config["model"]):
+    model = result.config["model"]
+    if licence := model.get("license"):
+        front = {"license": licence, **front}
+    if base := hub_id(model) or (model.get("wheel") and model.get("base_model")):
         front = {"base_model": base, **front}
+    if read := datasets(result.config):
+        front["datasets"] = read
     # JSON is YAML, and quotes what needs quoting
     matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
     sections = [what(result), measured(result), kept(result), load(result)]
@@ -164,9 +169,21 @@ def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
-def hub_id(model: dict) -> str | None:
-    """Return the hub id of the base model, where it came from there."""
-    path = str(model["path"])
-    if model.get("wheel") or path.endswith(".gguf") or path.startswith(".") or Path(path).exists():
+def datasets(config: dict) -> list[str]:
+    """Return the hub ids of what the model was calibrated or trained on, where they have some."""
+    calibration, recovery, task = (
+        config.get(group) or {} for group in ("calibration", "recovery", "task")
+    )
+    text = calibration.get("text") or {}
+    read = [calibration.get("dataset")] if text.get("wheel") else []
+    rows = (text, recovery.get("text") or {}, task.get("train") or {})
+    read += [hub_id(each) for each in rows if each.get("path")]
+    return list(dict.fromkeys(filter(None, read)))
+
+
+def hub_id(source: dict) -> str | None:
+    """Return the hub id of a model or of rows, where they came from there."""
+    path = str(source["path"])
+    if source.get("wheel") or path.endswith(".gguf") or path.startswith(".") or Path(path).exists():
         return None
     return path if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) else None

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from omegaconf import MISSING
-
 from pruning.results.result import Result
+from pruning.system.options import Options
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -38,17 +37,19 @@ class Mode(StrEnum):
 
 
 @dataclass
-class Tracker:
+class Tracker(Options):
     """One W&B run per job, grouped by study, and one for the study."""
 
-    name: Service = MISSING
-    project: str = MISSING
-    entity: str | None = MISSING  # team or user; null: the key's default
-    mode: Mode = MISSING
-    timeout: float = MISSING  # seconds that starting a run, and finishing its upload, may take
-    checkpoint: bool = MISSING  # whether the pruned model goes along as an artifact
+    where = "tracker"
+    name: Service = Service.wandb  # where results are shown
+    project: str = "pruning"  # created at the first upload
+    entity: str | None = None  # team or user; null: the key's default
+    mode: Mode = Mode.auto  # online where there is an API key, else offline
+    timeout: float = 60.0  # seconds that starting a run, and finishing its upload, may take
+    checkpoint: bool = False  # whether the pruned model goes along as an artifact
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.timeout, float) and self.timeout <= 0:
             raise ValueError(f"tracker.timeout={self.timeout} must be more than 0 seconds")
 

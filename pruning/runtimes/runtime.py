@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from omegaconf import MISSING
 
 from pruning.runtimes.workload import Workload
+from pruning.system.options import Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,12 +17,13 @@ Call = Callable[[], object]
 
 
 @dataclass
-class Runtime(ABC):
+class Runtime(Options, ABC):
     """An engine; whatever is timed is a call that it makes."""
 
+    where = "runtime"
     generates: ClassVar[bool] = True  # whether it runs the loop of the phase generate
     projections: ClassVar[bool] = False  # whether a projection by itself costs what it does inside
-    name: str = MISSING
+    name: str = MISSING  # that results and tables name it by
 
     @property
     @abstractmethod

@@ -19,6 +19,8 @@ class TorchCompile(Runtime):
 
     generates: ClassVar[bool] = False  # the loop is not compiled
 
+    name: str = "torch_compile"
+
     @property
     def version(self) -> str:
         return version("torch")

@@ -18,6 +18,8 @@ class TorchEager(Runtime):
 
     projections: ClassVar[bool] = True
 
+    name: str = "torch"
+
     @property
     def version(self) -> str:
         return version("torch")
@@ -33,4 +35,4 @@ class TorchEager(Runtime):
         return of_block(model, work)
 
 
-EAGER = TorchEager("torch")  # what measures where no other runtime is named
+EAGER = TorchEager()  # what measures where no other runtime is named

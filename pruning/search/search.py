@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
 from pruning.search.options import Chooser, Objective, Ramp
+from pruning.system.options import Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,16 +22,19 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Search:
+class Search(Options):
     """What decides how much of every site goes."""
 
+    where = "search"
     again: ClassVar[bool] = True  # whether it chooses well among sites that were cut before
-    name: str = MISSING
+    name: str = MISSING  # that results name it by
 
 
 @dataclass
 class NoSearch(Search):
     """Nothing to choose: for methods that decide by themselves."""
+
+    name: str = "none"
 
 
 @dataclass
@@ -57,6 +61,8 @@ class Uniform(LevelSearch):
 
     again: ClassVar[bool] = False  # blocks of unequal widths have no level in common
 
+    name: str = "uniform"
+
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
         """Return the widest uniform FFN schedule that fits."""
         from pruning.search.uniform import uniform
@@ -72,15 +78,19 @@ class Schedule(LevelSearch):
     the budget scales it.
     """
 
-    ramp: Ramp = MISSING
-    first: float = MISSING  # ratio of the first block, in proportion to the last; ramps up from it
-    last: float = MISSING
+    name: str = "schedule"
+    ramp: Ramp = Ramp.log  # of the ratio over depth; log is SlimGPT's
+    first: float = (
+        0.0625  # ratio of the first block in proportion to `last`; the target scales both
+    )
+    last: float = 0.25  # ratio of the last block
 
     def __post_init__(self) -> None:
-        for field in ("first", "last"):
-            value = getattr(self, field)
+        super().__post_init__()
+        for name in ("first", "last"):
+            value = getattr(self, name)
             if isinstance(value, float) and not 0 <= value < 1:
-                raise ValueError(f"search.{field}={value} must be at least 0 and below 1")
+                raise ValueError(f"search.{name}={value} must be at least 0 and below 1")
         if isinstance(self.first, float) and isinstance(self.last, float):
             if self.first > self.last:
                 raise ValueError(
@@ -118,17 +128,18 @@ class Schedule(LevelSearch):
 class Guided(LevelSearch):
     """A search that measures whole candidates on a slice of the held-out calibration text."""
 
-    objective: Objective = MISSING
-    tokens: int = MISSING  # of the held-out calibration text per evaluation; rows for a classifier
-    sequence: int = MISSING  # tokens per sequence of them
-    steps: int = MISSING  # local search: candidates tried
-    mutation: float = MISSING  # local search: share of the coefficients changed in a candidate
+    objective: Objective = Objective.kl  # what a candidate is measured by
+    tokens: int = 384  # of the held-out calibration text per evaluation; rows for a classifier
+    sequence: int = 128  # tokens per sequence of them, so that many passages take part
+    steps: int = 0  # local search: candidates tried
+    mutation: float = 0.1  # local search: share of the coefficients that a candidate changes
 
     def __post_init__(self) -> None:
-        for field, least in (("tokens", 1), ("sequence", 1), ("steps", 0)):
-            value = getattr(self, field)
+        super().__post_init__()
+        for name, least in (("tokens", 1), ("sequence", 1), ("steps", 0)):
+            value = getattr(self, name)
             if isinstance(value, int) and value < least:
-                raise ValueError(f"search.{field}={value} must be at least {least}")
+                raise ValueError(f"search.{name}={value} must be at least {least}")
         if isinstance(self.mutation, float) and not 0 <= self.mutation <= 1:
             raise ValueError(f"search.mutation={self.mutation} must lie between 0 and 1")
 
@@ -152,7 +163,10 @@ class Spdy(Guided):
     are drawn again, and a candidate is kept when the measured loss falls.
     """
 
-    inits: int = MISSING
+    name: str = "spdy"
+    tokens: int = 512
+    steps: int = 1000
+    inits: int = 100  # random coefficients to start from
 
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
         """Search the coefficients of the prior losses by measured calibration loss."""
@@ -169,7 +183,9 @@ class Calibrated(Guided):
     kept), alone, once for all targets; the prior losses between them are scaled to fit.
     """
 
-    anchors: list[float] = MISSING
+    name: str = "calibrated"
+    # shares of the units kept at which a sub-block's loss is measured
+    anchors: list[float] = field(default_factory=lambda: [0.5, 0.0])
 
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
         """Solve the DP on sensitivities and refine its coefficients by measured loss."""

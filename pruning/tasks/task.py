@@ -9,6 +9,7 @@ from omegaconf import MISSING
 from pruning.data.labelled import Labelled
 from pruning.data.questions import Questions
 from pruning.system.cache import Cache
+from pruning.system.options import Options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,19 +18,21 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Task(ABC):
+class Task(Options, ABC):
     """What a model is fine-tuned for, and how; its rows (`train`) also calibrate pruning."""
 
     head: ClassVar[str]  # the class of transformers that loads a model with a head for it
-    name: str = MISSING
-    sequence: int = MISSING  # tokens per row at most
-    epochs: float = MISSING  # of the dense model
-    batch: int = MISSING  # rows per step
-    rate: float = MISSING  # learning rate: rises for a tenth of the steps, then falls to 0
-    save: int = MISSING  # steps between checkpoints, from which a killed run goes on
-    seed: int = MISSING  # of a new head, and of the order of the rows
+    where = "task"
+    name: str = MISSING  # that a suite has its rows by
+    sequence: int = 128  # tokens per row at most
+    epochs: float = 3  # of the dense model, where it has no trained head
+    batch: int = 32  # rows per step
+    rate: float = 0.00005  # learning rate: rises for a tenth of the steps, then falls to 0
+    save: int = 500  # steps between checkpoints, from which a killed run goes on
+    seed: int = 0  # of a new head, and of the order of the rows
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for field in ("classes", "sequence", "stride", "batch", "save"):
             value = getattr(self, field, None)
             if isinstance(value, int) and value < 1:
@@ -68,8 +71,8 @@ class Classification(Task):
     """A class, or a number, for a text or a pair of texts."""
 
     head = "AutoModelForSequenceClassification"
-    train: Labelled = MISSING
-    classes: int = MISSING  # 1: a number is predicted
+    train: Labelled = MISSING  # its rows
+    classes: int = 2  # 1: a number is predicted
 
     def examples(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "list[Row]":
         """Tokenise the training rows, in order."""
@@ -88,8 +91,12 @@ class Answering(Task):
     """The place in a context where the answer to a question begins, and where it ends."""
 
     head = "AutoModelForQuestionAnswering"
-    train: Questions = MISSING
-    stride: int = MISSING  # tokens that two windows of a long context share
+    sequence: int = 384  # tokens per window: the question and a part of its context
+    epochs: float = 2
+    batch: int = 12
+    rate: float = 0.00003
+    train: Questions = MISSING  # its rows
+    stride: int = 128  # tokens that two windows of a long context share
 
     def examples(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "list[Row]":
         """Tokenise the training questions, a row for each window of their contexts."""

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pruning.composition import compose
 from pruning.data.questions import Question
 from pruning.evaluation.answers import answers, judge, span
 from pruning.evaluation.part import Candidate
 from pruning.evaluation.parts import Answered
 from pruning.evaluation.suite import Suite
-from pruning.experiment import compose
 from pruning.system.cache import Cache
 from tests.helpers.families import ENCODERS, reader
 from tests.helpers.tiny import word_tokenizer

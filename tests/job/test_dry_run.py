@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
+from pruning.composition import compose
 from pruning.evaluation.parts import Documents
-from pruning.experiment import compose
 from pruning.job.dry_run import rehearse
 from pruning.system.cache import Cache
 from tests.helpers.place import Place

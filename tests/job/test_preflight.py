@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from pruning.composition import compose
 from pruning.evaluation.parts import Judged
 from pruning.evaluation.suite import Suite
-from pruning.experiment import compose
 from pruning.job.preflight import check_ids, preflight
 from pruning.system.cache import Cache
 from tests.helpers.families import ENCODERS, FAMILIES

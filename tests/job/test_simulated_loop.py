@@ -6,7 +6,7 @@ from statistics import fmean
 import pytest
 
 from benchmarks.closed_loop import Levels, job, summary
-from pruning.experiment import compose
+from pruning.composition import compose
 
 JOBS = 60
 

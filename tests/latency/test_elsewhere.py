@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.latency.analytic import Counter
 from pruning.latency.elsewhere import Counted, File, Proxy, Roofline
 from pruning.latency.imported import at_batch, from_text

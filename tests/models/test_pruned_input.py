@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.experiment import compose
+from pruning.composition import compose
 from pruning.models import checkpoint
 from pruning.models.checkpoint import save
 from pruning.models.shrink import shrink_

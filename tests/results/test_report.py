@@ -1,11 +1,13 @@
 """What a user reads: the table at the end and the model card."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import yaml
 from rich.console import Console
 
+from pruning.composition import compose
 from pruning.results.card import card
 from pruning.results.report import is_metric, quantity, show, table, titled
 
@@ -47,10 +49,10 @@ def test_chance_stands_beside_an_accuracy():
 def test_the_card_says_what_how_and_what_came_of_it(result):
     text = card(result)
     _, front, body = text.split("---\n", 2)
-    matter = yaml.safe_load(front)
-    assert matter["base_model"] == "HuggingFaceTB/SmolLM2-135M"
-    assert matter["library_name"] == "transformers"
-    assert "ziplm" in matter["tags"]
+    front = yaml.safe_load(front)
+    assert front["base_model"] == "HuggingFaceTB/SmolLM2-135M"
+    assert front["library_name"] == "transformers"
+    assert "ziplm" in front["tags"]
     assert "```\npython launch.py speedup=1.25\n```" in body
     for fact in ["| speedup measured |  | 1.247x |", "4 x 128 tokens", "101,234,567"]:
         assert fact in body
@@ -59,6 +61,47 @@ def test_the_card_says_what_how_and_what_came_of_it(result):
     assert result.environment["cpu"] in body
     assert "from_pretrained" in body
     assert "calibration rows" not in body
+
+
+def matter(result):
+    """Return the front matter of a card."""
+    return yaml.safe_load(card(result).split("---\n", 2)[1])
+
+
+def test_the_card_names_base_model_licence_and_datasets(result, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").touch()
+    model = {"name": "m", "path": "m.gguf", "wheel": "w==1", "base_model": "a/m", "license": "mit"}
+    text = {"path": "inside/it", "wheel": "w==1"}
+    result.config |= {
+        "model": model,
+        "calibration": {"text": text, "dataset": "google/boolq"},
+        "recovery": {"text": {"path": "allenai/c4", "wheel": None}},
+        "task": {"train": {"path": "nyu-mll/glue"}},
+    }
+    front = matter(result)
+    assert (front["base_model"], front["license"]) == ("a/m", "mit")
+    assert front["datasets"] == ["google/boolq", "allenai/c4", "nyu-mll/glue"]
+    text |= {"path": "mine.jsonl", "wheel": None}  # a text of one's own is no dataset of the hub's
+    model["wheel"] = None
+    result.config["task"] = None
+    assert matter(result)["datasets"] == ["allenai/c4"]
+    assert "base_model" not in matter(result)
+
+
+@pytest.mark.parametrize("option", ["smollm2-135m-instruct", "minilm-l6", "gpt2", "llama2-7b"])
+def test_options_of_the_group_model_say_whose_they_are(result, option):
+    given = [f"model={option}"] + (["task=sst2"] if option == "minilm-l6" else [])
+    experiment = compose(given)
+    result.config |= {
+        "model": asdict(experiment.model),
+        "calibration": asdict(experiment.calibration),
+        "task": experiment.task and asdict(experiment.task),
+    }
+    front = matter(result)
+    assert "/" in front["base_model"]
+    assert front["license"]
+    assert front["datasets"] == (["nyu-mll/glue"] if experiment.task else ["google/boolq"])
 
 
 def test_calibration_on_what_is_judged_is_said(result):

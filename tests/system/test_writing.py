@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from launch import message
+from pruning.job.launch import message
 from pruning.models import checkpoint
 from pruning.system.cache import Cache
 from pruning.system.writing import explained, of_files, writing

@@ -29,6 +29,8 @@ class FLOP(Recipe, Method):
     again: ClassVar[bool] = False
     dial: ClassVar[str] = "sparsity"
 
+    name: str = "flop"
+
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
         """List the projections."""
         from pruning.models.checkpoint import clusters

@@ -1,9 +1,9 @@
 """What FLOP's training is given: below the method and what carries it out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from omegaconf import MISSING
+from pruning.system.options import Options
 
 
 class Embedding(StrEnum):
@@ -15,29 +15,34 @@ class Embedding(StrEnum):
 
 
 @dataclass
-class Recipe:
+class Recipe(Options):
     """How factors get gates, and how both are trained."""
 
-    sparsity: float | None = MISSING  # share of the projections' parameters to remove
-    modules: str = MISSING  # glob of the projections' paths within a block
-    embedding: Embedding = MISSING
-    clusters: list[float] = MISSING  # where they end: shares of the vocabulary, by frequency
-    whiten: bool = MISSING  # factors from the SVD of the outputs on the calibration text
-    room: float = MISSING  # terms at the start, in multiples of the ranks that the search chooses
-    slope: float = MISSING  # how fast gates open at the start, from the chosen rank to larger terms
-    beta: float = MISSING  # temperature of the gates
-    noise: bool = MISSING  # of the gates in training
-    steps: int = MISSING
-    warmup: float = MISSING  # share of the steps over which the target grows
-    batch: int = MISSING  # sequences per step
-    rate: float = MISSING  # learning rate of the weights
-    gate_rate: float = MISSING  # of the gates
-    multiplier_rate: float = MISSING  # of the multipliers
-    penalty: float = MISSING  # multiplier of the squared distance from the target at the start
-    clip: float = MISSING  # largest norm of the weights' gradient
-    save: int = MISSING  # steps between checkpoints, from which a killed run goes on
+    where = "method"
+    # share of the projections' parameters to remove; then speedup=null
+    sparsity: float | None = None
+    modules: str = "*"  # glob of the projections' paths within a block
+    embedding: Embedding = Embedding.none  # whether it is a product too; with sparsity alone
+    # adaptive: where clusters end, as shares of the vocabulary by frequency
+    clusters: list[float] = field(default_factory=lambda: [0.1, 0.4])
+    whiten: bool = True  # factors from the SVD of the outputs on the calibration text
+    room: float = 1.5  # terms at the start, in multiples of the ranks that the search chooses
+    slope: float = 8.0  # how fast gates open at the start, from the chosen rank to larger terms
+    beta: float = 1.0  # temperature of the gates
+    noise: bool = True  # gates are drawn in training, or false: deterministic
+    steps: int = 90  # of training
+    warmup: float = 0.5  # share of the steps over which the target grows to its full size
+    batch: int = 2  # sequences per step, of calibration.sequence tokens
+    rate: float = 0.0001  # learning rate of the weights; falls to 0
+    gate_rate: float = 0.1  # of the gates
+    multiplier_rate: float = 1.0  # of the Lagrange multipliers
+    # multiplier of the squared distance at the start; short runs need it, 0 is as published
+    penalty: float = 5000
+    clip: float = 1.0  # largest norm of the weights' gradient
+    save: int = 30  # steps between checkpoints, from which a killed run goes on
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.embedding in (Embedding.lowrank, Embedding.adaptive) and self.sparsity is None:
             raise ValueError(
                 f"method.embedding={self.embedding} saves parameters and no time: give "
@@ -48,20 +53,20 @@ class Recipe:
             and sorted(set(self.clusters)) == self.clusters
         ):
             raise ValueError(f"method.clusters={self.clusters} must ascend between 0 and 1")
-        for field in ("sparsity", "warmup"):
-            value = getattr(self, field)
+        for name in ("sparsity", "warmup"):
+            value = getattr(self, name)
             if isinstance(value, float) and not 0 < value < 1:
-                raise ValueError(f"method.{field}={value} must lie between 0 and 1")
-        for field in ("slope", "beta", "rate", "gate_rate", "multiplier_rate", "clip"):
-            value = getattr(self, field)
+                raise ValueError(f"method.{name}={value} must lie between 0 and 1")
+        for name in ("slope", "beta", "rate", "gate_rate", "multiplier_rate", "clip"):
+            value = getattr(self, name)
             if isinstance(value, float) and value <= 0:
-                raise ValueError(f"method.{field}={value} must be above 0")
+                raise ValueError(f"method.{name}={value} must be above 0")
         if isinstance(self.room, float) and self.room < 1:
             raise ValueError(f"method.room={self.room} must be at least 1")
-        for field in ("steps", "batch", "save"):
-            value = getattr(self, field)
+        for name in ("steps", "batch", "save"):
+            value = getattr(self, name)
             if isinstance(value, int) and value < 1:
-                raise ValueError(f"method.{field}={value} must be at least 1")
+                raise ValueError(f"method.{name}={value} must be at least 1")
 
     def ends(self) -> list[float]:
         """Return where clusters of tokens end."""

@@ -1,0 +1,135 @@
+"""Draw the first picture of the README: all methods at equal measured speedup.
+
+    python benchmarks/draw_compare.py        # docs/data/compare.csv to docs/images/compare.svg
+
+The file has the rows of docs/benchmarks.md, 'All methods at equal measured speedup'. A dot is a
+result, a line goes through the means of a method. With a path as argument, a PNG too.
+"""
+
+import csv
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import vl_convert
+
+DOCS = Path(__file__).parent.parent / "docs"
+METRIC = "perplexity_2048"
+TOP = 1000  # what is above is left out, and named below the picture
+COLORS = {  # the two papers that solve the weights again stand out
+    "ziplm": "#d62728",
+    "slimgpt": "#1f77b4",
+    "uniform_ffn": "#e08a2c",
+    "flap": "#2ca02c",
+    "flap_no_bias": "#98ce8a",
+    "wanda_sp": "#9467bd",
+    "svd": "#17becf",
+    "depth": "#8c564b",
+    "magnitude": "#7f7f7f",
+    "random": "#bcbcbc",
+}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Read the results, numbers as numbers."""
+    with path.open() as file:
+        return [
+            {"method": r["method"], "target": r["target"]}
+            | {key: float(r[key]) for key in ("measured", METRIC)}
+            for r in csv.DictReader(file)
+        ]
+
+
+def means(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Take the draws of the same method and target together."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for r in results:
+        groups.setdefault((r["method"], r["target"]), []).append(r)
+    return [
+        {"method": method} | {key: mean(r[key] for r in group) for key in ("measured", METRIC)}
+        for (method, _), group in groups.items()
+    ]
+
+
+def picture(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the Vega-Lite specification."""
+    pruned = [r for r in results if r["method"] != "dense"]
+    dense = [r for r in results if r["method"] == "dense"]
+    x = {
+        "field": "measured",
+        "type": "quantitative",
+        "title": "measured speedup over the dense model, end to end",
+        "scale": {"domain": [0.97, 2.08], "nice": False},
+        "axis": {"values": [1, 1.25, 1.5, 1.75, 2], "labelExpr": "datum.value + 'x'"},
+    }
+    y = {
+        "field": METRIC,
+        "type": "quantitative",
+        "title": "WikiText-2 perplexity (log scale, lower is better)",
+        "scale": {"type": "log", "domain": [20, TOP], "nice": False},
+        "axis": {"values": [20, 30, 50, 70, 100, 150, 200, 300, 500, 700, 1000]},
+    }
+    scale = {"domain": list(COLORS), "range": list(COLORS.values())}
+    color = {"field": "method", "type": "nominal", "scale": scale, "title": None}
+    papers = {"test": {"field": "method", "oneOf": ["ziplm", "slimgpt"]}, "value": 3}
+    shared = {"x": x, "y": y, "color": color}
+    label = {"align": "left", "dx": 10, "dy": 1, "fontSize": 13}
+    star = {"filled": True, "color": "black", "size": 60}
+    layers = [
+        {
+            "data": {"values": dense},
+            "mark": {"type": "rule", "strokeDash": [4, 4], "color": "#999"},
+            "encoding": {"y": y},
+        },
+        {
+            "data": {"values": means(pruned)},
+            "mark": {"type": "line", "clip": True},
+            "encoding": shared | {"strokeWidth": {"condition": papers, "value": 1.5}},
+        },
+        {
+            "data": {"values": pruned},
+            "mark": {"type": "point", "filled": True, "opacity": 1, "size": 40, "clip": True},
+            "encoding": shared,
+        },
+        {
+            "data": {"values": dense},
+            "mark": {"type": "point", **star},
+            "encoding": {"x": x, "y": y},
+        },
+        {
+            "data": {"values": dense},
+            "mark": {"type": "text", "text": "dense", **label, "baseline": "bottom"},
+            "encoding": {"x": x, "y": y},
+        },
+    ]
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "background": "white",
+        "padding": 10,
+        "width": 600,
+        "height": 340,
+        "layer": layers,
+        "config": {
+            "font": "Helvetica, Arial, sans-serif",
+            "axis": {"labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal"},
+            "legend": {"labelFontSize": 13, "symbolSize": 90, "symbolType": "circle"},
+            "view": {"stroke": None},
+        },
+    }
+
+
+def main() -> None:
+    """Write the SVG; say what is above the picture."""
+    results = rows(DOCS / "data" / "compare.csv")
+    specification = picture(results)
+    (DOCS / "images" / "compare.svg").write_text(vl_convert.vegalite_to_svg(specification))
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_bytes(vl_convert.vegalite_to_png(specification, scale=1.5))
+    for r in results:
+        if r[METRIC] > TOP:
+            print(f"above the picture: {r['method']}, {r['measured']:g}x, {r[METRIC]:g}")
+
+
+if __name__ == "__main__":
+    main()
