@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run test jobs slow real check gpu clean
+.PHONY: help run test jobs slow real docs check gpu clean
 
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,11 @@ real: $(STAMP)  ## Run the slow tests of one job on real weights, up to lm-eval'
 
 gpu: $(STAMP)  ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+docs: $(STAMP)  ## Write docs/configuration.md and the tree of docs/code.md from the code
+	$(BIN)/python -m pruning.reference > .configuration.md
+	mv .configuration.md docs/configuration.md
+	$(BIN)/python -m tests.test_docs
 
 check: $(STAMP)  ## Lint, format check, types
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.composition import compose
-from pruning.job.closed_loop import meet
+from pruning.job.closed_loop import SpeedTarget, meet
 from pruning.latency import clock
 from pruning.latency.clock import Timing, in_turns
 from pruning.latency.grid import heads
@@ -186,7 +186,7 @@ def job(seed: int, noise: float, hardware: dict, levels: Levels) -> dict:
 
     here = Simulated(**hardware, noise_of_pairs=noise, random=random)
     plan = Allocations(levels, true)
-    met = meet(StandIn(DENSE), plan, table, here, target, Stopwatch())
+    met = meet(StandIn(DENSE), plan, table, SpeedTarget(target, here), Stopwatch())
     assert isinstance(met.pruned, StandIn)
     assert met.measured is not None
     return {

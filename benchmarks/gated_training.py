@@ -16,7 +16,7 @@ import torch
 
 from pruning.calibration.moments import Moments
 from pruning.composition import compose
-from pruning.latency.clock import interleaved
+from pruning.latency.clock import Rounds, interleaved
 from pruning.latency.local import Local
 from pruning.latency.table import Shapes
 from pruning.methods.flop.flop import FLOP
@@ -63,7 +63,7 @@ def main() -> None:
 
     calls = {share: partial(step, gated, share) for share in arguments.alive}
     calls |= {0.0: partial(step, model, 0.0)}
-    found = interleaved(calls, model.device, experiment.hardware.repetitions, "steps")
+    found = interleaved(calls, model.device, Rounds(experiment.hardware.repetitions), "steps")
     dense = sum(weight(projection(model, site)).numel() for site in sites)
     started = sum(p.numel() for site in sites for p in projection(gated, site).parameters())
     result = [

@@ -19,7 +19,7 @@ from pruning.composition import compose
 from pruning.data.batch import pack
 from pruning.models.blockwise import enter
 from pruning.models.sites import Kind, blocks, projection, sites, weight
-from pruning.solver.obs import by_wanda, change, energy, least_squares
+from pruning.solver.obs import Units, by_wanda, change, energy, least_squares
 from pruning.solver.ordering import HeldOut, choose_ridge
 from pruning.system.cache import Cache
 from pruning.system.progress import track
@@ -87,7 +87,7 @@ def main() -> None:
             split = found[block, n]
             H = split.all.H.double()
             keep = torch.ones(site.columns, dtype=torch.bool)
-            keep[by_wanda(W, H, steps=round(REMOVED * site.columns)).order] = False
+            keep[by_wanda(W, H, Units(steps=round(REMOVED * site.columns))).order] = False
             mean = float(H.diagonal().mean())
             shifted = {
                 f"{d:g} of the mean": H + d * mean * torch.eye(len(H), dtype=H.dtype) for d in FIXED

@@ -14,7 +14,7 @@ import time
 import torch
 from torch import Tensor
 
-from pruning.solver.obs import damped, greedy
+from pruning.solver.obs import Units, damped, greedy
 
 
 def rank_one(W: Tensor, H: Tensor, in_place: bool) -> list[int]:
@@ -57,7 +57,7 @@ def main() -> None:
     H, damp = X.T @ X / len(X), 0.01
     W = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
 
-    greedy(W, H, steps=columns // 8, damp=damp)  # warm-up
+    greedy(W, H, Units(steps=columns // 8), damp)  # warm-up
     versions = {
         "blocked": lambda: greedy(W, H, damp=damp).order.tolist(),
         "rank_one": lambda: rank_one(W, damped(H, damp), in_place=False),

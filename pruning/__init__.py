@@ -1,1 +1,105 @@
-"""Inference-aware structured pruning of language models."""
+"""Inference-aware structured pruning of language models; nothing is imported before it is used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pruning.api import Pruned, profile, prune
+    from pruning.calibration.calibration import Calibration, Wikipedia
+    from pruning.data.text import Text
+    from pruning.evaluation.parts import Perplexity
+    from pruning.evaluation.suite import Suite
+    from pruning.latency.elsewhere import File, Proxy, Roofline
+    from pruning.latency.local import Local
+    from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
+    from pruning.methods.dense import Dense
+    from pruning.methods.depth import Depth
+    from pruning.methods.flop.flop import FLOP
+    from pruning.methods.slimgpt import SlimGPT
+    from pruning.methods.svd import SVD
+    from pruning.methods.ziplm import ZipLM
+    from pruning.models.shrink import shrink_
+    from pruning.recovery.recovery import Lora, Loss, NoRecovery, Training
+    from pruning.results.frame import load_results
+    from pruning.results.result import Result
+    from pruning.runtimes.torch_compile import TorchCompile
+    from pruning.runtimes.torch_eager import TorchEager
+    from pruning.search.search import Calibrated, NoSearch, Schedule, Spdy, Uniform
+    from pruning.tasks.task import Answering, Classification
+
+_HOMES = {
+    "pruning.api": ("prune", "profile", "Pruned"),
+    "pruning.models.shrink": ("shrink_",),
+    "pruning.results.frame": ("load_results",),
+    "pruning.results.result": ("Result",),
+    "pruning.methods.ziplm": ("ZipLM",),
+    "pruning.methods.slimgpt": ("SlimGPT",),
+    "pruning.methods.flop.flop": ("FLOP",),
+    "pruning.methods.svd": ("SVD",),
+    "pruning.methods.baselines": ("Flap", "Magnitude", "Random", "WandaSp"),
+    "pruning.methods.depth": ("Depth",),
+    "pruning.methods.dense": ("Dense",),
+    "pruning.latency.local": ("Local",),
+    "pruning.latency.elsewhere": ("File", "Roofline", "Proxy"),
+    "pruning.runtimes.torch_eager": ("TorchEager",),
+    "pruning.runtimes.torch_compile": ("TorchCompile",),
+    "pruning.calibration.calibration": ("Calibration", "Wikipedia"),
+    "pruning.data.text": ("Text",),
+    "pruning.search.search": ("Calibrated", "Spdy", "Uniform", "Schedule", "NoSearch"),
+    "pruning.recovery.recovery": ("Training", "Loss", "Lora", "NoRecovery"),
+    "pruning.evaluation.suite": ("Suite",),
+    "pruning.evaluation.parts": ("Perplexity",),
+    "pruning.tasks.task": ("Classification", "Answering"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "FLOP",
+    "SVD",
+    "Answering",
+    "Calibrated",
+    "Calibration",
+    "Classification",
+    "Dense",
+    "Depth",
+    "File",
+    "Flap",
+    "Local",
+    "Lora",
+    "Loss",
+    "Magnitude",
+    "NoRecovery",
+    "NoSearch",
+    "Perplexity",
+    "Proxy",
+    "Pruned",
+    "Random",
+    "Result",
+    "Roofline",
+    "Schedule",
+    "SlimGPT",
+    "Spdy",
+    "Suite",
+    "Text",
+    "TorchCompile",
+    "TorchEager",
+    "Training",
+    "Uniform",
+    "WandaSp",
+    "Wikipedia",
+    "ZipLM",
+    "load_results",
+    "profile",
+    "prune",
+    "shrink_",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pruning' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

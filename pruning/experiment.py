@@ -1,7 +1,7 @@
 """The typed configuration: a composed config is an `Experiment`, nothing else."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -16,7 +16,8 @@ from pruning.results.tracker import Tracker
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.workload import Phase
 from pruning.search.search import Search
-from pruning.system.cache import digest
+from pruning.system.cache import digest, root
+from pruning.system.options import Options
 from pruning.tasks.task import Task
 
 NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "verify_cache", "dry_run")
@@ -24,27 +25,28 @@ FOR_THE_CARD = {"model": ("base_model", "license"), "calibration": ("dataset",)}
 
 
 @dataclass
-class Experiment:
+class Experiment(Options):
     """One job: prune this model with this method to this speedup on this hardware."""
 
-    model: Model = MISSING
-    method: Method = MISSING
-    hardware: Hardware = MISSING
-    runtime: Runtime = MISSING
-    calibration: Calibration = MISSING
-    search: Search = MISSING
-    suite: Suite = MISSING
+    model: Model = MISSING  # what is pruned
+    method: Method = MISSING  # what makes it smaller
+    hardware: Hardware = MISSING  # what it is to be fast on
+    runtime: Runtime = MISSING  # what executes the models that are timed
+    calibration: Calibration = MISSING  # the text that the method looks at
+    search: Search = MISSING  # what decides how much of every site goes
+    suite: Suite = MISSING  # what both models are evaluated on
     recovery: Recovery = MISSING  # training of the pruned model
-    tracker: Tracker = MISSING
+    tracker: Tracker = MISSING  # where results are shown
     task: Task | None = None  # that an encoder is fine-tuned for
     speedup: float | None = MISSING  # of the dense model's latency, at least 1; null: method.ratio
-    seed: int = MISSING
-    study: str = MISSING  # jobs that belong together; the directory under outputs/
-    cache: str = MISSING  # directory that stages are cached in
+    seed: int = 0  # order of the calibration text, everything random
+    study: str = "default"  # jobs that belong together: outputs/<study>/, one W&B group
+    cache: str = field(default_factory=root)  # finished stages, shared by all jobs
     verify_cache: bool = False  # read every cached file that is used, and compare its sha256
-    dry_run: bool = MISSING  # say what would be computed, and compute nothing
+    dry_run: bool = False  # say what would be computed, and compute nothing
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.speedup, float) and not (
             self.speedup >= 1 and math.isfinite(self.speedup)
         ):

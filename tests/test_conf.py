@@ -171,6 +171,7 @@ def test_what_changes_the_result_changes_the_name(override):
         "tracker.project=mine",
         "study=other",
         "cache=/elsewhere",
+        "verify_cache=true",
         "model.license=mit",
         "model.base_model=mine/model",
         "calibration.dataset=mine/texts",

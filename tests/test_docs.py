@@ -1,6 +1,6 @@
 """README and docs: links lead somewhere, lines are short, commands compose, the tree is whole.
 
-python -m tests.test_docs      # writes the tree of docs/code.md anew
+`make docs` writes the tree of docs/code.md anew, by `python -m tests.test_docs`.
 """
 
 import ast
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = [ROOT / "README.md", ROOT / "docs" / "quickstart.md", ROOT / "docs" / "sweeps.md"]
 CODE = ROOT / "docs" / "code.md"
-BEGIN, END = "<!-- tree: written by python -m tests.test_docs -->\n", "<!-- end of tree -->"
+BEGIN, END = "<!-- tree: written by make docs -->\n", "<!-- end of tree -->"
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -168,7 +168,7 @@ def tree() -> str:
 
 def test_the_tree_is_that_of_the_code():
     assert tree() == CODE.read_text().partition(BEGIN)[2].partition(END)[0], (
-        "write it anew: python -m tests.test_docs"
+        "stale: run `make docs`"
     )
 
 

@@ -32,9 +32,11 @@ from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
 from pruning.recovery.recovery import Loss, Precision, Shape
 from pruning.recovery.stage import recovered
+from pruning.recovery.train import Distillation
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import EAGER
 from pruning.runtimes.workload import Phase
+from pruning.search.climb import calibrated
 from pruning.search.options import Objective
 from pruning.search.problem import pose
 from pruning.search.search import NoSearch
@@ -90,6 +92,8 @@ class Given:
     judged: list[Batch] = field(default_factory=list)
     objective: Objective = Objective.kl
     anchors: list[float] = field(default_factory=lambda: [0.5])
+    tried: int = 1
+    mutation: float = 0.1
     here: Any = field(default_factory=hardware)
     runtime: Any = field(default_factory=lambda: EAGER)
     recovery: Any = field(default_factory=training)
@@ -145,6 +149,13 @@ def sensitivities(g: Given, cache: Cache) -> Any:
     return pose(solved, g.table, trial, cache).sensitivities(g.anchors)
 
 
+def search(g: Given, cache: Cache) -> Any:
+    solved = levels(g, cache)
+    trial = Trial(g.model, solved, g.judged, g.objective)
+    posed = pose(solved, g.table, trial, cache, g.seed)
+    return calibrated(posed, g.table.budget(g.speedup), g.anchors, g.tried, g.mutation)
+
+
 def train(g: Given, cache: Cache) -> Any:
     found = Moments(Path(fingerprint(g.model)))  # FLOP's tests build real ones
     search, clock = NoSearch("none"), Stopwatch()
@@ -158,7 +169,8 @@ def train(g: Given, cache: Cache) -> Any:
 
 def recover(g: Given, cache: Cache) -> Any:
     pruned = half(g.model) if g.pruned is None else g.pruned
-    return recovered(g.recovery, pruned, g.model, g.rows, cache, g.seed, nothing, g.watched)
+    given = Distillation(pruned, g.model, g.rows, g.seed)
+    return recovered(g.recovery, given, cache, nothing, g.watched)
 
 
 STAGES: dict[str, Callable[[Given, Cache], Any]] = {
@@ -169,6 +181,7 @@ STAGES: dict[str, Callable[[Given, Cache], Any]] = {
     "moments": moments,
     "levels": levels,
     "sensitivities": sensitivities,
+    "search": search,
     "influence": lambda g, cache: influence(g.model, fingerprint(g.model), g.batches, cache),
     "training": train,
     "finetune": lambda g, cache: g.task.teach(g.encoder, g.tokenizer, cache),
@@ -385,6 +398,18 @@ CASES: dict[str, dict[str, Change]] = {
         "objective": put("objective", Objective.task),
         "text": lambda g: g.judged.pop(),
         "anchors": put("anchors", [0.25, 0.75]),
+    },
+    "search": {
+        **LEVELS,
+        "objective": put("objective", Objective.task),
+        "text": lambda g: g.judged.pop(),
+        "sensitivities": put("anchors", [0.25, 0.75]),
+        "candidates": put("tried", 2),
+        "mutation": put("mutation", 0.2),
+        "budget": put("speedup", 2.0),
+        "cost of a level": lambda g: g.table.parts.update(ffn={**g.table.parts["ffn"], 16: 0.001}),
+        "cost of the rest": lambda g: setattr(g.table, "rest", g.table.rest + 1),
+        "seed": put("seed", 1),
     },
     "influence": {**of_model("model"), **TOKENS},
     "training": {

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +23,15 @@ from pruning.system.progress import track
 
 NAMES = ("H", "mean", "variance")  # of a moment, on disk
 Outputs = dict[Site, list[Float[Tensor, "tokens rows"]]]  # of a block's sites, per state
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a block, and how much its tokens weigh."""
+
+    sites: list[Site]  # of which inputs
+    weight: Weight
+    targets: Outputs | None = None  # for every state; None: what the sites' own weights give
 
 
 class _Seen(Exception):
@@ -64,7 +74,8 @@ def collect(
     for site in of:
         of_block.setdefault(site.block, []).append(site)
     for index in track(range(len(blocks(model))), "calibrate: blocks"):
-        yield block_moments(model, index, states, of_block.get(index, []), weight, advance=True)
+        reading = Reading(of_block.get(index, []), weight)
+        yield block_moments(model, index, states, reading, advance=True)
 
 
 @torch.no_grad()
@@ -72,23 +83,21 @@ def block_moments(
     model: PreTrainedModel,
     index: int,
     states: list[State],
-    of: list[Site],
-    weight: Weight,
+    reading: Reading,
     advance: bool,
-    targets: Outputs | None = None,
 ) -> dict[Site, Split]:
-    """Run block `index` on every state; return the moments of its sites `of`.
+    """Run block `index` on every state; return the moments of its sites that are read.
 
     With `advance` the states go on behind the block, else they stay in front of it: then the first
     call says how much each token weighs in this block, for both sub-blocks, and further ones run
-    only as much of it as they need. `targets` are what the sites should give for every state, where
-    that is not what their own weights give.
+    only as much of it as they need.
     """
+    of, targets = reading.sites, reading.targets
     block, device = blocks(model)[index], states[0].hidden.device
-    reading = {site.reads: site for site in reversed(of)}  # one site for each kind of inputs
+    alike = {site.reads: site for site in reversed(of)}  # one site for each kind of inputs
     sums = {
         site: [Accumulator(matrix(projection(model, site)).shape[1], device) for _ in range(2)]
-        for site in reading.values()
+        for site in alike.values()
     }
     known = not advance and all(state.weights is not None for state in states)
     with _inputs(model, list(sums), stop=known) as inputs, _summed(model, index) as summed:
@@ -105,7 +114,9 @@ def block_moments(
                     else behind(block, state.hidden, state.calls[index])
                 )
                 if of:
-                    w = _weights(model, index, state.batch, {Kind.FFN: hidden} | summed, weight)
+                    w = _weights(
+                        model, index, state.batch, {Kind.FFN: hidden} | summed, reading.weight
+                    )
                 if not advance:
                     state.weights = w
             for site, (fit, held) in sums.items():

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -27,7 +27,16 @@ Make = Callable[[Shapes], tuple[PreTrainedModel, Allocation]]
 CARE = 1.0  # standard errors by which a round has to be inside the tolerance to be confirmed
 
 
-@dataclass
+@dataclass(frozen=True)
+class SpeedTarget:
+    """How many times as fast a model is to be, on which hardware and in which runtime."""
+
+    speedup: float | None  # None: the plan's own shapes
+    hardware: Hardware
+    runtime: Runtime = field(default_factory=lambda: EAGER)
+
+
+@dataclass(frozen=True)
 class Met:
     """The pruned model whose measured speedup came nearest the target.
 
@@ -41,7 +50,7 @@ class Met:
     measured: float | None  # None where the hardware is not here
     dense_timing: Timing
     pruned_timing: Timing
-    rounds: list[dict[str, Any]] = field(default_factory=list)
+    rounds: tuple[dict[str, Any], ...] = ()
 
     @property
     def reached(self) -> float:
@@ -75,7 +84,7 @@ class _Loop:
     ):
         self.dense, self.table, self.how = dense, table, how
         self.target, self.clock = target, clock
-        self.rounds: list[dict[str, Any]] = []
+        self.rounds: tuple[dict[str, Any], ...] = ()
         self.factors: list[float] = []  # measured / predicted, of every timing
         self._pairs: dict[tuple, tuple[Timing, Timing]] = {}  # by shapes
 
@@ -92,10 +101,10 @@ class _Loop:
         pairs = self._pairs.setdefault(tuple(made.shapes.items()), (Timing([]), Timing([])))
         for timing, new in zip(pairs, (slow, fast), strict=True):
             timing.values.extend(new.values)
-        met = Met(
-            made.model, made.allocation, self.target, made.predicted, None, slow, fast, self.rounds
-        )
-        note(met, made.aim, confirms)
+        speed = self.target, made.predicted, None
+        met = Met(made.model, made.allocation, *speed, slow, fast, self.rounds)
+        met = noted(met, made.aim, confirms)
+        self.rounds = met.rounds
         assert met.measured is not None
         if made.predicted is not None:
             self.factors.append(met.measured / made.predicted)
@@ -112,12 +121,10 @@ def meet(
     dense: PreTrainedModel,
     plan: Plan,
     table: LatencyTable,
-    hardware: Hardware,
-    speedup: float | None,
+    target: SpeedTarget,
     clock: Stopwatch,
-    runtime: Runtime = EAGER,
 ) -> Met:
-    """Prune to `speedup` as measured end to end, within `hardware.tolerance` where it can be had.
+    """Prune to a speedup as measured end to end, within `hardware.tolerance` where it can be had.
 
     What the table predicts and what is measured differ by a factor that barely depends on the
     allocation; each round divides the target by the median of the factors seen so far. A timing
@@ -126,14 +133,14 @@ def meet(
     speedup the plan's own shapes are built and timed. Where the hardware is not here, the table
     decides alone.
     """
-    if (how := hardware.measurement(dense, runtime)) is None:
-        return foretold(plan, table, hardware, speedup, clock)
+    speedup = target.speedup
+    if (how := target.hardware.measurement(dense, target.runtime)) is None:
+        return foretold(plan, table, target, clock)
     loop = _Loop(dense, table, how, speedup, clock)
     if speedup is None or speedup == 1:  # no choice depends on what is measured
         shapes = plan.given if speedup is None else plan.choose(table.budget(speedup))
         if shapes is None:
-            assert speedup is not None
-            raise _impossible(plan, table, hardware, speedup)
+            raise _impossible(plan, table, target)
         return loop.time(loop.make(plan.build, shapes, speedup), confirms=True)
     aim, nearest, met = speedup, None, None
     for _ in range(how.rounds):
@@ -152,7 +159,7 @@ def meet(
             nearest = made
         aim = max(1.0, speedup / median(loop.factors))
     if nearest is None:
-        raise _impossible(plan, table, hardware, speedup)
+        raise _impossible(plan, table, target)
     if plan.costly:
         nearest, met = loop.make(plan.build, nearest.shapes, nearest.aim), None
     met = met or loop.time(nearest, confirms=True)
@@ -173,43 +180,41 @@ def met_within(met: Met, how: Measurement) -> bool:
     return met.target is None or abs(met.reached / met.target - 1) <= how.tolerance
 
 
-def note(met: Met, aim: float | None, confirms: bool) -> None:
-    """Take a model's speedup from its timings, and add these to the rounds."""
-    met.measured, doubt = ratio(met.dense_timing, met.pruned_timing)
-    met.rounds.append(
-        {
-            "aim": aim,
-            "predicted": met.predicted,
-            "measured": met.measured,
-            "stderr": doubt,
-            "pairs": len(met.dense_timing.values),
-            "confirms": confirms,
-        }
-    )
-    told = times(aim), times(met.predicted), met.measured, doubt
+def noted(met: Met, aim: float | None, confirms: bool) -> Met:
+    """Return it with the speedup that its timings say, and these among its rounds."""
+    measured, doubt = ratio(met.dense_timing, met.pruned_timing)
+    entry = {
+        "aim": aim,
+        "predicted": met.predicted,
+        "measured": measured,
+        "stderr": doubt,
+        "pairs": len(met.dense_timing.values),
+        "confirms": confirms,
+    }
+    told = times(aim), times(met.predicted), measured, doubt
     what = ", confirming what was chosen" if confirms else ""
     log.info("aim %s: predicted %s, measured %.3fx ± %.3f%s", *told, what)
+    return replace(met, measured=measured, rounds=(*met.rounds, entry))
 
 
-def timed_again(met: Met, dense: PreTrainedModel, how: Measurement) -> None:
+def timed_again(met: Met, dense: PreTrainedModel, how: Measurement) -> Met:
     """Time a model whose weights are others now; that alone is its speedup from now on."""
-    met.dense_timing, met.pruned_timing = how.compare(dense, met.pruned, confirm=True)
-    note(met, None, confirms=True)
-    if not met_within(met, how):
+    slow, fast = how.compare(dense, met.pruned, confirm=True)
+    again = noted(replace(met, dense_timing=slow, pruned_timing=fast), None, confirms=True)
+    if not met_within(again, how):
         log.warning("after recovery it is not within %.0f %%", 100 * how.tolerance)
+    return again
 
 
-def foretold(
-    plan: Plan, table: LatencyTable, hardware: Hardware, speedup: float | None, clock: Stopwatch
-) -> Met:
-    """Prune to `speedup` as the table predicts it; nothing is measured.
+def foretold(plan: Plan, table: LatencyTable, target: SpeedTarget, clock: Stopwatch) -> Met:
+    """Prune to a speedup as the table predicts it; nothing is measured.
 
     ValueError where the plan's own shapes are not in the table.
     """
+    hardware, speedup = target.hardware, target.speedup
     shapes = plan.given if speedup is None else plan.choose(table.budget(speedup))
     if shapes is None:
-        assert speedup is not None
-        raise _impossible(plan, table, hardware, speedup)
+        raise _impossible(plan, table, target)
     if not table.knows(shapes):
         raise ValueError(
             f"hardware={hardware.name} cannot tell how fast these shapes are, since its table does "
@@ -222,7 +227,7 @@ def foretold(
     told = (table.foretold, times(predicted), hardware.name)
     log.info("%s %s, not measured: hardware=%s is not here", *told)
     timings = Timing([table.dense]), Timing([table.dense / predicted])
-    rounds: list[dict[str, Any]] = [{"aim": speedup, "predicted": predicted}]
+    rounds = ({"aim": speedup, "predicted": predicted},)
     return Met(model, allocation, speedup, predicted, None, *timings, rounds)
 
 
@@ -232,7 +237,9 @@ def prediction(table: LatencyTable, allocation: Allocation) -> float | None:
     return table.dense / table.total(left) if table.knows(left) else None
 
 
-def _impossible(plan: Plan, table: LatencyTable, hardware: Hardware, speedup: float) -> ValueError:
+def _impossible(plan: Plan, table: LatencyTable, target: SpeedTarget) -> ValueError:
+    hardware, speedup = target.hardware, target.speedup
+    assert speedup is not None, "the shapes of a plan's own are always there"
     return ValueError(
         f"speedup={speedup:g} cannot be met with this search: the most it gives on hardware "
         f"{hardware.name!r} is {_most(plan, table, speedup):.2f}; ask for less, or use "

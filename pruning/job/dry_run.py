@@ -20,18 +20,18 @@ from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.preflight import check_ids, preflight
 from pruning.methods.method import Subject
-from pruning.models.sites import blocks, sites
-from pruning.models.source import fingerprint
-from pruning.recovery.recovery import Training
+from pruning.models.loaded import LoadedModel
+from pruning.models.sites import sites
 from pruning.system.cache import Cache, digest
 from pruning.system.device_locks import sharing
+from pruning.system.job import Job
 from pruning.system.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.data.batch import Batch
-    from pruning.evaluation.suite import Suite
+    from pruning.latency.table import LatencyTable
 
 DATA = ("model", "wheel", "documents")  # stages that only fetch and convert
 GIB = 2**30
@@ -49,15 +49,6 @@ class Rehearsal(Cache):
         if name not in DATA and not (self.root / name / digest(key)).is_dir():
             raise Absent(name)
         return super().stage(name, key, build)
-
-
-class _Until(Stopwatch):
-    """Lets a plan begin, and stops it in front of what is computed for every target anew."""
-
-    def __call__(self, stage: str):
-        if stage in ("search", "train", "recover"):
-            raise Absent(stage)
-        return super().__call__(stage)
 
 
 @dataclass
@@ -92,119 +83,95 @@ def rehearse(experiment: Experiment, name: str) -> Estimate:
 
 
 def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estimate:
-    cache, console = Rehearsal(experiment.cache), Console()
+    job = Job(Path(name), device, Rehearsal(experiment.cache), Stopwatch(), experiment.seed)
+    cache, console = job.cache, Console()
     dense, tokenizer = experiment.model.load(cache, device, experiment.task)
     suite, _ = experiment.suite.of(experiment.task).available(cache)
     preflight(experiment, suite, dense, tokenizer, cache)
-    seed = experiment.seed
-    source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": experiment.task}
+    source = {"tokenizer": tokenizer, "cache": cache, "seed": job.seed, "task": experiment.task}
     batches = experiment.calibration.batches(**source)
     check_ids((batch.ids for batch in batches), dense, tokenizer, "calibration")
-    found = Estimate(0.0)
+    estimate = Estimate(0.0)
     if experiment.task is not None:
         try:
             dense = experiment.task.teach(dense, tokenizer, cache)
         except Absent:
-            found.rows.append(("finetune", "to compute; what follows depends on it", None))
-            console.print(found.table(name))
-            return found
-    text = partial(experiment.calibration.up_to, **source)
-    found.seconds_per_token = _forward(dense, batches[0])
-    _rows(found, experiment, suite, dense, tokenizer, batches, text, cache)
-    console.print(found.table(name))
-    total = sum(seconds or 0.0 for _, _, seconds in found.rows)
+            estimate.rows.append(("finetune", "to compute; what follows depends on it", None))
+            console.print(estimate.table(name))
+            return estimate
+    estimate.seconds_per_token = _forward(dense, batches[0])
+    loaded = LoadedModel(dense, tokenizer)
+    table = _add_measured(estimate, experiment, suite, loaded, job)
+    reached = "profile"  # the stage that a job would have to compute first
+    if table is not None:
+        text = partial(experiment.calibration.up_to, **source)
+        reached = _reached(experiment, loaded, job, batches, text, table)
+    tokens = sum(batch.tokens for batch in batches)
+    given = experiment.calibration, experiment.search
+    cached = reached != "profile"
+    for stage, cost in experiment.method.cost(dense, tokens, *given).items():
+        cached = cached and stage not in (reached, "prune")
+        estimate.add(stage, cached, cost)
+    for stage, cost in experiment.recovery.cost().items():
+        estimate.add(stage, False, cost)
+    estimate.add("measure", False, None)
+    estimate.add("evaluate the pruned model", False, _read(suite))
+    console.print(estimate.table(name))
+    total = sum(seconds or 0.0 for _, _, seconds in estimate.rows)
     console.print(
         f"about {total / 60:.0f} minutes, solves, profile and lm-eval's tasks not counted; about "
         f"{_memory(dense, batches) / GIB:.1f} GiB of memory at the peak"
     )
-    return found
+    return estimate
 
 
-def _rows(
-    found: Estimate,
+def _add_measured(
+    estimate: Estimate, experiment: Experiment, suite: Suite, loaded: LoadedModel, job: Job
+) -> "LatencyTable | None":
+    """Add what is measured of the dense model; return the latency table if it is there."""
+    table, sites = None, experiment.method.sites(loaded.model)
+    with suppress(Absent):
+        table = experiment.hardware.profile(loaded.model, sites, job.cache, experiment.runtime)
+    estimate.add("profile", table is not None, None)
+    text_alone = replace(suite, tasks={}, labelled={}, questions={})
+    whole, text = (_is_known(of, loaded, job.cache) for of in (suite, text_alone))
+    estimate.add("evaluate the dense model", whole, None if text else _read(suite))
+    return table
+
+
+def _reached(
     experiment: Experiment,
-    suite: Suite,
-    dense: "PreTrainedModel",
-    tokenizer: Any,
+    loaded: LoadedModel,
+    job: Job,
     batches: "list[Batch]",
     text: "Callable[[int], list[Batch]]",
-    cache: Rehearsal,
-) -> None:
-    """Go the way of `run`, as far as finished stages lead."""
-    identity, tokens = fingerprint(dense), sum(batch.tokens for batch in batches)
-    read = None if suite.perplexity is None else _read(suite.perplexity)
-    table = None
-    with suppress(Absent):
-        of = experiment.method.sites(dense)
-        table = experiment.hardware.profile(dense, of, cache, experiment.runtime)
-    found.add("profile", table is not None, None)
-    text_alone = replace(suite, tasks={}, labelled={}, questions={})
-    whole, of_text = (_known(of, dense, tokenizer, cache, identity) for of in (suite, text_alone))
-    found.add("evaluate the dense model", whole, None if of_text else read)
-    reached = "moments"  # what a method asks for first, if it asks for anything
-    if table is not None:
-        subject = Subject(
-            *(dense, identity, batches, text, experiment.calibration, table, experiment.search),
-            *(experiment.speedup, experiment.seed, cache, _Until()),
-        )
-        try:
-            experiment.method.plan(subject)
-            reached = "prune"
-        except Absent as absent:
-            reached = str(absent)
-    for stage, cost in _costs(experiment, dense, tokens).items():
-        found.add(stage, STAGES.index(stage) < STAGES.index(reached), cost)
-    found.add("measure", False, None)
-    found.add("evaluate the pruned model", False, read)
+    table: "LatencyTable",
+) -> str:
+    """Go the way of `run` as far as finished stages lead; return the first that is not."""
+    subject = Subject(
+        *(loaded.model, loaded.fingerprint, batches, text, experiment.calibration, table),
+        *(experiment.search, experiment.speedup, job.seed, job.cache, job.stopwatch),
+    )
+    try:
+        experiment.method.plan(subject)
+    except Absent as absent:
+        return str(absent)
+    return "prune"
 
 
-STAGES = ["influence", "moments", "levels", "search", "train", "prune", "recover"]
-
-
-def _costs(
-    experiment: Experiment, dense: "PreTrainedModel", tokens: int
-) -> dict[str, float | None]:
-    """Return how many tokens each stage of a method brings through the whole model."""
-    search, found = experiment.search, {}
-    if hasattr(search, "tokens"):  # it measures candidates
-        of, depth = experiment.method.sites(dense), len(blocks(dense))
-        anchors = len(getattr(search, "anchors", []))
-        behind = sum(1 - site.block / depth for site in of)
-        candidates = search.steps + getattr(search, "inits", 1)  # type: ignore[attr-defined]
-        found = {"moments": tokens, "levels": 0.0}
-        found["search"] = (anchors * behind + candidates) * search.tokens  # type: ignore[attr-defined]
-    if hasattr(experiment.method, "steps"):  # a backward pass costs two
-        m: Any = experiment.method
-        found["train"] = 3.0 * m.steps * m.batch * experiment.calibration.sequence
-    sequential = experiment.method.name == "slimgpt" or experiment.calibration.target == "dense"
-    found["prune"] = 2.0 * tokens if sequential else 0.0
-    if isinstance(experiment.recovery, Training):
-        found["recover"] = _training(experiment.recovery)
-    return found
-
-
-def _known(
-    suite: "Suite", dense: "PreTrainedModel", tokenizer: Any, cache: Rehearsal, identity: str
-) -> bool:
+def _is_known(suite: Suite, loaded: LoadedModel, cache: Cache) -> bool:
     """Say whether all parts of a suite are measured; one of no parts is."""
     try:
-        suite.evaluate(dense, tokenizer, cache, identity)
+        suite.evaluate(loaded.model, loaded.tokenizer, cache, loaded.fingerprint)
     except Absent:
         return False
     return True
 
 
-def _training(r: Training) -> float | None:
-    """Return the tokens of a recovery, three passes of the student and one of the teacher each."""
-    passes = 3.0 + r.loss.taught
-    if r.steps is not None:
-        return passes * r.steps * r.accumulate * r.batch * r.sequence
-    return None if r.tokens is None else passes * r.tokens
-
-
-def _read(part: Any) -> float | None:
-    """Return how many tokens a perplexity reads, if that is told."""
-    return None if part.tokens is None else float(part.tokens * len(part.window))
+def _read(suite: Suite) -> float | None:
+    """Return how many tokens the perplexity of a suite reads, if that is told."""
+    part = suite.perplexity
+    return None if part is None or part.tokens is None else float(part.tokens * len(part.window))
 
 
 @torch.no_grad()

@@ -6,24 +6,23 @@ import shlex
 import sys
 import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException as OmegaConfError
+from omegaconf import DictConfig
 
 from pruning.composition import CONF, register, to_experiment
-from pruning.experiment import run_name
+from pruning.experiment import Experiment
+from pruning.job.failure import in_one_line, is_for_users
+from pruning.job.job import job
 from pruning.job.journal import Ended, journal, note, read
-from pruning.results.result import finished
+from pruning.results.result import Result
 from pruning.system.device_locks import locked
-from pruning.system.files import write_text
-from pruning.system.writing import explained, of_files, writing
+from pruning.system.writing import writing
 
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
-USER_ERRORS = (ValueError, HydraException, OmegaConfError)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -31,79 +30,36 @@ def main(config: DictConfig) -> None:
     """Run one job, unless its result is there already; another process may be at it."""
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
-    command = shlex.join([*shell_name(), *hydra_config.overrides.task])
     try:
         with writing(out, "hydra.run.dir"), locked(out / ".lock"):
-            job(config, out, command)
+            experiment = to_experiment(config)
+            words = {"overrides": list(hydra_config.overrides.task), "asked": experiment.speedup}
+            job(experiment, out, partial(command, **words), show)
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
             (out / "error.txt").write_text(traceback.format_exc())
-        note(Ended(str(out), message(error)))
+        note(Ended(str(out), in_one_line(error)))
         raise  # the other jobs of a multirun go on
     (out / "error.txt").unlink(missing_ok=True)
     note(Ended(str(out)))
 
 
-def job(config: DictConfig, out: Path, command: str) -> None:
-    """Turn a config into files in `out`."""
-    if finished(out):
-        print(f"done before: {out / 'result.json'}")
-        return
-    experiment = to_experiment(config)
-    start = None
-    if (target := experiment.recovery.before(experiment.speedup)) is not None:
-        start = earlier(config, target, out, command)
-    if experiment.dry_run:
-        from pruning.job.dry_run import rehearse
+def show(experiment: Experiment, result: Result, out: Path) -> None:
+    """Give a result to the tracker, print it, and write the report of its study."""
+    from pruning.results import frontier, report
 
-        rehearse(experiment, out.name)
-        return
-    write_text(OmegaConf.to_yaml(config, resolve=True), out / "config.yaml")
-    from pruning.job.run import run
-    from pruning.results import frontier
-
-    run(experiment, out, command, start)
+    experiment.tracker.report(result, out)
+    report.show(result, out)
     print(f"\nAll results of study {experiment.study!r}: {frontier.write(out.parent)}")
 
 
-def earlier(config: DictConfig, target: float, out: Path, command: str) -> Path:
-    """Run the job of a lower target, which this one goes on from; return where it is."""
-    config = config.copy()
-    config.speedup = target
-    start = out.parent / run_name(config)
-    words = [word for word in shlex.split(command) if not word.startswith("speedup=")]
-    with locked(start / ".lock"):
-        job(config, start, shlex.join([*words, f"speedup={target:g}"]))
-    return start
-
-
-def message(error: BaseException) -> str:
-    """Return what an error and its causes say, in one line; of config errors, where help is."""
-    if isinstance(error, AssertionError) and str(error).startswith("Unexpected type"):
-        return (  # OmegaConf's word for an override below a part that is null
-            "an override names a field of a part that is null, as task.epochs=1 does without a "
-            "task: choose that part too, such as task=sst2, or leave the override out"
-        )
-    if of_files(error):
-        return explained(error)
-    if not isinstance(error, USER_ERRORS):
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    said: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None and isinstance(cause, USER_ERRORS):
-        text = " ".join(str(cause).split())
-        if text and not any(text in other for other in said):
-            said.append(text)
-        cause = cause.__cause__ if not isinstance(cause, ValueError) else None
-    if isinstance(error, (HydraException, OmegaConfError)):
-        said.append("`python launch.py --help` lists groups, options and fields")
-    return "; ".join(said)
-
-
-def shell_name() -> list[str]:
-    """Return the words that this program was started with."""
+def command(experiment: Experiment, overrides: list[str], asked: float | None) -> str:
+    """Return the command line of a job, or of one of a lower target that it goes on from."""
+    if experiment.speedup != asked:
+        overrides = [word for word in overrides if not word.startswith("speedup=")]
+        overrides.append(f"speedup={experiment.speedup:g}")
     name = Path(sys.argv[0]).name
-    return ["python", name] if name.endswith(".py") else [name]
+    return shlex.join([*(["python"] if name.endswith(".py") else []), name, *overrides])
 
 
 def shell() -> int:
@@ -120,6 +76,19 @@ def shell() -> int:
                 raise
             failure = error
         jobs = read(path)
+    report_studies(jobs)
+    lines = failures(jobs)
+    if failure is not None:
+        lines = lines or [in_one_line(failure)]
+        if not is_for_users(failure):
+            traceback.print_exception(failure)
+    for line in lines:
+        print("error:", line, file=sys.stderr)
+    return 1 if lines else 0
+
+
+def report_studies(jobs: list[Ended]) -> None:
+    """Print and publish the report of every study that had several of these jobs."""
     studies = [Path(job.directory).parent for job in jobs]
     for study in dict.fromkeys(study for study in studies if studies.count(study) > 1):
         from pruning.results import frontier
@@ -128,15 +97,11 @@ def shell() -> int:
         if written := frontier.write(study, html=True):
             publish(study)
             print("", written.read_text(), sep="\n")
+
+
+def failures(jobs: list[Ended]) -> list[str]:
+    """Return a line for every job that failed, with its name where there are several."""
     failed = [job for job in jobs if job.failure]
-    lines = [job.failure for job in failed]
     if len(jobs) > 1:
-        lines = [f"{Path(job.directory).name}: {job.failure}" for job in failed]
-    if failure is not None:
-        lines = lines or [message(failure)]
-        theirs = isinstance(failure, USER_ERRORS) or of_files(failure)
-        if not theirs and "Unexpected type" not in str(failure):
-            traceback.print_exception(failure)
-    for line in lines:
-        print("error:", line, file=sys.stderr)
-    return 1 if lines else 0
+        return [f"{Path(job.directory).name}: {job.failure}" for job in failed]
+    return [job.failure for job in failed]

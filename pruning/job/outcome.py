@@ -1,14 +1,17 @@
 """From what a job measured to its result."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import Met
+from pruning.latency.profile import break_even
 from pruning.latency.table import LatencyTable
+from pruning.methods.method import Plan
 from pruning.models.checkpoint import auto_class
 from pruning.models.modeling_pruned import block_shape, ranks
 from pruning.models.sites import Allocation, Kind, architecture, blocks, shape, sites
@@ -23,18 +26,27 @@ from pruning.results.result import (
     Speedup,
 )
 from pruning.system.environment import environment, peaks
+from pruning.system.job import Job
+
+if TYPE_CHECKING:
+    from pruning.recovery.stage import Recovered
 
 
-def compose(
-    experiment: Experiment,
-    name: str,
-    dense: PreTrainedModel,
-    met: Met,
-    table: LatencyTable,
-    evaluation: Evaluation,
-    seconds: dict[str, float],
-) -> Result:
-    """Gather what a job found out."""
+@dataclass(frozen=True)
+class PruningOutcome:
+    """What a job made and measured."""
+
+    dense: PreTrainedModel
+    met: Met
+    table: LatencyTable
+    plan: Plan
+    evaluation: Evaluation
+    recovered: "Recovered | None" = None
+
+
+def compose(experiment: Experiment, outcome: PruningOutcome, job: Job, command: str) -> Result:
+    """Gather what a job found out; the seconds are those until now."""
+    dense, met, table, trained = outcome.dense, outcome.met, outcome.table, outcome.recovered
     setting = table.setting
     basis = "measured"
     if met.measured is None:
@@ -49,18 +61,23 @@ def compose(
     latency["runtime"] = table.runtime
     whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, met.pruned))
     return Result(
-        name=name,
+        name=job.out.name,
         study=experiment.study,
         config=json.loads(json.dumps(asdict(experiment))),  # enums become their values
-        speedup=Speedup(met.target, met.predicted, met.measured, met.rounds, basis),
+        speedup=Speedup(met.target, met.predicted, met.measured, list(met.rounds), basis),
         latency=Latencies(before, after, unit=table.unit, **latency),
         params=Params(whole, left, left / whole),
-        evaluation=evaluation,
-        seconds=seconds,
+        evaluation=outcome.evaluation,
+        seconds=job.stopwatch.total(),
         memory=Memory(*peaks()),
         allocation=kept(dense, met.allocation),
         environment=environment(),
+        break_even=break_even(dense, experiment.method.sites(dense), table),
         embedding=ranks_of_embedding(met.allocation),
+        training=list(outcome.plan.history),
+        search=list(outcome.plan.searched),
+        recovery={} if trained is None else trained.cost | {"curve": trained.curve},
+        command=command,
         loader=auto_class(type(met.pruned).__name__),
         table={} if basis == "measured" else {"setting": setting, "environment": table.environment},
     )

@@ -1,5 +1,6 @@
 """Training between pruning and the last measurements: what `run` does of it."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -8,54 +9,53 @@ from pruning.data.batch import Row
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import Met, timed_again
+from pruning.models.loaded import LoadedModel
 from pruning.recovery.recovery import Training
 from pruning.recovery.rows import rows_of
-from pruning.system.cache import Cache
-from pruning.system.stopwatch import Stopwatch
+from pruning.system.job import Job
 
 if TYPE_CHECKING:
     from pruning.recovery.stage import Recovered
 
 
 def lessons(
-    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, suite: Suite, cache: Cache
+    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, suite: Suite, job: Job
 ) -> list[Row]:
     """Return the rows that the pruned model will be trained on; none without recovery."""
     recovery = experiment.recovery
     if not isinstance(recovery, Training):
         return []
-    source = (experiment.calibration, experiment.task, suite, tokenizer, cache, _seed(experiment))
-    return rows_of(recovery, *source)
+    source = experiment.calibration, experiment.task, suite, tokenizer
+    return rows_of(recovery, *source, replace(job, seed=_seed(experiment)))
 
 
 def heal(
     experiment: Experiment,
     met: Met,
-    dense: PreTrainedModel,
+    dense: LoadedModel,
     rows: list[Row],
-    tokenizer: PreTrainedTokenizerBase,
     suite: Suite,
-    cache: Cache,
-    clock: Stopwatch,
-) -> "Recovered | None":
-    """Put the trained model in the place of the pruned one, and time it again; or do nothing."""
+    job: Job,
+) -> "tuple[Met, Recovered | None]":
+    """Train the pruned model and time it again; without recovery return what was given."""
     recovery = experiment.recovery
     if not isinstance(recovery, Training):
-        return None
+        return met, None
 
     def quality(student: PreTrainedModel) -> dict[str, float]:
-        return suite.evaluate(student, tokenizer, cache).metrics
+        return suite.evaluate(student, dense.tokenizer, job.cache).metrics
 
-    with clock("recover"):
+    with job.stopwatch("recover"):
         from pruning.recovery.stage import recovered  # peft takes a second to import
+        from pruning.recovery.train import Distillation
 
-        watched = quality, suite.identity(tokenizer)
-        found = recovered(recovery, met.pruned, dense, rows, cache, _seed(experiment), *watched)
-    met.pruned = found.model
-    if (how := experiment.hardware.measurement(dense, experiment.runtime)) is not None:
-        with clock("measure"):
-            timed_again(met, dense, how)
-    return found
+        given = Distillation(met.pruned, dense.model, rows, _seed(experiment))
+        trained = recovered(recovery, given, job.cache, quality, suite.identity(dense.tokenizer))
+    met = replace(met, pruned=trained.model)
+    if (how := experiment.hardware.measurement(dense.model, experiment.runtime)) is not None:
+        with job.stopwatch("measure"):
+            met = timed_again(met, dense.model, how)
+    return met, trained
 
 
 def _seed(experiment: Experiment) -> int:

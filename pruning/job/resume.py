@@ -42,7 +42,7 @@ def settled(
     model = checkpoint.load(directory / "model", dense.dtype, dense.device, attention)
     timings = Timing(said["dense"]), Timing(said["pruned"])
     speed = said["target"], said["predicted"], said["measured"]
-    return Met(model, allocation, *speed, *timings, said["rounds"])
+    return Met(model, allocation, *speed, *timings, tuple(said["rounds"]))
 
 
 def write(met: Met, directory: Path, facts: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,23 +13,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.evaluation.part import Measured
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
-from pruning.job.closed_loop import meet
-from pruning.job.outcome import compose
+from pruning.job.closed_loop import SpeedTarget, meet
+from pruning.job.outcome import PruningOutcome, compose
 from pruning.job.preflight import check_ids, preflight
 from pruning.job.recover import heal, lessons
 from pruning.job.resume import settled
-from pruning.latency.profile import break_even
 from pruning.methods.method import Subject
 from pruning.models import checkpoint
 from pruning.models.allocation import composed, read_allocation, write_allocation
+from pruning.models.loaded import LoadedModel
 from pruning.models.source import fingerprint
 from pruning.models.weights import check_finite
-from pruning.results import report, result
+from pruning.results import result
 from pruning.results.card import card
 from pruning.results.result import Evaluation, Result
 from pruning.system.cache import Cache
 from pruning.system.device_locks import sharing
 from pruning.system.environment import forget_peaks
+from pruning.system.files import write_text
+from pruning.system.job import Job
 from pruning.system.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -54,7 +57,8 @@ def _run(
     experiment: Experiment, out: Path, device: torch.device, command: str, start: Path | None
 ) -> Result:
     cache, clock = Cache(experiment.cache, experiment.verify_cache), Stopwatch()
-    seed, task = experiment.seed, experiment.task
+    job = Job(out, device, cache, clock, experiment.seed)
+    seed, task = job.seed, experiment.task
     suite, missing = experiment.suite.of(task).available(cache)
     torch.manual_seed(seed)
     with clock("load"):
@@ -63,7 +67,7 @@ def _run(
     with clock("calibrate"):
         source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
         batches = experiment.calibration.batches(**source)
-        rows = lessons(experiment, tokenizer, suite, cache)
+        rows = lessons(experiment, tokenizer, suite, job)
         check_ids((batch.ids for batch in batches), dense, tokenizer, "calibration")
         check_ids((row["input_ids"] for row in rows), dense, tokenizer, "recovery")
     if task is not None:
@@ -103,37 +107,30 @@ def _run(
             clock,
         )
     )
-    where = experiment.hardware, experiment.speedup, clock, experiment.runtime
-    prune = partial(meet, dense, plan, table, *where)
+    target = SpeedTarget(experiment.speedup, experiment.hardware, experiment.runtime)
+    prune = partial(meet, dense, plan, table, target, clock)
     met = settled(experiment, out / SETTLED, dense, prune)
     if start is not None:
         former = read_allocation(start / "allocation.json", sites)
-        met.allocation = composed(former, met.allocation)
+        met = replace(met, allocation=composed(former, met.allocation))
     with clock("evaluate"):
         after = judged(suite, met.pruned, tokenizer, cache)
-    more = {"shared": shared, "windows": before.windows}
-    evaluation = Evaluation(before.metrics, after.metrics, after.read, missing, **more)
-    recovered = heal(experiment, met, dense, rows, tokenizer, suite, cache, clock)
+    loaded, one_shot = LoadedModel(dense, tokenizer), {}
+    met, recovered = heal(experiment, met, loaded, rows, suite, job)
     if recovered is not None:
         with clock("evaluate"):
-            after = judged(suite, met.pruned, tokenizer, cache)
-            evaluation.one_shot, evaluation.pruned = evaluation.pruned, after.metrics
-    found = compose(experiment, out.name, dense, met, table, evaluation, clock.total())
-    if recovered is not None:
-        found.recovery = recovered.cost | {"curve": recovered.curve}
-    found.training, found.search = list(plan.history), list(plan.searched)
-    found.break_even = break_even(dense, sites, table)
-    found.command = command
+            one_shot, after = after.metrics, judged(suite, met.pruned, tokenizer, cache)
+    numbers = before.metrics, after.metrics, after.read, missing, one_shot, shared, before.windows
     with clock("save"):
         result.write_samples({"dense": before.samples, "pruned": after.samples}, out)
-        checkpoint.save(met.pruned, tokenizer, out / "model", card(found))
+        checkpoint.save(met.pruned, tokenizer, out / "model", "")
         write_allocation(met.allocation, out / "allocation.json")
         table.write(out / "latency.json")
-    found.seconds = clock.total()
+    outcome = PruningOutcome(dense, met, table, plan, Evaluation(*numbers), recovered)
+    found = compose(experiment, outcome, job, command)
+    write_text(card(found), out / "model" / "README.md")
     result.write(found, out / "result.json")
     shutil.rmtree(out / SETTLED, ignore_errors=True)
-    experiment.tracker.report(found, out)
-    report.show(found, out)
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import PreTrainedModel
 
-from pruning.latency.clock import Timing, interleaved
+from pruning.latency.clock import Rounds, Timing, interleaved
 from pruning.latency.measurement import Measurement
 from pruning.latency.shapes import largest
 from pruning.models.sites import Kind, Site, sites
@@ -39,7 +39,7 @@ def aligned(model: PreTrainedModel, of: Sequence[Site], how: Measurement) -> int
         of: call(resized(model, 0, 0, of, ffn.block), ffn.block)
         for of in (*at.values(), units // 2, units)
     }
-    timings = interleaved(calls, model.device, how.repetitions, "profile: alignment")
+    timings = interleaved(calls, model.device, Rounds(how.repetitions), "profile: alignment")
     chosen = finest(at, timings, units)
     log.info("profile: FFN widths and ranks are multiples of %d", chosen)
     return chosen

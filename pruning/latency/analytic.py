@@ -29,7 +29,16 @@ class Count:
     kernels: float = 0.0
 
 
-Cost = Callable[[Count], float]
+@dataclass(frozen=True)
+class Cost:
+    """What a part costs by its counts, in a unit of its own."""
+
+    by_count: Callable[[Count], float]
+    unit: str
+
+    def __call__(self, count: Count) -> float:
+        """Return the cost of a count."""
+        return self.by_count(count)
 
 
 def estimate(
@@ -38,7 +47,6 @@ def estimate(
     work: Workload,
     alignment: int,
     cost: Cost,
-    unit: str,
     dtype: str,
 ) -> LatencyTable:
     """Return the table that a cost of counts gives; `of` are the sites of all blocks.
@@ -70,9 +78,8 @@ def estimate(
     rest = max(rest, 0.0)
     dense = rest + spent(parts, of)
     setting = asdict(work) | {"dtype": dtype}
-    return LatencyTable(
-        parts, rest, len(blocks(model)), 1.0, dense, basis="estimated", unit=unit, setting=setting
-    )
+    told = {"basis": "estimated", "unit": cost.unit, "setting": setting}
+    return LatencyTable(parts, rest, len(blocks(model)), 1.0, dense, **told)
 
 
 class Counter:

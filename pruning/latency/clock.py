@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -104,34 +104,41 @@ def milliseconds(call: Callable[[], object], device: torch.device) -> float:
     return (time.perf_counter_ns() - start_ns) / 1e6
 
 
+@dataclass(frozen=True)
+class Rounds(Generic[Name]):
+    """How often calls are timed."""
+
+    repetitions: int  # rounds, at least
+    # with it more follow until it is satisfied, at most as many again, or for ten seconds
+    enough: Callable[[dict[Name, Timing]], bool] | None = None
+    most: int = 1  # times that a call comes in a round, where it takes less than the mean
+    strict: bool = False  # ValueError where other processes disturbed too many
+
+
 @torch.no_grad()
 def interleaved(
     calls: Mapping[Name, Callable[[], object]],
     device: torch.device,
-    repetitions: int,
+    rounds: "Rounds[Name]",
     description: str,
-    enough: Callable[[dict[Name, Timing]], bool] | None = None,
-    strict: bool = False,
-    most: int = 1,
-    seed: int = 0,
 ) -> dict[Name, Timing]:
     """Time every call once per round, in a new random order each round, after a warm-up round.
 
-    A slow spell of a shared machine then meets all of them alike. Calls that take less than the
-    mean come up to `most` times in a round, each at its own place. With `enough`, rounds beyond
-    `repetitions` follow until it is satisfied, or until there are as many again and ten seconds
-    are over. A round in
-    which other processes took a CPU away is timed again; after `repetitions` of these it counts,
-    or, if `strict`, is a ValueError.
+    A slow spell of a shared machine then meets all of them alike. What comes several times in a
+    round has each time a place of its own. A round in which other processes took a CPU away is
+    timed again; after `rounds.repetitions` of these it counts, or, if strict, is a ValueError.
     """
+    repetitions, enough = rounds.repetitions, rounds.enough
     for call in calls.values():
         call()
-    order = [name for name, count in _counts(calls, device, most).items() for _ in range(count)]
-    shuffle = random.Random(seed).shuffle
+    order = [
+        name for name, count in _counts(calls, device, rounds.most).items() for _ in range(count)
+    ]
+    shuffle = random.Random(0).shuffle
     found: dict[Name, Timing] = {name: Timing([]) for name in calls}
-    rounds = _rounds(2 * repetitions, SECONDS) if enough else range(repetitions)
+    indices = _rounds(2 * repetitions, SECONDS) if enough else range(repetitions)
     patience = repetitions if device.type == "cpu" else 0
-    for index in track(rounds, description, total=(1 + bool(enough)) * repetitions):
+    for index in track(indices, description, total=(1 + bool(enough)) * repetitions):
         if enough and index >= repetitions and enough(found):
             break
         shuffle(order)
@@ -141,7 +148,7 @@ def interleaved(
             if not (patience and taken.many()):
                 break
             patience -= 1
-            if strict and not patience:
+            if rounds.strict and not patience:
                 raise ValueError(
                     f"{description}: in {repetitions} rounds other processes took CPUs away from "
                     "this one, so that its times would not be this machine's; stop them, or give "
@@ -168,7 +175,7 @@ def in_turns(
         return error < doubt * middle
 
     named: dict[str, Callable[[], object]] = {"before": calls[0], "after": calls[1]}
-    found = interleaved(named, device, repetitions, description, enough)
+    found = interleaved(named, device, Rounds(repetitions, enough), description)
     return found["before"], found["after"]
 
 

@@ -100,7 +100,7 @@ class Roofline(Working):
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":
         """Estimate every level; ValueError for a dtype without a peak."""
-        from pruning.latency.analytic import estimate
+        from pruning.latency.analytic import Cost, estimate
 
         dtype = self.dtype or str(model.dtype).removeprefix("torch.")
         if dtype not in self.flops:
@@ -116,7 +116,7 @@ class Roofline(Working):
             return 1e3 * (longest + count.kernels * self.launch)
 
         work = self.workload(model)
-        return estimate(model, of, work, self.alignment, ms, "ms", dtype)
+        return estimate(model, of, work, self.alignment, Cost(ms, "ms"), dtype)
 
 
 class Counted(StrEnum):
@@ -130,6 +130,7 @@ class Counted(StrEnum):
 class Proxy(Working):
     """No time at all: for ablations, parameters or floating-point operations in its place."""
 
+    name: str = "proxy"
     of: Counted = MISSING  # what is counted
 
     def profile(
@@ -140,7 +141,7 @@ class Proxy(Working):
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":
         """Count every level."""
-        from pruning.latency.analytic import estimate
+        from pruning.latency.analytic import Cost, estimate
 
         name = str(self.of)
         work, dtype = self.workload(model), str(model.dtype).removeprefix("torch.")
@@ -148,4 +149,4 @@ class Proxy(Working):
         def cost(count: "Count") -> float:
             return getattr(count, name)
 
-        return estimate(model, of, work, self.alignment, cost, name, dtype)
+        return estimate(model, of, work, self.alignment, Cost(cost, name), dtype)

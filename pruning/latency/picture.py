@@ -38,8 +38,8 @@ def tables(table: LatencyTable, title: str) -> Iterator[str]:
 
 def _apart(table: LatencyTable, part: str) -> float:
     """Return the largest interquartile range of a part's levels, as a share of their median."""
-    of = [q for name, q in table.quantiles.items() if f" {part} " in f" {name}"]
-    return max((high - low) / middle for low, middle, high, _ in of)
+    quantiles = [q for name, q in table.quantiles.items() if f" {part} " in f" {name}"]
+    return max((high - low) / middle for low, middle, high, _ in quantiles)
 
 
 def draw(table: LatencyTable, title: str) -> str:

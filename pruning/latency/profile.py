@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from pruning.latency import shapes
 from pruning.latency.alignment import aligned
 from pruning.latency.anchors import anchors, scales
-from pruning.latency.clock import Timing, interleaved
+from pruning.latency.clock import Rounds, Timing, interleaved
 from pruning.latency.grid import Levels, Shape, monotone
 from pruning.latency.measurement import Measurement
 from pruning.latency.shapes import by_part, largest, spent
@@ -56,7 +56,7 @@ def profile(model: PreTrainedModel, how: Measurement, of: list[Site]) -> Latency
         return tables[0][1]
     found = combine(tables, asdict(work) | {"runtime": runtime.name})
     call = {work.phase: runtime.end_to_end(model, work)}
-    whole = interleaved(call, model.device, how.repetitions, "profile: whole")[work.phase]
+    whole = interleaved(call, model.device, Rounds(how.repetitions), "profile: whole")[work.phase]
     found.rest += whole.p50 - found.dense
     found.dense = whole.p50
     return found
@@ -71,9 +71,8 @@ def _profile(
     for anchor in whole:
         calls[anchor.name, 0] = runtime.end_to_end(anchor.model, work)
     calls |= levels(model, of, runtime, work, alignment)
-    options = {"strict": how.noise is not None, "most": OFTEN}
-    what = f"profile: {work.phase}"
-    timings = interleaved(calls, model.device, how.repetitions, what, **options)
+    rounds = Rounds(how.repetitions, most=OFTEN, strict=how.noise is not None)
+    timings = interleaved(calls, model.device, rounds, f"profile: {work.phase}")
     if how.noise is not None:
         _refuse_noise(timings, how.noise)
     ends = {anchor.name: timings.pop((anchor.name, 0)) for anchor in whole}

@@ -1,10 +1,15 @@
 """Depth pruning: whole blocks leave, those that change the residual stream least first."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.method import Method, Plan, Subject
-from pruning.search.search import NoSearch
+from pruning.search.search import NoSearch, Search
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pruning.calibration.calibration import Calibration
 
 
 @dataclass
@@ -15,6 +20,16 @@ class Depth(Method):
     searches: ClassVar[type[NoSearch]] = NoSearch
 
     name: str = "depth"
+
+    def cost(
+        self,
+        model: "PreTrainedModel",
+        tokens: int,
+        calibration: "Calibration",
+        search: Search,
+    ) -> dict[str, float | None]:
+        """Count the one pass that all blocks are judged by."""
+        return {"influence": float(tokens), "prune": 0.0}
 
     def plan(self, subject: Subject) -> Plan:
         """Order the blocks by their influence on the calibration text."""

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.method import Method, Plan, Subject
-from pruning.search.search import LevelSearch
+from pruning.search.search import LevelSearch, Search
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
+    from pruning.calibration.calibration import Calibration
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape
     from pruning.models.sites import Site
@@ -36,6 +38,27 @@ class Leveled(Method):
         from pruning.solver.levels import Levels
 
         return Levels
+
+    def cost(
+        self,
+        model: "PreTrainedModel",
+        tokens: int,
+        calibration: "Calibration",
+        search: Search,
+    ) -> dict[str, float | None]:
+        """Count the passes of moments and of the search, and of updates behind pruned blocks."""
+        from pruning.methods.sequential import passes
+        from pruning.models.sites import blocks
+
+        searched = search.cost(self.sites(model), len(blocks(model)))
+        updates = passes(calibration) * tokens if self.updates_behind(calibration) else 0.0
+        return {"moments": float(tokens), "levels": 0.0, **searched, "prune": updates}
+
+    def updates_behind(self, calibration: "Calibration") -> bool:
+        """Say whether weights are solved once more, behind the pruned blocks."""
+        from pruning.calibration.calibration import Target
+
+        return calibration.target is Target.dense and min(self.ridges) < math.inf
 
     def plan(self, subject: Subject) -> Plan:
         """Turn moments into levels; let the search prepare to choose among them."""

@@ -89,6 +89,20 @@ class Method(Options, ABC):
             )
         return found
 
+    def cost(
+        self,
+        model: "PreTrainedModel",
+        tokens: int,
+        calibration: "Calibration",
+        search: Search,
+    ) -> dict[str, float | None]:
+        """Return how many tokens each stage brings through the whole model, None if not known.
+
+        The stages of a plan stand in its order and are named as in the cache; `prune` is what
+        building costs. `tokens` is the length of the calibration text.
+        """
+        return {"prune": 0.0}
+
     @abstractmethod
     def plan(self, subject: Subject) -> Plan:
         """Do the work that does not depend on the latency."""

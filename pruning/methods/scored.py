@@ -35,16 +35,14 @@ class Scored(Leveled):
 
         from pruning.calibration.moments import Moment
         from pruning.solver.levels import SiteLevels
-        from pruning.solver.obs import Removal, by_score
+        from pruning.solver.obs import Removal, Units, by_score
         from pruning.solver.ordering import NO_UPDATE, HeldOut, check_finite, kept_units
 
         check_finite(site, W, split)
         W = W.to(split.fit.H.dtype)
 
-        def remove(
-            W: "Tensor", H: "Tensor", width: int, steps: int, partition: "Tensor | None"
-        ) -> Removal:
-            return by_score(self.score(site, W, H), width, steps, partition)
+        def remove(W: "Tensor", H: "Tensor", units: Units) -> Removal:
+            return by_score(self.score(site, W, H), units)
 
         def order(moment: Moment) -> "list[Tensor]":
             H = moment.covariance if self.centred else moment.H

@@ -7,16 +7,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.method import Method, Plan, Subject
-from pruning.search.search import Schedule
+from pruning.search.search import Schedule, Search
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from pruning.calibration.calibration import Calibration
     from pruning.calibration.moments import Split
     from pruning.latency.table import Shape, Shapes
     from pruning.models.sites import Allocation, Site
-    from pruning.solver.obs import Removal
+    from pruning.solver.obs import Removal, Units
 
 
 class HeadScore(StrEnum):
@@ -88,6 +89,18 @@ class SlimGPT(Method):
             sizes.append(min(left, max(size, self.smallest), self.largest))
         return sizes
 
+    def cost(
+        self,
+        model: "PreTrainedModel",
+        tokens: int,
+        calibration: "Calibration",
+        search: Search,
+    ) -> dict[str, float | None]:
+        """Count the passes of pruning block by block."""
+        from pruning.methods.sequential import passes
+
+        return {"prune": passes(calibration) * tokens}
+
     def plan(self, subject: Subject) -> Plan:
         """Scale the schedule; blocks are pruned once the shapes are settled."""
         return SchedulePlan.of(self, subject)
@@ -146,18 +159,17 @@ class SchedulePlan(Plan):
 
         return sequential(self.subject, self.method.ridges, decide)
 
-    def _remove(
-        self, W: "Tensor", H: "Tensor", width: int, steps: int, partition: "Tensor | None"
-    ) -> "Removal":
+    def _remove(self, W: "Tensor", H: "Tensor", units: "Units") -> "Removal":
         from pruning.solver.obs import batched, by_wanda, greedy
 
-        if width == 1 and self.method.ffn_score is ChannelScore.wanda:
-            return by_wanda(W, H, width, steps, partition)
-        damp = self.method.damp
-        if width == 1:
-            return batched(W, H, self.method.group_sizes(steps), damp)
+        damp, channels = self.method.damp, units.width == 1
+        if channels and self.method.ffn_score is ChannelScore.wanda:
+            return by_wanda(W, H, units)
+        if channels:
+            assert units.steps is not None
+            return batched(W, H, self.method.group_sizes(units.steps), damp)
         grouped = self.method.score is HeadScore.grouped_cholesky
-        return greedy(W, H, width, steps, partition, damp, grouped_cholesky=grouped)
+        return greedy(W, H, units, damp, grouped_cholesky=grouped)
 
 
 def _first(site: "Site", shape: "Shape") -> "Tensor":

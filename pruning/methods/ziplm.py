@@ -89,14 +89,12 @@ class ZipLM(Leveled):
         self, score: Score, site: "Site", W: "Tensor", H: "Tensor", shapes: "Sequence[Shape]"
     ) -> "list[Tensor]":
         """Return what is kept at each shape: the units that a score removes last."""
-        from pruning.solver.obs import Removal, by_wanda, greedy
+        from pruning.solver.obs import Removal, Units, by_wanda, greedy
         from pruning.solver.ordering import kept_units
 
-        def remove(
-            W: "Tensor", H: "Tensor", width: int, steps: int, partition: "Tensor | None"
-        ) -> Removal:
+        def remove(W: "Tensor", H: "Tensor", units: Units) -> Removal:
             if score is Score.wanda:
-                return by_wanda(W, H, width, steps, partition)
-            return greedy(W, H, width, steps, partition, self.damp)
+                return by_wanda(W, H, units)
+            return greedy(W, H, units, self.damp)
 
         return kept_units(site, W, H, shapes, remove, self.damp)

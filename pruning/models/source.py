@@ -90,7 +90,6 @@ class Model(Options):
         from pruning.models.checkpoint import auto_class, pruned_class
         from pruning.models.files import check_files, reading
         from pruning.models.modeling_pruned import ARCHITECTURES
-        from pruning.models.sites import positions
         from pruning.models.weights import loaded
 
         where = self._directory(cache)
@@ -125,14 +124,20 @@ class Model(Options):
                 f"model.attention={self.attention} cannot be used here ({reason}): give auto, or "
                 "install what it needs"
             ) from error
+        self._fits(model, task)
+        torch.nn.Module.to(model, device)  # the typed one
+        return model.eval(), tokenizer
+
+    def _fits(self, model: "PreTrainedModel", task: Headed | None) -> None:
+        """Raise ValueError where a model has no room for the rows of a task."""
+        from pruning.models.sites import positions
+
         longest = positions(model)
         if task is not None and longest and task.sequence > longest:
             raise ValueError(
                 f"task.sequence={task.sequence} goes beyond the {longest} positions of "
                 f"model={self.name}: lower it"
             )
-        torch.nn.Module.to(model, device)  # the typed one
-        return model.eval(), tokenizer
 
     def skeleton(
         self, cache: Cache, device: "torch.device", task: Headed | None = None

@@ -88,6 +88,10 @@ class Recovery(Options):
         """Return the target that is pruned to on the way to `speedup`, if there is one."""
         return None
 
+    def cost(self) -> dict[str, float | None]:
+        """Return how many tokens each of its stages brings through the model, None if not known."""
+        return {}
+
 
 @dataclass
 class NoRecovery(Recovery):
@@ -165,6 +169,14 @@ class Training(Recovery):
                 )
             return None
         return max((target for target in self.path if target < speedup), default=None)
+
+    def cost(self) -> dict[str, float | None]:
+        """Count three passes of the student and one of the teacher, where it is asked."""
+        passes = 3.0 + self.loss.taught
+        if self.steps is not None:
+            rows = self.steps * self.accumulate * self.batch
+            return {"recover": passes * rows * self.sequence}
+        return {"recover": None if self.tokens is None else passes * self.tokens}
 
     def place(self, speedup: float | None) -> int:
         """Return how many targets of the path lie before `speedup`."""

@@ -9,7 +9,7 @@ from pruning.data.batch import Row, shuffled
 from pruning.data.contamination import MOST, disjoint
 from pruning.evaluation.suite import Suite
 from pruning.recovery.recovery import Training
-from pruning.system.cache import Cache
+from pruning.system.job import Job
 from pruning.tasks.task import Task
 
 ALL = 2**40  # tokens, more than any text has
@@ -21,14 +21,14 @@ def rows_of(
     task: Task | None,
     suite: Suite,
     tokenizer: PreTrainedTokenizerBase,
-    cache: Cache,
-    seed: int,
+    job: Job,
 ) -> list[Row]:
     """Return the rows of a task, or of as much text as the budget asks for; none of the suite's.
 
     Every seed has an order of its own.
     """
     r, field, text = recovery, "recovery.text", recovery.text
+    cache, seed = job.cache, job.seed
     if not text.path and task is not None:
         rows, field = list(shuffled(task.examples(tokenizer, cache), seed)), "task.train"
     elif task is not None:

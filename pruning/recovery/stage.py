@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from pruning.data.batch import Row, digest_rows
+from pruning.data.batch import digest_rows
 from pruning.models.source import fingerprint
 from pruning.recovery.recovery import Training
-from pruning.recovery.train import Quality, in_bfloat16, train
+from pruning.recovery.train import Distillation, Quality, in_bfloat16, train
 from pruning.recovery.worker import spread, write
 from pruning.system.cache import Cache
 from pruning.system.environment import machine
@@ -31,39 +31,37 @@ class Recovered:
 
 def recovered(
     recovery: Training,
-    pruned: PreTrainedModel,
-    dense: PreTrainedModel,
-    rows: list[Row],
+    given: Distillation,
     cache: Cache,
-    seed: int,
     quality: Quality,
     measured: str = "",
 ) -> Recovered:
-    """Return the trained model, from the cache if it is there; `pruned` stays as it is.
+    """Return the trained model, from the cache if it is there; the student stays as it is.
 
     `quality` is what is watched, and `measured` names it. While it trains, the Trainer's
     checkpoints are in `checkpoints/` of the cache.
     """
+    pruned = given.student
     key = {
         "version": 1,
         "student": fingerprint(pruned),
-        "teacher": fingerprint(dense) if recovery.loss.taught else None,
-        "rows": digest_rows(rows),
+        "teacher": fingerprint(given.teacher) if recovery.loss.taught else None,
+        "rows": digest_rows(given.rows),
         "recipe": recovery.recipe(),
         "bfloat16": in_bfloat16(recovery, pruned),
         "device": pruned.device.type,
         "watched": None if recovery.watch is None else measured,
         "machine": None if recovery.minutes is None else machine(),  # how far minutes lead
-        "seed": seed,
+        "seed": given.seed,
     }
     scratch = cache.checkpoints(key)
 
     def build(directory: Path) -> None:
         if recovery.launch is not None:
-            spread(recovery, pruned, dense, rows, seed, scratch, directory)
+            spread(recovery, given, scratch, directory)
             return
-        student = own(pruned)
-        write(student, *train(recovery, student, dense, rows, seed, scratch, quality), directory)
+        learning = replace(given, student=own(pruned))
+        write(learning.student, *train(recovery, learning, scratch, quality), directory)
 
     entry = cache.stage("recovery", key, build)
     shutil.rmtree(scratch, ignore_errors=True)

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ MOST = 10**7  # steps, where time is the budget
 LOGGED = 1000  # steps that the logged points are spread over, there
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """Who learns what from whom: a training without its recipe."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel  # the dense model
+    rows: list[Row]
+    seed: int
+
+
 class Endless(Dataset[Row]):
     """Rows in the order that they are read: shuffled anew, as often as the steps ask for."""
 
@@ -48,15 +59,10 @@ class Endless(Dataset[Row]):
 
 
 def train(
-    recovery: Training,
-    student: PreTrainedModel,
-    dense: PreTrainedModel,
-    rows: list[Row],
-    seed: int,
-    directory: Path,
-    quality: Quality,
+    recovery: Training, given: Distillation, directory: Path, quality: Quality
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """Train in place; return the logged curve and what it cost."""
+    """Train the student in place; return the logged curve and what it cost."""
+    student, rows, seed = given.student, given.rows, given.seed
     set_seed(seed)  # adapters begin at random
     r, world = recovery, int(os.environ.get("WORLD_SIZE", 1))  # processes that share every batch
     if r.batch % world:
@@ -65,7 +71,7 @@ def train(
             "recovery.launch: give a multiple"
         )
     steps = steps_of(r, rows)
-    lesson = Lesson(r.loss, dense)
+    lesson = Lesson(r.loss, given.teacher)
     budget = Budget(lesson, steps, r.minutes)
     callbacks: list[TrainerCallback] = [Guard("recovery.rate", r.clip, directory, trained)]
     if r.watch is not None:

@@ -24,35 +24,31 @@ from transformers import PreTrainedModel
 from pruning.data.batch import Row
 from pruning.models import checkpoint
 from pruning.recovery.recovery import Training
-from pruning.recovery.train import train
+from pruning.recovery.train import Distillation, train
 from pruning.system.device_locks import locked
 from pruning.system.files import to_json
 from pruning.tasks.training import own, save_parameters
 
 
-def spread(
-    recovery: Training,
-    pruned: PreTrainedModel,
-    dense: PreTrainedModel,
-    rows: list[Row],
-    seed: int,
-    scratch: Path,
-    directory: Path,
-) -> None:
+def spread(recovery: Training, given: Distillation, scratch: Path, directory: Path) -> None:
     """Start the processes, and wait until the first one has written `directory`.
 
     ValueError where the command fails.
     """
     assert recovery.launch is not None
-    folder = scratch / "given"
-    checkpoint.save(pruned, None, folder / "pruned", "")
+    folder, dense = scratch / "given", given.teacher
+    checkpoint.save(given.student, None, folder / "pruned", "")
     checkpoint.save(dense, None, folder / "dense", "")
     save_file(
-        {f"{i}.{name}": t.contiguous() for i, row in enumerate(rows) for name, t in row.items()},
+        {
+            f"{i}.{name}": t.contiguous()
+            for i, row in enumerate(given.rows)
+            for name, t in row.items()
+        },
         folder / "rows.safetensors",
     )
     device, dtype = dense.device.type, str(dense.dtype).removeprefix("torch.")
-    options = {"seed": seed, "device": device, "dtype": dtype, "recovery": asdict(recovery)}
+    options = {"seed": given.seed, "device": device, "dtype": dtype, "recovery": asdict(recovery)}
     options |= {"attention": dense.config._attn_implementation}
     options |= {"scratch": str(scratch), "directory": str(directory)}
     (folder / "options.json").write_text(json.dumps(options))
@@ -89,12 +85,11 @@ def main(folder: Path) -> None:
     dense = checkpoint.load(folder / "dense", *how)
     student = own(checkpoint.load(folder / "pruned", *how))
     rows = read(load_file(folder / "rows.safetensors"))
+    learning = Distillation(student, dense, rows, given["seed"])
     scratch, first = Path(given["scratch"]), int(os.environ.get("RANK", 0)) == 0
     # processes of a job that was killed may still be at it
     with locked(scratch / "training.lock") if first else nullcontext():
-        curve, cost = train(
-            recovery, student, dense, rows, given["seed"], scratch, lambda model: {}
-        )
+        curve, cost = train(recovery, learning, scratch, lambda model: {})
     if first:
         write(student, curve, cost, Path(given["directory"]))
 

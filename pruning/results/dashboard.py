@@ -56,8 +56,8 @@ def workspace(study: str, results: Sequence[Result], entity: str, project: str) 
         project=project,
         name=f"{study}: frontier",
         sections=[
-            ws.Section(name=name, panels=of, is_open=index == 0)
-            for index, (name, of) in enumerate(panels(results).items())
+            ws.Section(name=name, panels=charts, is_open=index == 0)
+            for index, (name, charts) in enumerate(panels(results).items())
         ],
         settings=ws.WorkspaceSettings(x_axis="speedup/measured"),
         runset_settings=ws.RunsetSettings(
@@ -78,8 +78,8 @@ def report(study: str, results: Sequence[Result], entity: str, project: str) -> 
         groupby=["config.method.name"],
     )
     blocks: list[Any] = []
-    for name, of in panels(results).items():
-        blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=of)]
+    for name, charts in panels(results).items():
+        blocks += [wr.H2(name), wr.PanelGrid(runsets=[runs], panels=charts)]
     models = ", ".join(dict.fromkeys(str(r.config["model"]["name"]) for r in results))
     about = f"{len(results)} results of {models}; quality over speedup, and what it cost."
     return Report(

@@ -13,7 +13,7 @@ def pareto(results: Sequence[Result], metric: str) -> set[str]:
     One dominates another where it is at least as fast and at least as good, and either by more.
     Only results that can be compared do (see `setting`); so does their dense model, at 1x.
     """
-    at = {r.name: found for r in results if (found := place(r, metric)) is not None}
+    at = {r.name: point for r in results if (point := place(r, metric)) is not None}
     rivals: dict[Any, list[tuple[float, float]]] = {}
     for r in results:
         if r.name in at:

@@ -42,17 +42,17 @@ class Point:
     def values(self, metric: str) -> list[float]:
         """Return the metric of every run that measured it; none if one is not finite."""
         sides = (run.evaluation.pruned for run in self.runs)
-        found = [side[metric] for side in sides if metric in side]
-        return [] if None in found else found  # type: ignore[return-value]
+        values = [side[metric] for side in sides if metric in side]
+        return [] if None in values else values  # type: ignore[return-value]
 
     def average(self, tasks: set[str]) -> float | None:
         """Return GLUE's: the mean over tasks of the mean of a task's metrics; None without all."""
-        of: dict[str, list[float]] = {task: [] for task in tasks}
+        by_task: dict[str, list[float]] = {task: [] for task in tasks}
         for run in self.runs:
             pruned = run.evaluation.pruned
             values = [v for key, v in pruned.items() if is_metric(key) and v is not None]
-            of[task_of(run.config)] += [fmean(values)] if values else []
-        return fmean(map(fmean, of.values())) if all(of.values()) else None
+            by_task[task_of(run.config)] += [fmean(values)] if values else []
+        return fmean(map(fmean, by_task.values())) if all(by_task.values()) else None
 
     def centre(self, metric: str) -> tuple[float, float] | None:
         """Return the mean speedup and the mean metric of the runs that measured it, or None."""
@@ -66,10 +66,10 @@ class Point:
         if not (values := self.values(metric)):
             return None
         errors = (run.evaluation.pruned.get(f"{metric}_stderr") for run in self.runs)
-        found = [error for error in errors if error is not None]
+        spreads = [error for error in errors if error is not None]
         if len(values) > 1:
-            found.append((max(values) - min(values)) / 2)
-        return max(found, default=None)
+            spreads.append((max(values) - min(values)) / 2)
+        return max(spreads, default=None)
 
     def write(self, metric: str) -> str:
         """Write the mean of a metric, and how far it may be off."""
@@ -83,8 +83,8 @@ class Point:
 
 def results_of(study: Path) -> list[Result]:
     """Read the results of all finished jobs in a directory, in the order of their names."""
-    found = (read(path) for path in sorted(study.glob("*/result.json")))
-    return [result for result in found if result is not None]
+    results = (read(path) for path in sorted(study.glob("*/result.json")))
+    return [result for result in results if result is not None]
 
 
 def gather(results: Sequence[Result]) -> list[Point]:
@@ -103,15 +103,16 @@ def labels(results: Sequence[Result]) -> list[str]:
     """
     flat = [_options(result.config) for result in results]
     names = [config["method.name"] for config in flat]
-    found = []
+    written = []
     for name, config in zip(names, flat, strict=True):
-        alike = [other for other, of in zip(flat, names, strict=True) if of == name]
+        alike = [other for other, other_name in zip(flat, names, strict=True) if other_name == name]
         extra: dict[str, Any] = {}
         for key, value in config.items():
             group = key.split(".")[0]
             rivals = alike if group in ("method", "search") else flat
             if group == "task":  # tasks differ in many options
-                rivals = [of for of in flat if of.get("task.name") == config.get("task.name")]
+                task = config.get("task.name")
+                rivals = [other for other in flat if other.get("task.name") == task]
             if all(other.get(key, value) == value for other in rivals):
                 continue
             if f"{group}.name" in config and any(
@@ -120,8 +121,8 @@ def labels(results: Sequence[Result]) -> list[str]:
                 extra[group] = config[f"{group}.name"]
             else:
                 extra[key] = value
-        found.append(", ".join([name, *(f"{key}={value}" for key, value in extra.items())]))
-    return found
+        written.append(", ".join([name, *(f"{key}={value}" for key, value in extra.items())]))
+    return written
 
 
 def _options(config: dict[str, Any]) -> dict[str, Any]:
@@ -147,8 +148,8 @@ def dense_of(points: Sequence[Point], metric: str) -> Mapping[str, float | None]
 def metrics(points: Sequence[Point]) -> list[str]:
     """List what the models were evaluated on, perplexities first."""
     keys = dict.fromkeys(key for p in points for run in p.runs for key in run.evaluation.pruned)
-    found = [key for key in keys if is_metric(key)]
-    return sorted(found, key=lambda key: not is_cost(key))
+    metrics = [key for key in keys if is_metric(key)]
+    return sorted(metrics, key=lambda key: not is_cost(key))
 
 
 def is_cost(metric: str) -> bool:

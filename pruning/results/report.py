@@ -13,32 +13,32 @@ from pruning.results.result import Result, times
 def table(result: Result) -> Table:
     """Return the numbers of a result, a column each for the dense and the pruned model."""
     speedup, params = result.speedup, result.params
-    found = Table(title=result.name, title_justify="left")
-    found.add_column("")
-    found.add_column("dense", justify="right")
-    found.add_column("pruned", justify="right")
+    table = Table(title=result.name, title_justify="left")
+    table.add_column("")
+    table.add_column("dense", justify="right")
+    table.add_column("pruned", justify="right")
     pruned = f"{params.pruned / 1e6:.1f} M ({params.ratio:.1%})"
-    found.add_row("parameters", f"{params.dense / 1e6:.1f} M", pruned)
+    table.add_row("parameters", f"{params.dense / 1e6:.1f} M", pruned)
     for row in latency_rows(result):
-        found.add_row(*row)
-    found.add_row("speedup target", "", times(speedup.target))
+        table.add_row(*row)
+    table.add_row("speedup target", "", times(speedup.target))
     if speedup.measured is not None:
-        found.add_row("speedup predicted", "", times(speedup.predicted))
-    found.add_row(f"speedup {speedup.basis}", "", f"[bold]{times(speedup.reached)}[/bold]")
+        table.add_row("speedup predicted", "", times(speedup.predicted))
+    table.add_row(f"speedup {speedup.basis}", "", f"[bold]{times(speedup.reached)}[/bold]")
     for row in evaluation_rows(result):
-        found.add_row(*row)
+        table.add_row(*row)
     for row in recovery_rows(result):
-        found.add_row(*row)
+        table.add_row(*row)
     for part in result.evaluation.not_run:
-        found.add_row(part, "not run", "not run")
+        table.add_row(part, "not run", "not run")
     for part, share in result.evaluation.shared.items():
-        found.add_row(f"calibration rows with text of {part}", "", f"{share:.1%}")
+        table.add_row(f"calibration rows with text of {part}", "", f"{share:.1%}")
     device = result.memory.peak_device_gib
-    found.add_row("peak memory of the job, host", "", f"{result.memory.peak_host_gib:.2f} GiB")
+    table.add_row("peak memory of the job, host", "", f"{result.memory.peak_host_gib:.2f} GiB")
     if device is not None:
-        found.add_row("peak memory of the job, device", "", f"{device:.2f} GiB")
-    found.add_row("time of the job", "", f"{result.seconds['total']:.0f} s")
-    return found
+        table.add_row("peak memory of the job, device", "", f"{device:.2f} GiB")
+    table.add_row("time of the job", "", f"{result.seconds['total']:.0f} s")
+    return table
 
 
 def latency_rows(result: Result) -> list[tuple[str, str, str]]:
@@ -56,11 +56,11 @@ def latency_rows(result: Result) -> list[tuple[str, str, str]]:
 
 def source(result: Result) -> str:
     """Say where a speed that was not measured comes from; nothing where it was."""
-    of, setting = result.table.get("environment", {}), result.table.get("setting", {})
+    environment, setting = result.table.get("environment", {}), result.table.get("setting", {})
     said = []
-    if where := of.get("gpu") or of.get("cpu"):
-        threads = "" if of.get("gpu") else f", {of.get('threads')} threads"
-        version = of.get("packages", {}).get("torch", "unknown")
+    if where := environment.get("gpu") or environment.get("cpu"):
+        threads = "" if environment.get("gpu") else f", {environment.get('threads')} threads"
+        version = environment.get("packages", {}).get("torch", "unknown")
         said.append(f"The table was measured on {where}{threads}, with torch {version}.")
     if "between" in setting:
         error = setting.get("interpolation")
@@ -78,13 +78,13 @@ def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:
         (result.evaluation.dense, result.evaluation.pruned),
         result.evaluation.one_shot,
     )
-    found = []
+    rows = []
     for key in dict.fromkeys(key for side in sides for key in side):
         if is_metric(key):
-            found.append((titled(sides[0], key), *(quantity(side, key) for side in sides)))
+            rows.append((titled(sides[0], key), *(quantity(side, key) for side in sides)))
             if key in one_shot:
-                found.append((f"{key}, before recovery", "", quantity(one_shot, key)))
-    return found
+                rows.append((f"{key}, before recovery", "", quantity(one_shot, key)))
+    return rows
 
 
 def windows(result: Result) -> str:
@@ -95,9 +95,9 @@ def windows(result: Result) -> str:
         "none": "without a beginning-of-sequence token",
     }
     return " ".join(
-        f"{metric}: {of['predicted']:,} tokens predicted in {of['windows']:,} windows, "
-        f"{begun[of['bos']]}."
-        for metric, of in result.evaluation.windows.items()
+        f"{metric}: {counts['predicted']:,} tokens predicted in {counts['windows']:,} windows, "
+        f"{begun[counts['bos']]}."
+        for metric, counts in result.evaluation.windows.items()
     )
 
 

@@ -28,9 +28,9 @@ class Speedup:
     @property
     def reached(self) -> float:
         """Return the speedup as it is known best."""
-        found = self.predicted if self.measured is None else self.measured
-        assert found is not None
-        return found
+        speedup = self.predicted if self.measured is None else self.measured
+        assert speedup is not None
+        return speedup
 
     def text(self) -> str:
         """Write it for people; whatever was not measured says so."""
@@ -146,9 +146,9 @@ class Result:
     schema: int = SCHEMA
 
 
-def write_samples(of: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
+def write_samples(samples: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:
     """Write what was asked and answered, a line of samples.jsonl per model and document, if any."""
-    lines = [{"model": model, **sample} for model, kept in of.items() for sample in kept]
+    lines = [{"model": model, **sample} for model, kept in samples.items() for sample in kept]
     if lines:
         text = "".join(to_json(line, default=str) + "\n" for line in lines)
         write_text(text, out / "samples.jsonl")
@@ -180,8 +180,8 @@ def read(path: Path) -> Result | None:
 
 def finished(directory: Path) -> bool:
     """Say whether the job of this directory is done, evaluation included."""
-    found = read(directory / "result.json")
-    return found is not None and not found.evaluation.not_run
+    result = read(directory / "result.json")
+    return result is not None and not result.evaluation.not_run
 
 
 def parse(kind: type[T], data: dict[str, Any]) -> T:

@@ -28,14 +28,14 @@ class Row:
 
 def rows_of(points: Sequence[Point], study: Path) -> list[Row]:
     """Return a row per result, those of a method together, by target."""
-    found = []
+    gathered = []
     ordered = sorted(points, key=lambda p: p.label)  # stable: by target within a label
     pairs = [(p, run) for p in ordered for run in sorted(p.runs, key=_seed)]
     for (p, run), title in zip(pairs, titles(pairs), strict=True):
         allocation = study / run.name / "allocation.json"
         kept = units(allocation) if allocation.exists() else {}
-        found.append(Row(title, p.label, run, kept))
-    return found
+        gathered.append(Row(title, p.label, run, kept))
+    return gathered
 
 
 def _seed(run: Result) -> tuple[str, int]:
@@ -53,13 +53,13 @@ def titles(pairs: Sequence[tuple[Point, Result]]) -> Iterator[str]:
         yield title if often[title] == 1 else f"{title}, {run.name}"
 
 
-def environments(found: Sequence[Row]) -> dict[str, list[str | None]]:
+def environments(rows: Sequence[Row]) -> dict[str, list[str | None]]:
     """Return by key, where results were not obtained alike, the value of each row.
 
     Besides the environment, the device and the type of the weights that were asked for.
     """
     told = []
-    for row in found:
+    for row in rows:
         config = row.run.config
         asked = {"model": ("dtype",), "hardware": ("device",)}
         groups = {

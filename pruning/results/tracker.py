@@ -77,11 +77,11 @@ class Tracker(Options):
         from pruning.results.points import gather, results_of
         from pruning.results.runs import log_study
 
-        found = gather(results_of(directory))
+        points = gather(results_of(directory))
         name = f"{directory.name}-frontier"
 
         def show(run: "Run") -> None:
-            log_study(run, found, directory)
+            log_study(run, points, directory)
 
         return self._run(
             show, directory, directory.name, job_type="frontier", name=name, id=run_id(name)

@@ -1,12 +1,17 @@
 """Coefficient searches: structured SPDY, and the DP on measured sensitivities."""
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from pruning.search.knapsack import Row
 from pruning.search.options import Chooser
 from pruning.search.problem import Problem, scaled
+from pruning.solver.levels import dear
+from pruning.system.cache import digest
+from pruning.system.files import to_json
 from pruning.system.progress import track
 
 Coefficients = np.ndarray
@@ -50,19 +55,45 @@ class _Climb:
             c[changed] = change(c[changed])
             self.offer(c)
 
-    def chooser(self) -> Chooser:
-        """Return the DP under the best coefficients."""
-        c = self.coefficients
-        return lambda budget: _solve(self.problem, self.loss, c, budget)
+    def chooser(self, options: dict, search: Callable[[], None]) -> Chooser:
+        """Return the DP under the coefficients that `search` leaves; cached."""
+        problem = self.problem
+
+        def build(directory: Path) -> None:
+            search()
+            left = {"coefficients": self.coefficients.tolist(), "history": problem.history}
+            (directory / "search.json").write_text(to_json(left))
+
+        numbers = {"loss": self.loss, "ms": problem.ms}
+        key = {
+            "version": 1,
+            "problem": problem.identity,
+            "numbers": digest({name: [row.tolist() for row in r] for name, r in numbers.items()}),
+            "rest": problem.rest,
+            "budget": self.budget,
+            "options": options,
+            "seed": problem.seed,
+        }
+        entry = problem.cache.stage("search", key, build)
+        left = json.loads((entry / "search.json").read_text())
+        problem.history[:] = [
+            {"step": row["step"], "loss": dear(row["loss"]), "best": dear(row["best"])}
+            for row in left["history"]
+        ]
+        c = np.array(left["coefficients"])
+        return lambda budget: _solve(problem, self.loss, c, budget)
 
 
 def spdy(problem: Problem, budget: float, inits: int, steps: int, mutation: float) -> Chooser:
     """Search coefficients of the priors from random starts (structured SPDY)."""
     climb = _Climb(problem, problem.loss, budget)
-    for _ in track(range(inits), "search: random starts"):
-        climb.offer(climb.random.random(len(problem.loss)))
-    climb.climb(steps, mutation, lambda c: climb.random.random(len(c)))
-    return climb.chooser()
+
+    def search() -> None:
+        for _ in track(range(inits), "search: random starts"):
+            climb.offer(climb.random.random(len(problem.loss)))
+        climb.climb(steps, mutation, lambda c: climb.random.random(len(c)))
+
+    return climb.chooser({"spdy": [inits, steps, mutation]}, search)
 
 
 def calibrated(
@@ -72,10 +103,12 @@ def calibrated(
     measured = problem.sensitivities(anchors)
     loss = [scaled(prior, at) for prior, at in zip(problem.loss, measured, strict=True)]
     climb = _Climb(problem, loss, budget)
-    climb.offer(climb.coefficients)
 
     def change(c: Coefficients) -> Coefficients:
         return c * np.exp(0.5 * climb.random.standard_normal(len(c)))
 
-    climb.climb(steps, mutation, change)
-    return climb.chooser()
+    def search() -> None:
+        climb.offer(climb.coefficients)
+        climb.climb(steps, mutation, change)
+
+    return climb.chooser({"calibrated": [steps, mutation]}, search)

@@ -11,10 +11,13 @@ from pruning.search.options import Chooser, Objective, Ramp
 from pruning.system.options import Options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
     from pruning.data.batch import Batch
     from pruning.latency.table import Shapes
+    from pruning.models.sites import Site
     from pruning.search.problem import Problem
     from pruning.search.schedule import Form
     from pruning.search.trial import Trial
@@ -28,6 +31,10 @@ class Search(Options):
     where = "search"
     again: ClassVar[bool] = True  # whether it chooses well among sites that were cut before
     name: str = MISSING  # that results name it by
+
+    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
+        """Return the tokens that its cached stages bring through a model of `depth` blocks."""
+        return {}
 
 
 @dataclass
@@ -143,6 +150,14 @@ class Guided(LevelSearch):
         if isinstance(self.mutation, float) and not 0 <= self.mutation <= 1:
             raise ValueError(f"search.mutation={self.mutation} must lie between 0 and 1")
 
+    def candidates(self) -> int:
+        """Count the candidates that are measured."""
+        return self.steps + 1
+
+    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
+        """Count the text of every candidate."""
+        return {"search": float(self.candidates() * self.tokens)}
+
     def trial(
         self, model: "PreTrainedModel", levels: "Levels", batches: "list[Batch]"
     ) -> "AbstractContextManager[Trial | None]":
@@ -168,6 +183,10 @@ class Spdy(Guided):
     steps: int = 1000
     inits: int = 100  # random coefficients to start from
 
+    def candidates(self) -> int:
+        """Count the random starts too."""
+        return self.steps + self.inits
+
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
         """Search the coefficients of the prior losses by measured calibration loss."""
         from pruning.search.climb import spdy
@@ -186,6 +205,12 @@ class Calibrated(Guided):
     name: str = "calibrated"
     # shares of the units kept at which a sub-block's loss is measured
     anchors: list[float] = field(default_factory=lambda: [0.5, 0.0])
+
+    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
+        """Count for every site and anchor the text through the blocks from the site on."""
+        behind = sum(1 - site.block / depth for site in sites)
+        measured = len(self.anchors) * behind * self.tokens
+        return {"sensitivities": measured, **super().cost(sites, depth)}
 
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
         """Solve the DP on sensitivities and refine its coefficients by measured loss."""

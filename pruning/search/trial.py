@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,15 +78,6 @@ class Trial:
         self.installed = [0] * len(self.sites)
         self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
-        with torch.no_grad():
-            logits = [self._logits(state, 0, state.hidden) for state in self.states]
-        if not all(z.isfinite().all() for z in logits):
-            raise ValueError(
-                f"model.dtype={str(model.dtype).removeprefix('torch.')}: what the dense model says "
-                "of the held-out calibration text is not finite, so that no search can compare "
-                "with it: give model.dtype=float32, or other calibration text"
-            )
-        self.dense = [_Numbers(z) if z.shape[1] == 1 else _Dense.of(z) for z in logits]
 
     def __enter__(self) -> "Trial":
         return self
@@ -94,9 +86,23 @@ class Trial:
         for index in range(len(self.sites)):
             self._install(index, 0)
 
+    @cached_property
+    def dense(self) -> list[_Dense | _Numbers]:
+        """Return what the dense model says, as it is when this is asked for first."""
+        logits = [self._logits(state, 0, state.hidden) for state in self.states]
+        if not all(z.isfinite().all() for z in logits):
+            dtype = str(self.model.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"model.dtype={dtype}: what the dense model says "
+                "of the held-out calibration text is not finite, so that no search can compare "
+                "with it: give model.dtype=float32, or other calibration text"
+            )
+        return [_Numbers(z) if z.shape[1] == 1 else _Dense.of(z) for z in logits]
+
     @torch.no_grad()
     def evaluate(self, choice: Sequence[int]) -> float:
         """Return the calibration loss of one level per site, nats per token; finite or infinite."""
+        assert self.dense  # before anything is installed
         for index, level in enumerate(choice):
             self._install(index, level)
         return self._loss(0, [state.hidden for state in self.states])

@@ -29,6 +29,19 @@ Matrix = Float[Tensor, "rows columns"]
 Moment = Float[Tensor, "columns columns"]
 
 
+@dataclass(frozen=True)
+class Units:
+    """Which units of a weight leave, and in what company."""
+
+    width: int = 1  # neighbouring columns of a unit
+    steps: int | None = None  # how many leave; None: all
+    # the group of each unit; they then leave evenly, one from every group before a second from any
+    partition: Int[Tensor, " units"] | None = None
+
+
+COLUMNS = Units()  # every column by itself
+
+
 @dataclass
 class Removal:
     """One greedy pass: every level of a site is a prefix of `order`."""
@@ -137,15 +150,14 @@ def wanda(W: Matrix, H: Moment) -> Float[Tensor, " columns"]:
 
 def by_score(
     score: Float[Tensor, " columns"],
-    width: int = 1,
-    steps: int | None = None,
-    partition: Int[Tensor, " units"] | None = None,
+    units: Units = COLUMNS,
     alive: Bool[Tensor, " columns"] | None = None,
 ) -> Removal:
-    """Order units by the sum of their columns' scores; other arguments as for `greedy`.
+    """Order units by the sum of their columns' scores.
 
     Of units with the same score those go first that have no column `alive`.
     """
+    width, partition = units.width, units.partition
     score = score.view(-1, width).sum(1)
     if alive is None:
         ranked = score.argsort(stable=True)
@@ -158,32 +170,24 @@ def by_score(
         for group in cast(Tensor, partition.unique()):
             members = (partition == group).nonzero().flatten().to(score.device)
             turn[members] = place[members].argsort().argsort()
-    order = ranked[turn[ranked].argsort(stable=True)][:steps]
+    order = ranked[turn[ranked].argsort(stable=True)][: units.steps]
     return Removal(order, score[order])
 
 
-def by_wanda(
-    W: Matrix,
-    H: Moment,
-    width: int = 1,
-    steps: int | None = None,
-    partition: Int[Tensor, " units"] | None = None,
-) -> Removal:
+def by_wanda(W: Matrix, H: Moment, units: Units = COLUMNS) -> Removal:
     """Order units by `wanda`, dead inputs in front of weights that are zero."""
-    return by_score(wanda(W, H), width, steps, partition, live(H))
+    return by_score(wanda(W, H), units, live(H))
 
 
 def greedy(
     W: Matrix,
     H: Moment,
-    width: int = 1,
-    steps: int | None = None,
-    partition: Int[Tensor, " units"] | None = None,
+    units: Units = COLUMNS,
     damp: float = 0.0,
     block: int = 128,
     grouped_cholesky: bool = False,
 ) -> Removal:
-    """Remove `steps` units (default: all) one by one, each time the one that costs least.
+    """Remove units one by one, each time the one that costs least.
 
     Algorithm 1 of arXiv:2302.04089, for a unit S among those left, with Hinv = inv(H + damp
     diag(H)):
@@ -192,11 +196,10 @@ def greedy(
         W    -= W_S inv(Hinv_SS) Hinv_S,:        Hinv -= Hinv_:,S inv(Hinv_SS) Hinv_S,:
 
     H is the raw moment: units that have dead inputs alone leave first, in turn, and cost nothing;
-    weights on dead inputs do not count. `partition` names the group of each unit; units then leave
-    evenly, one from every group before a second from any (query heads of grouped-query attention).
-    With `grouped_cholesky` units are chosen by the score of SlimGPT (arXiv:2412.18110) instead,
-    sum_j |W_j|^2 / L_jj^2 over the columns j of S with L L^T = Hinv_SS, which leaves out how
-    columns of a unit make up for each other; `score` still holds the exact increases.
+    weights on dead inputs do not count. With `grouped_cholesky` units are chosen by the score of
+    SlimGPT (arXiv:2412.18110) instead, sum_j |W_j|^2 / L_jj^2 over the columns j of S with L L^T =
+    Hinv_SS, which leaves out how columns of a unit make up for each other; `score` still holds the
+    exact increases.
 
     Only W^T W enters a score, so the pass works on G = W^T W instead of W, and both downdates are
     of low rank: with L L^T = Hinv_SS, U = inv(L) Hinv_S,:, Q = inv(L) G_S,: - (inv(L) G_SS
@@ -208,42 +211,61 @@ def greedy(
     and then removed columns leave the matrices. The order is that of the unblocked algorithm. The
     work is 2 columns^3 flop in float64 in place of 2 (columns + rows) columns^2 of memory traffic.
     """
-    columns = W.shape[1]
-    units = columns // width
-    assert units * width == columns, f"{columns} columns are not whole units of {width}"
-    steps = units if steps is None else steps
-    unit = torch.arange(units, device=W.device)  # at each place of the matrices
+    columns, width = W.shape[1], units.width
+    count = columns // width
+    assert count * width == columns, f"{columns} columns are not whole units of {width}"
+    steps = count if units.steps is None else units.steps
+    unit = torch.arange(count, device=W.device)
     if not steps:
         return Removal(unit[:0], unit[:0].double())
-    idle = ~live(H).view(units, width).any(1)
+    idle = ~live(H).view(count, width).any(1)
     W, Hinv = _prepared(W, H, damp)
-    G = W.T @ W
-    left = None if partition is None else torch.bincount(partition.cpu())
+    p = _Pass(Hinv, W.T @ W, width, unit, idle, torch.zeros_like(idle))
+    left = None if units.partition is None else torch.bincount(units.partition.cpu())
 
-    gone = torch.zeros(units, dtype=torch.bool, device=W.device)
     order: list[Tensor] = []
     score: list[Tensor] = []
     taken = 0
     while taken < steps:
-        count = min(steps - taken, max(block // width, 1))
-        if width == 1 and partition is None:
-            U, Q, places, scores = _columns(Hinv, G, gone, idle, count)
+        due = min(steps - taken, max(block // width, 1))
+        if width == 1 and units.partition is None:
+            U, Q, places, scores = _columns(p, due)
         else:
-            group = None if partition is None else partition.to(W.device)[unit]
-            U, Q, places, scores = _units(
-                Hinv, G, gone, idle, width, count, group, left, grouped_cholesky
-            )
-        order.append(unit[places])
+            group = None if units.partition is None else units.partition.to(W.device)[p.unit]
+            U, Q, places, scores = _units(p, due, group, left, grouped_cholesky)
+        order.append(p.unit[places])
         score.append(scores)
-        taken += count
-        gone[places] = True
-        Hinv.addmm_(U.T, U, alpha=-1)
-        G.addmm_(torch.cat([Q, U]).T, torch.cat([U, Q]), alpha=-1)
-        if gone.sum() > len(gone) // 4:  # a smaller matrix is worth the copy
-            stay = (~gone).repeat_interleave(width).nonzero().flatten()
-            Hinv, G = (A[stay[:, None], stay] for A in (Hinv, G))
-            unit, idle, gone = unit[~gone], idle[~gone], gone[~gone]
+        taken += due
+        p.remove_(places, U, Q)
     return Removal(torch.cat(order), torch.cat(score))
+
+
+@dataclass
+class _Pass:
+    """What a greedy pass works on; a *place* is a unit's in the matrices, which shrink."""
+
+    Hinv: Moment
+    G: Moment
+    width: int
+    unit: Int[Tensor, " places"]  # at each place
+    idle: Bool[Tensor, " places"]  # dead inputs alone
+    gone: Bool[Tensor, " places"]
+
+    def remove_(
+        self,
+        places: Int[Tensor, " picked"],
+        U: Float[Tensor, "rows columns"],
+        Q: Float[Tensor, "rows columns"],
+    ) -> None:
+        """Downdate by the rows of the units at `places`, which are gone then."""
+        self.gone[places] = True
+        self.Hinv.addmm_(U.T, U, alpha=-1)
+        self.G.addmm_(torch.cat([Q, U]).T, torch.cat([U, Q]), alpha=-1)
+        if self.gone.sum() > len(self.gone) // 4:  # a smaller matrix is worth the copy
+            stay = (~self.gone).repeat_interleave(self.width).nonzero().flatten()
+            self.Hinv, self.G = (A[stay[:, None], stay] for A in (self.Hinv, self.G))
+            there = ~self.gone
+            self.unit, self.idle, self.gone = self.unit[there], self.idle[there], self.gone[there]
 
 
 def _prepared(W: Matrix, H: Moment, damp: float) -> tuple[Matrix, Moment]:
@@ -260,14 +282,9 @@ Picked = tuple[
 ]
 
 
-def _columns(
-    Hinv: Moment,
-    G: Moment,
-    gone: Bool[Tensor, " columns"],
-    idle: Bool[Tensor, " columns"],
-    count: int,
-) -> Picked:
+def _columns(p: _Pass, count: int) -> Picked:
     """Pick `count` columns one by one, by the fewest and leanest operations per column."""
+    Hinv, G, gone, idle = p.Hinv, p.G, p.gone, p.idle
     U, Q = Hinv.new_empty(2, count, len(Hinv))
     h = torch.where(gone, 1.0, Hinv.diagonal())
     g = torch.where(idle, -torch.inf, G.diagonal())  # no rounding of another's score comes first
@@ -291,11 +308,7 @@ def _columns(
 
 
 def _units(
-    Hinv: Moment,
-    G: Moment,
-    gone: Bool[Tensor, " units"],
-    idle: Bool[Tensor, " units"],
-    width: int,
+    p: _Pass,
     count: int,
     group: Int[Tensor, " units"] | None,
     left: Int[Tensor, " groups"] | None,
@@ -305,9 +318,10 @@ def _units(
 
     `left` is counted down.
     """
+    Hinv, G, width = p.Hinv, p.G, p.width
     U, Q = Hinv.new_empty(2, count * width, len(Hinv))
     h, g = _blocks(Hinv, width), _blocks(G, width)
-    gone = gone.clone()
+    gone = p.gone.clone()
     places: list[int] = []
     scores: list[Tensor] = []
     for step in range(count):
@@ -315,7 +329,7 @@ def _units(
         due = ~gone
         if group is not None and left is not None:
             due &= (left == left.max()).to(group.device)[group]
-        cost = torch.where(idle, -torch.inf, _score(h, g, gone, grouped_cholesky))
+        cost = torch.where(p.idle, -torch.inf, _score(h, g, gone, grouped_cholesky))
         cost = torch.where(due, cost, torch.inf)
         j = int(cost.argmin())
         S = slice(j * width, (j + 1) * width)

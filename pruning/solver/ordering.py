@@ -12,6 +12,7 @@ from pruning.latency.table import Shape
 from pruning.models.sites import Kind, Site
 from pruning.solver.obs import (
     Removal,
+    Units,
     change,
     energy,
     least_squares,
@@ -21,7 +22,7 @@ REFERENCES = (0.8, 0.5)  # shares of the units kept at which scores and ridges a
 NO_UPDATE = float("inf")  # the ridge of it
 
 Keep = Bool[Tensor, " units"]
-Remove = Callable[[Tensor, Tensor, int, int, Tensor | None], Removal]
+Remove = Callable[[Tensor, Tensor, Units], Removal]
 
 
 def check_finite(site: Site, W: Float[Tensor, "rows columns"], split: Split) -> None:
@@ -104,7 +105,7 @@ def kept_units(
     """
     if site.kind is Kind.FFN:
         narrowest = min(w for w in shapes if isinstance(w, int) and w > 0)
-        order = remove(W, H, site.width, site.units - narrowest, None).order
+        order = remove(W, H, Units(site.width, site.units - narrowest)).order
         gone = torch.arange(site.units)  # at width 0 also what the pass has not ordered
         return [
             _without(site.units, order[: site.units - _width(shape)] if shape else gone)
@@ -135,7 +136,7 @@ def _lattice(
     found = {(0, 0): torch.zeros(site.units, dtype=torch.bool)}
     fewest.pop(0, None)
     leaving = site.groups - min(fewest, default=site.groups)
-    groups = remove(W, H, per_group * site.width, leaving, None).order
+    groups = remove(W, H, Units(per_group * site.width, leaving)).order
     for left, least in fewest.items():
         keep = _without(site.groups, groups[: site.groups - left]).repeat_interleave(per_group)
         found[left, per_group] = keep
@@ -144,7 +145,8 @@ def _lattice(
         columns = keep.repeat_interleave(site.width).to(W.device)
         W_K, H_K = least_squares(W, H, columns, damp), H[columns][:, columns]
         partition = torch.arange(left).repeat_interleave(per_group)
-        order = remove(W_K, H_K, site.width, left * (per_group - least), partition).order.cpu()
+        leaving = Units(site.width, left * (per_group - least), partition)
+        order = remove(W_K, H_K, leaving).order.cpu()
         units = keep.nonzero().flatten()
         for heads in range(per_group - 1, least - 1, -1):
             fewer = keep.clone()

@@ -29,6 +29,11 @@ NAME = re.compile(r"[0-9a-f]{16}")
 UNFINISHED = re.compile(rf"\.({NAME.pattern})-.+")  # names of directories that become entries
 
 
+def root() -> str:
+    """Return where stages are cached unless a job says otherwise."""
+    return os.environ.get("PRUNING_CACHE", "~/.cache/pruning")
+
+
 def digest(key: Any) -> str:
     """Hash a JSON-able `key` to 16 hexadecimal digits, whatever the order of its dictionaries."""
     text = json.dumps(key, sort_keys=True, default=str)
@@ -111,7 +116,7 @@ class Cache:
 
     def entries(self) -> list[Entry]:
         """List all stages, finished or not, and the checkpoints of trainings."""
-        found = []
+        entries = []
         for path in sorted(self.root.glob("*/*")):
             unfinished = UNFINISHED.fullmatch(path.name) is not None
             resumable = path.parent.name == CHECKPOINTS and NAME.fullmatch(path.name) is not None
@@ -126,8 +131,8 @@ class Cache:
             if resumable:  # no job marks it as used
                 used = max([used, *(file.st_mtime for file in files)])
             size, age = sum(file.st_size for file in files), (time.time() - used) / 86400
-            found.append(Entry(path, path.parent.name, size, age, not unfinished))
-        return found
+            entries.append(Entry(path, path.parent.name, size, age, not unfinished))
+        return entries
 
     def remove(self, entry: Entry, dry_run: bool = False) -> bool:
         """Remove a stage, unless a job is at it now; say whether it went, or would go."""

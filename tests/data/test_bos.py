@@ -16,7 +16,7 @@ from pruning.recovery.rows import rows_of
 from pruning.search.trial import evaluation_text
 from pruning.system.cache import Cache
 from tests.helpers.families import GATED, random_model
-from tests.helpers.tiny import word_tokenizer
+from tests.helpers.tiny import job_with, word_tokenizer
 from tests.recovery.test_stage import training
 
 BOS, END = 1, 2
@@ -119,7 +119,7 @@ def test_rows_of_a_recovery(path, cache):
     given = calibration(path, Bos.auto)
     suite = Suite("none", None, tasks={}, labelled={}, limit=None, batch=1)
     recovery = training(sequence=16, steps=4, batch=2)
-    rows = rows_of(recovery, given, None, suite, tokenizer(True), cache, 0)
+    rows = rows_of(recovery, given, None, suite, tokenizer(True), job_with(cache))
     assert len(rows) == 8
     for row in rows:
         assert row["input_ids"][0] == BOS

@@ -14,7 +14,7 @@ from pruning.evaluation.parts import Documents, Judged, Perplexity
 from pruning.evaluation.suite import Suite
 from pruning.recovery.rows import rows_of
 from pruning.system.cache import Cache
-from tests.helpers.tiny import word_tokenizer
+from tests.helpers.tiny import job_with, word_tokenizer
 from tests.recovery.test_stage import training
 
 
@@ -85,7 +85,9 @@ def rows_from(tmp_path, judged, **values):
     given = Calibration("tiny", Text(str(path)), **options)
     suite = Suite("mine", **{"tasks": {}, **judged}, limit=None, batch=1)
     recovery = training(sequence=64, **values)
-    return rows_of(recovery, given, None, suite, word_tokenizer(2000), Cache(tmp_path / "c"), 0)
+    return rows_of(
+        recovery, given, None, suite, word_tokenizer(2000), job_with(Cache(tmp_path / "c"))
+    )
 
 
 def test_rows_are_as_many_as_the_budget_reads(tmp_path):

@@ -20,6 +20,7 @@ from pruning.search.options import Chooser
 from pruning.search.search import NoSearch
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
+from pruning.system.job import Job
 from pruning.system.stopwatch import Stopwatch
 
 INF = float("inf")
@@ -32,6 +33,11 @@ def word_tokenizer(size: int = 125) -> PreTrainedTokenizerFast:
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>")
+
+
+def job_with(cache: Cache) -> Job:
+    """Return a job on the CPU that has this cache."""
+    return Job(cache.root, torch.device("cpu"), cache, Stopwatch(), 0)
 
 
 def padded_batches(count: int = 6, rows: int = 3, sequence: int = 12) -> list[Batch]:

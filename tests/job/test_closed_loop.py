@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from pruning.job.closed_loop import meet, timed_again
+from pruning.job.closed_loop import SpeedTarget, meet, timed_again
 from pruning.latency.clock import Timing
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
@@ -83,7 +83,7 @@ def fake(table, *factors: float) -> Fake:
 def test_a_constant_factor_is_corrected(case, speedup, factor):
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
-    met = meet(model, plan, table, fake(table, factor), speedup, Stopwatch())
+    met = meet(model, plan, table, SpeedTarget(speedup, fake(table, factor)), Stopwatch())
     assert met.measured == pytest.approx(speedup, rel=0.02)
     assert len(met.rounds) <= 4
     assert [entry["confirms"] for entry in met.rounds] == [*[False] * (len(met.rounds) - 1), True]
@@ -100,7 +100,7 @@ def test_the_nearest_round_is_kept_when_none_is_near_enough(case, caplog):
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
     here = fake(table, 0.7, 1.4, 0.7, 1.4, 1.1)
-    met = meet(model, plan, table, here, 1.5, Stopwatch())
+    met = meet(model, plan, table, SpeedTarget(1.5, here), Stopwatch())
     *chosen, last = met.rounds
     assert len(chosen) == 4
     nearest = min(chosen, key=lambda r: abs(r["measured"] - 1.5))
@@ -115,7 +115,7 @@ def test_what_chose_a_round_is_not_what_is_reported(case):
     """A lucky timing of the right speedup chooses; the next one, of that model, is the result."""
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
-    met = meet(model, plan, table, fake(table, 1.0, 1.01), 1.5, Stopwatch())
+    met = meet(model, plan, table, SpeedTarget(1.5, fake(table, 1.0, 1.01)), Stopwatch())
     assert [entry["confirms"] for entry in met.rounds] == [False, True]
     assert met.rounds[0]["measured"] == pytest.approx(met.predicted)
     assert met.measured == met.rounds[1]["measured"] == pytest.approx(1.01 * met.predicted)
@@ -127,7 +127,7 @@ def test_a_confirmation_outside_the_tolerance_is_followed_by_another_round(case)
     """The first timing was lucky: 1.0 of what is predicted, where 0.9 is the truth."""
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
-    met = meet(model, plan, table, fake(table, 1.0, 0.9), 1.5, Stopwatch())
+    met = meet(model, plan, table, SpeedTarget(1.5, fake(table, 1.0, 0.9)), Stopwatch())
     confirms = [entry["confirms"] for entry in met.rounds]
     assert confirms[:2] == [False, True]
     assert confirms[2] is False
@@ -142,7 +142,7 @@ def test_a_costly_model_is_timed_itself_when_its_draft_is_confirmed(case):
     plan = levels_plan(model, levels, choose)
     built = []
     plan.costly, plan.build = True, lambda shapes: built.append(shapes) or plan.draft(shapes)
-    met = meet(model, plan, table, fake(table, 1.0, 1.0, 1.2), 1.5, Stopwatch())
+    met = meet(model, plan, table, SpeedTarget(1.5, fake(table, 1.0, 1.0, 1.2)), Stopwatch())
     assert len(built) == 1
     assert [entry["confirms"] for entry in met.rounds] == [False, True, True]
     assert met.measured == met.rounds[-1]["measured"] == pytest.approx(1.2 * met.predicted)
@@ -151,8 +151,13 @@ def test_a_costly_model_is_timed_itself_when_its_draft_is_confirmed(case):
 def test_other_weights_are_timed_anew_and_that_alone_counts(case):
     model, levels, table, choose = case
     here = fake(table, 1.0, 1.01, 1.2)
-    met = meet(model, levels_plan(model, levels, choose), table, here, 1.5, Stopwatch())
-    timed_again(met, model, here.measurement(model))
+    met = meet(
+        model, levels_plan(model, levels, choose), table, SpeedTarget(1.5, here), Stopwatch()
+    )
+    former, rounds = met, list(met.rounds)
+    met = timed_again(met, model, here.measurement(model))
+    assert list(former.rounds) == rounds  # what was measured before stays as it was
+    assert former.measured == rounds[-1]["measured"] != met.measured
     assert met.measured == met.rounds[-1]["measured"] == pytest.approx(1.2 * met.predicted)
     assert met.rounds[-1]["confirms"] is True
     assert here.asked[-1] is True
@@ -170,14 +175,24 @@ def test_what_no_search_reaches_is_an_error(case, tmp_path):
     uniform = Uniform(name="uniform")
     choose = uniform.prepare(pose(levels, table, None, Cache(tmp_path)), table.budget(3.0))
     with pytest.raises(ValueError, match=r"^speedup=3 cannot be met with this search.*calibrated"):
-        meet(model, levels_plan(model, levels, choose), table, fake(table, 1.0), 3.0, Stopwatch())
+        meet(
+            model,
+            levels_plan(model, levels, choose),
+            table,
+            SpeedTarget(3.0, fake(table, 1.0)),
+            Stopwatch(),
+        )
 
 
 def test_a_correction_that_cannot_be_met_keeps_the_nearest(case, caplog):
     model, levels, table, choose = case
     speedup = table.most(sites(model)) * 0.98
     met = meet(
-        model, levels_plan(model, levels, choose), table, fake(table, 0.8), speedup, Stopwatch()
+        model,
+        levels_plan(model, levels, choose),
+        table,
+        SpeedTarget(speedup, fake(table, 0.8)),
+        Stopwatch(),
     )
     assert met.measured == pytest.approx(0.8 * met.predicted)
     assert "no allocation is predicted to reach" in caplog.text
@@ -188,7 +203,7 @@ def test_a_correction_that_cannot_be_met_keeps_the_nearest(case, caplog):
 def test_speedup_one_is_the_dense_model(case):
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
-    met = meet(model, plan, table, fake(table, 0.9), 1.0, Stopwatch())
+    met = meet(model, plan, table, SpeedTarget(1.0, fake(table, 0.9)), Stopwatch())
     assert [entry["confirms"] for entry in met.rounds] == [True]
     assert all(keep.all() for keep in met.allocation.values())
     ids = BATCHES[0].ids

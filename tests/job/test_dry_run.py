@@ -40,8 +40,8 @@ def test_before_the_first_job_and_after_it(place, jobs):
     assert place.results() == []
     assert set(states(dry.stdout).values()) == {"to compute"}
     assert set(states(dry.stdout)) == {
-        *("profile", "evaluate the dense model", "moments", "levels", "search", "prune"),
-        *("measure", "evaluate the pruned model"),
+        *("profile", "evaluate the dense model", "moments", "levels", "sensitivities", "search"),
+        *("prune", "measure", "evaluate the pruned model"),
     }
     assert re.search(r"about \d+ minutes.*GiB", dry.stdout)
 
@@ -49,7 +49,9 @@ def test_before_the_first_job_and_after_it(place, jobs):
     before = place.entries()
     dry = jobs(*place.arguments("speedup=1.5", "dry_run=true"))
     cached = {stage for stage, state in states(dry.stdout).items() if state == "cached"}
-    assert cached == {"profile", "evaluate the dense model", "moments", "levels"}
+    assert cached == {
+        *("profile", "evaluate the dense model", "moments", "levels", "sensitivities")
+    }
     assert place.entries() == before
     told = seconds(dry.stdout)
     assert {stage: told[stage] for stage in cached} == dict.fromkeys(cached, "")
@@ -80,3 +82,21 @@ def test_every_kind_of_method_can_be_rehearsed(place, jobs, method):
     dry = jobs(*place.arguments(f"method={method}", "speedup=1.3", "dry_run=true"))
     assert dry.returncode == 0, dry.stderr[-3000:]
     assert "prune" in states(dry.stdout)
+
+
+def test_what_flop_trained_is_known(place, jobs):
+    """Its start is found by a search, which is in the cache too."""
+    flop = ("method=flop", "speedup=null", "method.sparsity=0.5", "method.steps=12")
+    arguments = place.arguments(*flop, "hardware.alignment=16")
+    before = states(jobs(*arguments, "dry_run=true").stdout)
+    assert before["training"] == "to compute"
+    done = jobs(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    entries = place.entries()
+    other = jobs(*arguments, "suite.limit=3", "dry_run=true")  # another job of the same training
+    stages = ("moments", "levels", "sensitivities", "search", "training")
+    assert {stage: states(other.stdout)[stage] for stage in stages} == dict.fromkeys(
+        stages, "cached"
+    )
+    assert states(other.stdout)["prune"] == "to compute"
+    assert place.entries() == entries

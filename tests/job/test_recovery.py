@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pruning.recovery.stage import recovered
+from pruning.recovery.train import Distillation
 from pruning.system.cache import Cache
 from tests.helpers.families import llama
 from tests.helpers.place import Place
@@ -161,11 +162,8 @@ def test_two_processes_share_the_rows_of_a_step(tmp_path, monkeypatch):
     one, two = (
         recovered(
             training(**options, launch=launch),
-            pruned,
-            dense,
-            rows,
+            Distillation(pruned, dense, rows, 0),
             Cache(tmp_path / name),
-            0,
             nothing,
         )
         for name, launch in (("one", None), ("two", command))
@@ -176,4 +174,4 @@ def test_two_processes_share_the_rows_of_a_step(tmp_path, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     bad = training(launch="no-such-command")
     with pytest.raises(ValueError, match=r"^recovery\.launch='no-such-command' is no command here"):
-        recovered(bad, pruned, dense, rows, Cache(tmp_path / "bad"), 0, nothing)
+        recovered(bad, Distillation(pruned, dense, rows, 0), Cache(tmp_path / "bad"), nothing)

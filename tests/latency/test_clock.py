@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruning.latency import clock
-from pruning.latency.clock import Timing, interleaved
+from pruning.latency.clock import Rounds, Timing, interleaved
 
 CPU = torch.device("cpu")
 
@@ -27,7 +27,7 @@ def calls(monkeypatch):
 
 def test_every_call_once_a_round_in_new_orders(calls):
     of, order = calls
-    found = interleaved(of, CPU, 20, "test")
+    found = interleaved(of, CPU, Rounds(20), "test")
     assert list(found) == ["a", "b", "c"]
     assert [set(timing.values) for timing in found.values()] == [{3.0}, {5.0}, {1.0}]  # no warm-up
     assert all(len(timing.values) == 20 for timing in found.values())
@@ -40,7 +40,7 @@ def test_every_call_once_a_round_in_new_orders(calls):
 def test_what_is_fast_is_timed_more_often(calls):
     """Calls of 3, 5 and 1 ms: the mean of 3 is once, once and three times their own."""
     of, order = calls
-    found = interleaved(of, CPU, 4, "test", most=5)
+    found = interleaved(of, CPU, Rounds(4, most=5), "test")
     assert {name: len(timing.values) for name, timing in found.items()} == {"a": 4, "b": 4, "c": 12}
     assert set(found["c"].values) == {1.0}
     rounds = [order[i : i + 5] for i in range(6, len(order), 5)]  # behind warm-up and a first look
@@ -50,17 +50,17 @@ def test_what_is_fast_is_timed_more_often(calls):
 @pytest.mark.parametrize(("wanted", "rounds"), [(1, 6), (8, 8), (100, 12)])
 def test_more_rounds_until_enough_and_at_most_twice_as_many(calls, monkeypatch, wanted, rounds):
     monkeypatch.setattr(clock, "SECONDS", 0.0)
-    found = interleaved(calls[0], CPU, 6, "test", lambda f: len(f["a"].values) >= wanted)
+    found = interleaved(calls[0], CPU, Rounds(6, lambda f: len(f["a"].values) >= wanted), "test")
     assert all(len(timing.values) == rounds for timing in found.values())
 
 
 def test_calls_that_take_no_time_go_on_for_seconds(calls, monkeypatch):
     monkeypatch.setattr(clock, "SECONDS", 0.3)
     start = time.perf_counter()
-    found = interleaved(calls[0], CPU, 6, "test", lambda f: False)
+    found = interleaved(calls[0], CPU, Rounds(6, lambda f: False), "test")
     assert 0.3 < time.perf_counter() - start < 3
     assert len(found["a"].values) > 100
-    assert len(interleaved(calls[0], CPU, 6, "test", lambda f: True)["a"].values) == 6
+    assert len(interleaved(calls[0], CPU, Rounds(6, lambda f: True), "test")["a"].values) == 6
 
 
 @pytest.mark.parametrize("disturbed", [3, 100])
@@ -73,7 +73,7 @@ def test_rounds_in_which_others_took_a_cpu_are_timed_again(calls, monkeypatch, c
         return left[0] >= 0
 
     monkeypatch.setattr(clock.Interruptions, "many", many)
-    found = interleaved(of, CPU, 6, "test")
+    found = interleaved(of, CPU, Rounds(6), "test")
     assert all(len(timing.values) == 6 for timing in found.values())
     again = min(disturbed, 6)  # then they count
     assert len(order) == 3 * (1 + 6 + again)
@@ -124,7 +124,9 @@ def test_on_cuda_events_tell_the_time(monkeypatch):
         return call
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    found = interleaved({"a": taking(3.0), "b": taking(5.0)}, torch.device("cuda"), 4, "test")
+    found = interleaved(
+        {"a": taking(3.0), "b": taking(5.0)}, torch.device("cuda"), Rounds(4), "test"
+    )
     assert {name: timing.values for name, timing in found.items()} == {
         "a": [3.0] * 4,
         "b": [5.0] * 4,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, OPTConfig
 
-from pruning.job.closed_loop import meet
+from pruning.job.closed_loop import SpeedTarget, meet
 from pruning.latency.anchors import anchors
 from pruning.latency.clock import SECONDS, Timing
 from pruning.latency.grid import heads, widths
@@ -364,7 +364,7 @@ def test_profile_and_meet_on_cuda(tmp_path):
     levels = solve_levels(model, padded_batches(), tmp_path / "moments", linear_table(model, 16))
     problem = pose(levels, table, None, Cache(tmp_path))
     plan = levels_plan(model, levels, lambda b: problem.solve(problem.loss, b))
-    met = meet(model, plan, table, here, speedup, Stopwatch())
+    met = meet(model, plan, table, SpeedTarget(speedup, here), Stopwatch())
     assert 1 <= len(met.rounds) <= 3
     assert met.measured > 1
     assert next(met.pruned.parameters()).is_cuda

@@ -373,7 +373,7 @@ def trained(directory: Path, moments: Path, **values):
     model = gated_(dense, moments_of(dense, of, moments), half(of), method)
     sizes = {s: (len(projection(model, s).B), projection(model, s).A.shape[1]) for s in of}
     goal = Goal(Cost.of(counts(sizes, table_of(of)), of), 0.5, 6)
-    history = train(model, of, goal, method, BATCHES, 0, directory)
+    history = train(model, goal, method, BATCHES, 0, directory)
     return model, history
 
 
@@ -393,7 +393,7 @@ def test_an_encoder_is_trained_on_the_labels_of_its_task(tmp_path):
     of = method.sites(dense)
     model = gated_(deepcopy(dense), moments_of(dense, of, tmp_path), half(of), method)
     goal = Goal(Cost.of(table_of(of), of), 0.5, 8)
-    history = train(model, of, goal, method, labelled, 0, tmp_path / "run")
+    history = train(model, goal, method, labelled, 0, tmp_path / "run")
     assert history[-1]["task_loss"] < 0.3 * history[0]["task_loss"]
     assert history[-1]["saved"] > history[0]["saved"] + 0.02
 

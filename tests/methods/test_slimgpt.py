@@ -211,7 +211,7 @@ def test_values_out_of_range(field):
 
 @pytest.mark.job
 def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
-    from pruning.job.closed_loop import meet
+    from pruning.job.closed_loop import SpeedTarget, meet
 
     model = llama()
     work = {"phase": Phase.auto, "batch": 1, "sequence": 8, "tokens": 2, "alignment": 1}
@@ -222,7 +222,7 @@ def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
     built = []
     build = SchedulePlan.build
     monkeypatch.setattr(SchedulePlan, "build", lambda p, s: built.append(s) or build(p, s))
-    met = meet(model, plan, posed.table, hardware, 1.3, Stopwatch())
+    met = meet(model, plan, posed.table, SpeedTarget(1.3, hardware), Stopwatch())
     assert len(built) == 1
     assert met.measured == met.rounds[-1]["measured"]
     assert len(met.rounds) >= 2  # drafts, then the model itself

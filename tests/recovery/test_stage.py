@@ -18,7 +18,7 @@ from pruning.recovery import worker
 from pruning.recovery.recovery import Lora, Loss, Precision, Shape, Training
 from pruning.recovery.stage import recovered
 from pruning.recovery.student import Student
-from pruning.recovery.train import steps_of, train
+from pruning.recovery.train import Distillation, steps_of, train
 from pruning.system.cache import Cache
 from tests.helpers.families import ENCODERS, EVERY, llama
 from tests.helpers.tiny import padded_batches
@@ -74,7 +74,12 @@ def test_a_pruned_model_comes_nearer_to_the_dense_one_once(family, tmp_path, mon
     pruned = half(dense)
     before = parameters(pruned), parameters(dense)
     rate = 0.0003 if family in ENCODERS else 0.001
-    given = (training(steps=50, rate=rate, batch=8), pruned, dense, rows, cache, 0, nothing)
+    given = (
+        training(steps=50, rate=rate, batch=8),
+        Distillation(pruned, dense, rows, 0),
+        cache,
+        nothing,
+    )
     found = recovered(*given)
     losses = [entry["loss"] for entry in found.curve]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
@@ -95,7 +100,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_steps(lora, tmp_path, 
     dense = llama()
     pruned = half(dense)
     cache = Cache(tmp_path / "whole")
-    whole = recovered(training(lora=lora), pruned, dense, ROWS, cache, 0, nothing)
+    whole = recovered(training(lora=lora), Distillation(pruned, dense, ROWS, 0), cache, nothing)
 
     class Killed(BaseException):
         """As good as kill -9 for what is on disk: nothing catches it."""
@@ -109,7 +114,12 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_steps(lora, tmp_path, 
         return normal(self, *args, **kwargs)
 
     monkeypatch.setattr(Student, "compute_loss", dies)
-    given = (training(lora=lora), pruned, dense, ROWS, Cache(tmp_path / "half"), 0, nothing)
+    given = (
+        training(lora=lora),
+        Distillation(pruned, dense, ROWS, 0),
+        Cache(tmp_path / "half"),
+        nothing,
+    )
     with pytest.raises(Killed):
         recovered(*given)
     again = recovered(*given)
@@ -124,7 +134,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_steps(lora, tmp_path, 
 def test_numbers_that_are_not_finite_keep_the_last_good_checkpoint(tmp_path):
     dense, recovery = llama(), training(rate=1e30, save=1)
     with pytest.raises(ValueError, match=r"^recovery\.rate=.* at step \d+; lower it"):
-        train(recovery, half(dense), dense, ROWS, 0, tmp_path, nothing)
+        train(recovery, Distillation(half(dense), dense, ROWS, 0), tmp_path, nothing)
     kept = sorted(tmp_path.glob("checkpoint-*"))
     assert kept
     for path in kept:
@@ -136,7 +146,7 @@ def test_adapters_are_merged_into_the_projections_and_nothing_else_changes(famil
     dense = EVERY[family]()
     pruned = half(dense)
     lora = training(name="lora", loss=TASK, lora=Lora(2, 4.0, 0.0), steps=40, rate=0.001, batch=8)
-    given = (pruned, dense, rows_for(family), Cache(tmp_path), 0, nothing)
+    given = (Distillation(pruned, dense, rows_for(family), 0), Cache(tmp_path), nothing)
     found = recovered(lora, *given)
     losses = [entry["loss"] for entry in found.curve]
     assert sum(losses[-10:]) < sum(losses[:10])
@@ -161,7 +171,7 @@ def test_low_rank_projections_are_trained_and_adapted(tmp_path):
         A, B = (torch.randn(*size, generator=generator) / 8 for size in ((8, columns), (rows, 8)))
         factor_(pruned, site, A, B, None)
     for recovery in (training(steps=20), training(steps=20, lora=Lora(2, 4.0, 0.1))):
-        found = recovered(recovery, pruned, dense, ROWS, Cache(tmp_path), 0, nothing)
+        found = recovered(recovery, Distillation(pruned, dense, ROWS, 0), Cache(tmp_path), nothing)
         assert found.curve[-1]["loss"] < found.curve[0]["loss"]
         for one, other in zip(blocks(found.model), blocks(pruned), strict=True):
             assert not torch.equal(one.self_attn.q_proj.A.weight, other.self_attn.q_proj.A.weight)
@@ -171,7 +181,7 @@ def test_weights_of_bfloat16_are_trained_in_float32(tmp_path):
     """Steps smaller than bfloat16 can write add up."""
     dense = llama().to(torch.bfloat16)
     recovery = training(rate=2e-4, steps=10, precision=Precision.bfloat16)
-    found = recovered(recovery, half(dense), dense, ROWS, Cache(tmp_path), 0, nothing)
+    found = recovered(recovery, Distillation(half(dense), dense, ROWS, 0), Cache(tmp_path), nothing)
     assert found.model.dtype == torch.bfloat16
     whole = load_file(next(tmp_path.glob("recovery/*/parameters.safetensors")))
     assert {tensor.dtype for tensor in whole.values()} == {torch.float32}
@@ -187,7 +197,7 @@ def test_two_passes_a_step_are_one_of_twice_the_rows(tmp_path):
     one, two = (
         recovered(
             training(steps=5, batch=8 // passes, accumulate=passes, rate=0.001),
-            pruned, dense, rows, Cache(tmp_path / str(passes)), 0, nothing,
+            Distillation(pruned, dense, rows, 0), Cache(tmp_path / str(passes)), nothing,
         )
         for passes in (1, 2)
     )  # fmt: skip
@@ -231,10 +241,10 @@ def test_a_killed_training_has_the_minutes_that_are_left(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Student, "compute_loss", dies)
         with pytest.raises(Killed):
-            train(recovery, half(dense), dense, ROWS, 0, tmp_path, nothing)
+            train(recovery, Distillation(half(dense), dense, ROWS, 0), tmp_path, nothing)
     assert clock.steps == 5
     clock.now += 3600  # until somebody starts it again
-    curve, cost = train(recovery, pruned, dense, ROWS, 0, tmp_path, nothing)
+    curve, cost = train(recovery, Distillation(pruned, dense, ROWS, 0), tmp_path, nothing)
     assert clock.steps == 5 + 8  # four of twelve seconds were spent at the last checkpoint
     assert cost["seconds"] == 12
     assert curve[-1]["step"] == cost["steps"] == 12
@@ -245,10 +255,14 @@ def test_a_budget_is_steps_tokens_or_minutes(tmp_path, monkeypatch):
     by_tokens = training(steps=None, tokens=500, accumulate=2)
     assert steps_of(by_tokens, ROWS) == -(-500 // (mean * 8))
     dense = llama()
-    _, cost = train(by_tokens, half(dense), dense, ROWS, 0, tmp_path / "tokens", nothing)
+    _, cost = train(
+        by_tokens, Distillation(half(dense), dense, ROWS, 0), tmp_path / "tokens", nothing
+    )
     assert 500 <= cost["tokens"] < 500 + 2 * 8 * 12
     by_time, clock = training(steps=None, minutes=0.05), Clock(monkeypatch)
-    _, cost = train(by_time, half(dense), dense, ROWS, 0, tmp_path / "minutes", nothing)
+    _, cost = train(
+        by_time, Distillation(half(dense), dense, ROWS, 0), tmp_path / "minutes", nothing
+    )
     assert cost["seconds"] == cost["steps"] == clock.steps == 3
 
 
@@ -257,11 +271,13 @@ def test_checkpointed_activations_give_the_same_steps(tmp_path):
     pruned = half(dense)
     one, other = (
         recovered(
-            training(steps=3, checkpointing=c), pruned, dense, ROWS, Cache(tmp_path / str(c)), 0,
+            training(steps=3, checkpointing=c),
+            Distillation(pruned, dense, ROWS, 0),
+            Cache(tmp_path / str(c)),
             nothing,
         ).model
         for c in (False, True)
-    )  # fmt: skip
+    )
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -275,7 +291,7 @@ def test_the_student_is_watched_and_evaluations_do_not_count_as_time(tmp_path):
         return {"suite/text/token_perplexity_12": float(len(seen))}
 
     dense = llama()
-    given = (half(dense), dense, ROWS, Cache(tmp_path), 0, quality)
+    given = (Distillation(half(dense), dense, ROWS, 0), Cache(tmp_path), quality)
     found = recovered(training(steps=6, watch=3), *given)
     watched = [e for e in found.curve if "suite/text/token_perplexity_12" in e]
     assert [(e["step"], e["suite/text/token_perplexity_12"]) for e in watched] == [(3, 1), (6, 2)]
@@ -288,7 +304,9 @@ def test_the_rate_rises_and_falls(tmp_path):
     at = (24 / 40 - 0.25) / 0.75  # of the fall, in front of step 25
     for shape, middle in ((Shape.linear, 1 - at), (Shape.cosine, (1 + math.cos(math.pi * at)) / 2)):
         recovery = training(steps=40, warmup=0.25, shape=shape, rate=0.001)
-        curve, _ = train(recovery, half(dense), dense, ROWS, 0, tmp_path / shape, nothing)
+        curve, _ = train(
+            recovery, Distillation(half(dense), dense, ROWS, 0), tmp_path / shape, nothing
+        )
         rates = {e["step"]: e["learning_rate"] / 0.001 for e in curve}
         assert max(rates, key=lambda step: rates[step]) in (10, 11)
         assert rates[25] == pytest.approx(middle, abs=1e-6)
@@ -320,14 +338,14 @@ def test_a_loss_of_nothing_is_refused():
 
 def test_adapters_of_some_projections(tmp_path):
     dense, few = llama(), Lora(2, 4.0, 0.0, "mlp.*")
-    given = (dense, rows_for("llama"), Cache(tmp_path), 0, nothing)
-    found = recovered(training(name="lora", loss=TASK, lora=few, steps=4), half(dense), *given)
+    given, cache = Distillation(half(dense), dense, rows_for("llama"), 0), Cache(tmp_path)
+    found = recovered(training(name="lora", loss=TASK, lora=few, steps=4), given, cache, nothing)
     before = dict(half(dense).named_parameters())
     now = found.model.named_parameters()
     changed = {name for name, one in now if not torch.equal(one, before[name])}
     assert changed == {name for name in before if ".mlp." in name}
     with pytest.raises(ValueError, match=r"^recovery\.lora\.modules='h\.\*' fits no .*q_proj"):
-        recovered(training(lora=Lora(2, 4.0, 0.0, "h.*"), steps=4), half(dense), *given)
+        recovered(training(lora=Lora(2, 4.0, 0.0, "h.*"), steps=4), given, cache, nothing)
 
 
 def test_rows_of_another_length_are_another_training(tmp_path):
@@ -338,7 +356,9 @@ def test_rows_of_another_length_are_another_training(tmp_path):
     for sequence in (8, 16):
         rows = [{"input_ids": row} for row in ids.view(-1, sequence)]
         recovery = training(steps=2, sequence=sequence)
-        students.append(recovered(recovery, half(dense), dense, rows, cache, 0, nothing).model)
+        students.append(
+            recovered(recovery, Distillation(half(dense), dense, rows, 0), cache, nothing).model
+        )
     pairs = zip(*(student.parameters() for student in students), strict=True)
     assert any(not torch.equal(one, other) for one, other in pairs)
 
@@ -348,8 +368,8 @@ def test_processes_of_a_training_compute_attention_as_the_job_does(tmp_path, mon
     dense.set_attn_implementation("eager")
     seen = []
 
-    def noted(recovery, student, teacher, *_):
-        seen.extend(model.config._attn_implementation for model in (student, teacher))
+    def noted(recovery, given, *_):
+        seen.extend(m.config._attn_implementation for m in (given.student, given.teacher))
         return [], {}
 
     def in_this_process(command, **_):
@@ -358,7 +378,12 @@ def test_processes_of_a_training_compute_attention_as_the_job_does(tmp_path, mon
 
     monkeypatch.setattr(worker, "train", noted)
     monkeypatch.setattr(worker.subprocess, "run", in_this_process)
-    recovered(training(launch="processes"), half(dense), dense, ROWS, Cache(tmp_path), 0, nothing)
+    recovered(
+        training(launch="processes"),
+        Distillation(half(dense), dense, ROWS, 0),
+        Cache(tmp_path),
+        nothing,
+    )
     assert seen == ["eager", "eager"]
 
 
@@ -370,7 +395,7 @@ def test_minutes_lead_as_far_as_the_machine_goes(tmp_path, monkeypatch):
         cache = Cache(tmp_path / str(entries))
         for cpu in ("slow", "fast"):
             monkeypatch.setattr("pruning.system.environment.cpu", lambda cpu=cpu: cpu)
-            recovered(training(**budget), pruned, dense, ROWS, cache, 0, nothing)
+            recovered(training(**budget), Distillation(pruned, dense, ROWS, 0), cache, nothing)
         assert len(list(cache.root.glob("recovery/*/"))) == entries
 
 

@@ -1,5 +1,5 @@
 import json
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 import pytest
@@ -163,8 +163,10 @@ def test_candidates_are_drawn_by_the_seed(tmp_path, search):
         "calibrated": Calibrated("calibrated", **guided, steps=12, anchors=[0.5, 0.0]),
     }[search]
 
+    number = count()
+
     def tried(seed: int) -> list[tuple[int, ...]]:
-        posed = problem(tmp_path)
+        posed = problem(tmp_path / str(next(number)))  # a cache of its own: nothing is there yet
         posed.seed, seen = seed, []
         posed.trial = measured = Measured(posed, np.linspace(0.3, 3, 2 * BLOCKS))
         evaluate = measured.evaluate
@@ -175,6 +177,28 @@ def test_candidates_are_drawn_by_the_seed(tmp_path, search):
     assert len(tried(0)) > 3
     assert tried(0) == tried(0)
     assert tried(0) != tried(1)
+
+
+@pytest.mark.parametrize("name", ["spdy", "calibrated"])
+def test_a_search_is_made_once_for_a_budget(tmp_path, name):
+    """Found in the cache it answers as before, measures nothing, and its candidates are known."""
+    guided = {"objective": Objective.kl, "tokens": 1, "mutation": 0.3, "steps": 12}
+    search = {
+        "spdy": Spdy("spdy", **guided, inits=6),
+        "calibrated": Calibrated("calibrated", **guided, anchors=[0.5, 0.0]),
+    }[name]
+    first, again, other = problem(tmp_path), problem(tmp_path), problem(tmp_path)
+    for posed in (first, again, other):
+        posed.trial = Measured(posed, np.linspace(0.3, 3, 2 * BLOCKS))
+    choose, later = search.prepare(first, 19.0), search.prepare(again, 19.0)
+    assert first.trial.calls > 3
+    assert again.trial.calls == 0
+    for budget in np.linspace(12, 38, 30):
+        assert later(float(budget)) == choose(float(budget))
+    assert again.history == first.history
+    assert len(again.history) == first.trial.calls
+    search.prepare(other, 25.0)
+    assert other.trial.calls > 3
 
 
 def test_sensitivities_are_measured_once(tmp_path):

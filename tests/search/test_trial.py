@@ -276,7 +276,7 @@ def test_a_dense_model_that_overflows_is_no_reference(tmp_path):
     levels = solve_levels(model, BATCHES, tmp_path, linear_table(model, 8), ridges=(INF,))
     model.transformer.h[1].attn.c_proj.bias.data[7] = 0
     with pytest.raises(ValueError, match=r"^model\.dtype=float16: .* not finite"):
-        Trial(model, levels, BATCHES, Objective.kl)
+        Trial(model, levels, BATCHES, Objective.kl).evaluate([0] * len(levels))
 
 
 def test_a_job_draws_its_candidates_by_its_seed(tmp_path):

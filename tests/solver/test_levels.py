@@ -183,9 +183,9 @@ def test_a_pair_of_the_lattice_costs_what_leads_to_it(pair):
     W, _, moments = problem(ATTENTION)
     H, damp, ordered = moments.fit.H, 0.01, []
 
-    def remove(W, H, width, steps, partition):
-        ordered.append((width, H.shape[0] // width, steps))
-        return greedy(W, H, width, steps, partition, damp)
+    def remove(W, H, units):
+        ordered.append((units.width, H.shape[0] // units.width, units.steps))
+        return greedy(W, H, units, damp)
 
     every = kept_units(ATTENTION, W, H, heads(4, 3), remove, damp)
     ordered.clear()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pruning.solver.obs import (
+    Units,
     batched,
     by_score,
     by_wanda,
@@ -70,7 +71,7 @@ def test_energy_is_the_mean_output_energy(data):
 def test_scores_sum_to_the_loss_of_the_least_squares_optimum(data, width, steps):
     """Greedy OBS ends at the optimum of the kept columns: its losses are those of lstsq."""
     W, X, H = data
-    removal = greedy(W, H, width, steps)
+    removal = greedy(W, H, Units(width, steps))
     keep = torch.ones(COLUMNS // width, dtype=torch.bool)
     keep[removal.order] = False
     keep = keep.repeat_interleave(width)
@@ -91,7 +92,8 @@ def test_order_is_that_of_the_naive_greedy(data, width, groups, block):
     units = COLUMNS // width
     partition = torch.arange(groups).repeat_interleave(units // groups)
     order, scores = naive_greedy(W, H, width, partition.tolist())
-    found = greedy(W, H, width, partition=partition if groups > 1 else None, block=block)
+    units = Units(width, partition=partition if groups > 1 else None)
+    found = greedy(W, H, units, block=block)
     assert found.order.tolist() == order
     # differences of two losses in the naive one: relative to the largest
     torch.testing.assert_close(
@@ -180,8 +182,11 @@ def test_dead_inputs_leave_before_any_other(data, tokens, scale):
     for name, removal in every.items():
         assert sorted(removal.order[:6].tolist()) == dead, name
         assert removal.score[:6].abs().max() == 0
-    units = [greedy(W, H, 3, damp=0.01), greedy(W, H, 3, damp=0.01, grouped_cholesky=True)]
-    for removal in [*units, by_wanda(W, H, 3)]:  # 12, 13, 14 are one unit
+    units = [
+        greedy(W, H, Units(3), damp=0.01),
+        greedy(W, H, Units(3), damp=0.01, grouped_cholesky=True),
+    ]
+    for removal in [*units, by_wanda(W, H, Units(3))]:  # 12, 13, 14 are one unit
         assert removal.order[0] == 4
         assert removal.score[0] == 0
 
@@ -194,7 +199,7 @@ def test_dead_units_leave_first_within_their_group(data, width):
     live = X.any(0).view(-1, width).any(1)
     assert not live.all()
     for remove in (greedy, by_wanda):
-        order = remove(W, moment(X), width, partition=partition).order
+        order = remove(W, moment(X), Units(width, partition=partition)).order
         for group in range(3):
             alive = [bool(live[unit]) for unit in order if partition[unit] == group]
             assert alive == sorted(alive)
@@ -204,7 +209,7 @@ def test_dead_units_leave_first_within_their_group(data, width):
 def test_greedy_damps_the_moment_itself(data, width):
     W, _, H = data
     order, scores = naive_greedy(W, H + 0.3 * torch.diag(H.diagonal()), width)
-    removal = greedy(W, H, width, damp=0.3)
+    removal = greedy(W, H, Units(width), damp=0.3)
     assert removal.order.tolist() == order
     torch.testing.assert_close(
         removal.score, torch.tensor(scores, dtype=torch.float64), rtol=1e-8, atol=1e-8 * max(scores)
@@ -269,36 +274,36 @@ def test_diagonal_orders_as_wanda(data):
     assert of_one_row.order.tolist() == published[0].argsort().tolist()
     for width in (1, 4):
         score = published.square().sum(0).view(-1, width).sum(1)
-        found = by_score(wanda(W, H), width)
+        found = by_score(wanda(W, H), Units(width))
         assert found.order.tolist() == score.argsort().tolist()
         torch.testing.assert_close(found.score, score[found.order] / len(X), rtol=1e-10, atol=1e-12)
 
 
-def ranked(W, H, width, steps=None, partition=None):
-    return by_score(wanda(W, H), width, steps, partition)
+def ranked(W, H, units):
+    return by_score(wanda(W, H), units)
 
 
 @pytest.mark.parametrize("remove", [greedy, ranked])
 def test_a_partition_is_emptied_evenly(data, remove):
     W, _, H = data
     partition = torch.tensor([0, 1, 2, 0, 1, 2, 2, 1, 0, 0, 1, 2])  # interleaved groups
-    order = remove(W, H, 2, partition=partition).order
+    order = remove(W, H, Units(2, partition=partition)).order
     for start in range(0, 12, 3):
         assert sorted(partition[order[start : start + 3]].tolist()) == [0, 1, 2]
     assert sorted(order.tolist()) == list(range(12))
-    some = remove(W, H, 2, 7, partition=partition).order
+    some = remove(W, H, Units(2, 7, partition)).order
     assert some.tolist() == order[:7].tolist()
 
 
 def test_nothing_may_be_asked_for(data):
     W, _, H = data
-    for removal in (greedy(W, H, steps=0), greedy(W, H, 4, steps=0), batched(W, H, [])):
+    for removal in (greedy(W, H, Units(steps=0)), greedy(W, H, Units(4, 0)), batched(W, H, [])):
         assert removal.order.tolist() == removal.score.tolist() == []
 
 
 def test_groups_of_one_are_greedy_columns(data):
     W, _, H = data
-    one_by_one, expected = batched(W, H, [1] * COLUMNS), greedy(W, H, 1)
+    one_by_one, expected = batched(W, H, [1] * COLUMNS), greedy(W, H)
     assert one_by_one.order.tolist() == expected.order.tolist()
     torch.testing.assert_close(one_by_one.score, expected.score, rtol=1e-8, atol=1e-10)
 
@@ -338,8 +343,8 @@ def test_the_grouped_cholesky_score_is_the_published_one(data):
             score += float(W[:, S][:, j].square().sum() / block[j, j])
             block -= torch.outer(block[:, j], block[j]) / block[j, j]
         scores.append(score)
-    exact = greedy(W, H, width)
-    published = greedy(W, H, width, grouped_cholesky=True)
+    exact = greedy(W, H, Units(width))
+    published = greedy(W, H, Units(width), grouped_cholesky=True)
     assert int(published.order[0]) == scores.index(min(scores))
     assert published.order.tolist() != exact.order.tolist()  # on these data they differ
     # whatever the order, removing everything costs the output energy

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruning.calibration.calibration import Weight
-from pruning.calibration.moments import Moments, Split, block_moments, collect
+from pruning.calibration.moments import Moments, Reading, Split, block_moments, collect
 from pruning.latency.table import LatencyTable
 from pruning.methods.svd import SVD
 from pruning.models.blockwise import enter
@@ -132,12 +132,12 @@ def test_moments_that_stop_early_are_the_same(family, weighting):
     model = EVERY[family]()
     attention, ffn = sites(model)[:2]
     states, others = ([enter(model, batch) for batch in BATCHES] for _ in range(2))
-    block_moments(model, 0, states, [attention], weighting, advance=False)
+    block_moments(model, 0, states, Reading([attention], weighting), advance=False)
     ran = []
     projection(model, ffn).register_forward_hook(lambda *_: ran.append(1))
-    stopped = block_moments(model, 0, states, [ffn], weighting, advance=False)[ffn]
+    stopped = block_moments(model, 0, states, Reading([ffn], weighting), advance=False)[ffn]
     assert not ran
-    whole = block_moments(model, 0, others, [ffn], weighting, advance=True)[ffn]
+    whole = block_moments(model, 0, others, Reading([ffn], weighting), advance=True)[ffn]
     assert torch.equal(stopped.all.H, whole.all.H)
     for state, other in zip(states, others, strict=True):
         assert torch.equal(state.advance(0, blocks(model)[0]), other.hidden)

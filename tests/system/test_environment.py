@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from pruning.system.environment import differences, forget_peaks, peaks
+from pruning.system.environment import differences, forget_peaks, peaks, resident
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere peaks are those of the process")
@@ -18,6 +18,14 @@ def test_peaks_are_those_since_they_were_forgotten():
     assert peaks()[0] > before + 0.4
     forget_peaks()
     assert peaks()[0] < before + 0.2
+
+
+def test_what_is_resident_comes_and_goes():
+    before, _ = resident()
+    large = torch.ones(2**27)  # half a GiB
+    assert before + 0.4 < resident()[0] < before + 0.6
+    del large
+    assert resident()[0] < before + 0.2
 
 
 def test_differences():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pruning.job.launch import message
+from pruning.job.failure import in_one_line
 from pruning.models import checkpoint
 from pruning.system.cache import Cache
 from pruning.system.writing import explained, of_files, writing
@@ -103,15 +103,15 @@ def test_errors_of_files_are_for_users_and_others_are_not(tmp_path):
     with pytest.raises(FileNotFoundError) as gone:
         (tmp_path / "gone.txt").read_text()
     assert of_files(gone.value)
-    assert message(gone.value) == f"{tmp_path}/gone.txt: No such file or directory: put it back"
-    assert explained(gone.value, tmp_path) == message(gone.value)
+    assert in_one_line(gone.value) == f"{tmp_path}/gone.txt: No such file or directory: put it back"
+    assert explained(gone.value, tmp_path) == in_one_line(gone.value)
     for error in (
         ConnectionResetError(104, "reset"),
         OSError("of a library"),
         KeyError("os error"),
     ):
         assert not of_files(error)
-        assert message(error).startswith(type(error).__name__)
+        assert in_one_line(error).startswith(type(error).__name__)
 
 
 def test_a_cached_file_that_cannot_be_read_is_built_again(tmp_path, monkeypatch):

@@ -37,6 +37,11 @@ class Cost:
         dense = {site: table.ms(site, site.units) for site in sites}
         return cls(ranks, costs, dense, table.rest, table.dense)
 
+    @property
+    def sites(self) -> list[Site]:
+        """List where ranks are learned."""
+        return list(self.dense)
+
     def saved(self, ranks: Mapping[Site, Float[Tensor, ""]]) -> Float[Tensor, ""]:
         """Return the share of the whole that these ranks save; differentiable in them."""
         spent = [self._of(site, rank) for site, rank in ranks.items()]

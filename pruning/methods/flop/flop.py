@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.flop.recipe import Embedding, Recipe
 from pruning.methods.method import Method, Plan, Subject
-from pruning.search.search import Guided
+from pruning.search.search import Guided, Search
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from pruning.calibration.calibration import Calibration
     from pruning.models.sites import Site
 
 
@@ -42,6 +43,21 @@ class FLOP(Recipe, Method):
                 "already: give method.embedding=none, or prune the dense model"
             )
         return chosen_linears(model, self.modules)
+
+    def cost(
+        self,
+        model: "PreTrainedModel",
+        tokens: int,
+        calibration: "Calibration",
+        search: Search,
+    ) -> dict[str, float | None]:
+        """Count what `method=svd` costs, and three passes of every row that is trained on."""
+        from pruning.models.sites import blocks
+
+        searched = search.cost(self.sites(model), len(blocks(model)))
+        rows = 3.0 * self.steps * self.batch * calibration.sequence
+        start = {"moments": float(tokens), "levels": 0.0, **searched}
+        return {**start, "training": rows, "prune": 0.0}
 
     def plan(self, subject: Subject) -> Plan:
         """Train; what is kept of every projection then follows from its gates."""

@@ -207,7 +207,7 @@ def _trained(
 
     def build(directory: Path) -> None:
         model = gated_(own(s.dense), moments, ranks, method, tokens)
-        history = train(model, sites, goal, method, batches, s.seed, scratch)
+        history = train(model, goal, method, batches, s.seed, scratch)
         save_parameters(model, directory)
         (directory / "history.json").write_text(to_json(history, indent=1))
 

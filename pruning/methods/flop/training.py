@@ -13,7 +13,6 @@ from pruning.data.batch import Batch
 from pruning.methods.flop.constraint import Cost, Lagrangian
 from pruning.methods.flop.gating import product
 from pruning.methods.flop.recipe import Recipe
-from pruning.models.sites import Site
 from pruning.tasks.training import Guard, arguments, collator, run
 
 
@@ -33,10 +32,8 @@ class Goal:
 class GateTrainer(Trainer):
     """The task's loss plus the Lagrangian; weights, gates and multipliers at rates of their own."""
 
-    def __init__(
-        self, model: PreTrainedModel, sites: list[Site], goal: Goal, method: Recipe, **options: Any
-    ):
-        self.gated = {site: product(model, site) for site in sites}
+    def __init__(self, model: PreTrainedModel, goal: Goal, method: Recipe, **options: Any):
+        self.gated = {site: product(model, site) for site in goal.cost.sites}
         self.goal, self.method = goal, method
         self.start = self.saved = float(self._saved().detach())  # at the start, in the last step
         self.losses: list[float] = []  # of the task, since the last log
@@ -114,7 +111,6 @@ def weights(model: nn.Module) -> list[nn.Parameter]:
 
 def train(
     model: PreTrainedModel,
-    sites: list[Site],
     goal: Goal,
     method: Recipe,
     batches: list[Batch],
@@ -124,7 +120,6 @@ def train(
     """Train in place and return the logged curves; goes on from a checkpoint in `directory`."""
     trainer = GateTrainer(
         model,
-        sites,
         goal,
         method,
         args=arguments(

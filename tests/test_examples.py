@@ -1,0 +1,96 @@
+"""The page on Python and the examples run as they are printed, on a tiny model."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+import pruning
+from pruning import Calibration, Text, prune
+from pruning.latency.elsewhere import Counted
+from tests.helpers.families import llama
+from tests.helpers.tiny import word_tokenizer
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "python.md").read_text()
+
+
+@pytest.fixture
+def text(tmp_path):
+    """Return a path of words that the tiny tokenizer knows."""
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(f"w{index * index % 125}" for index in range(3000)))
+    return path
+
+
+def test_the_blocks_of_the_page_run_in_their_order(text, tmp_path, monkeypatch):
+    small = {
+        "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence=32),
+        "search": pruning.Calibrated(tokens=64, sequence=32),
+        "hardware": pruning.Local(sequence=16, repetitions=3, tolerance=0.9, noise=None),
+    }
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pruning.prune", lambda *a, **k: prune(*a, **{**small, **k}), raising=False)
+    jaxtyping.config.update("jaxtyping_disable", True)
+    names = {"model": llama(max_position_embeddings=300), "tokenizer": word_tokenizer()}
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 5
+    try:
+        for block in blocks:
+            exec(block, names)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+    assert set(names["table"].columns) >= {"name", "target", "measured", "seconds"}
+
+
+def test_every_choice_of_the_page_is_one():
+    from pruning.api import Choices
+
+    table = PAGE[PAGE.index("| choice") : PAGE.index("```python\nfrom pruning import Calibrated")]
+    named = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row[:22])}
+    assert named == set(Choices.__annotations__)
+    for name in set(re.findall(r"([A-Z]\w+)\(", table)):
+        assert hasattr(pruning, name)
+
+
+def test_the_script_prunes_a_toy(tmp_path, monkeypatch):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "prune_from_python.py", "tiny", "out"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PRUNING_CACHE": str(tmp_path / "cache"), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"^measured \d\.\d\dx, target 1\.25x$", done.stdout, re.MULTILINE)
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+
+
+def test_a_method_outside_of_the_package(text, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples" / "custom_method")
+    from largest import Largest
+
+    choices = {
+        "hardware": pruning.Proxy(of=Counted.parameters, sequence=16),
+        "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence=32),
+        "search": pruning.Calibrated(tokens=64, sequence=32),
+        "cache": tmp_path / "cache",
+    }
+    pruned = prune(llama(), word_tokenizer(), 1.2, method=Largest(power=2.0), **choices)
+    assert pruned.result.config["method"] == {"name": "largest", "power": 2.0}
+    with pytest.raises(ValueError, match=r"^method\.power=-1\.0 must be above 0"):
+        Largest(power=-1.0)
+
+    options = ["method=largest", "method.power=2", "suite=none", "--cfg", "job", "-p", "method"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "custom_method" / "launch.py", *options],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split("\n")[1:] == ["name: largest", "power: 2.0", ""], done.stderr[-2000:]
