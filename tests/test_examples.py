@@ -26,6 +26,7 @@ def text(tmp_path):
     return path
 
 
+@pytest.mark.job
 def test_the_blocks_of_the_page_run_in_their_order(text, tmp_path, monkeypatch):
     small = {
         "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence=32),
@@ -57,6 +58,7 @@ def test_every_choice_of_the_page_is_one():
         assert hasattr(pruning, name)
 
 
+@pytest.mark.job
 def test_the_script_prunes_a_toy(tmp_path, monkeypatch):
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / "prune_from_python.py", "tiny", "out"],
@@ -70,6 +72,7 @@ def test_the_script_prunes_a_toy(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.job
 def test_a_method_outside_of_the_package(text, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples" / "custom_method")
     from largest import Largest

@@ -64,6 +64,7 @@ def choices(tmp_path):
     }
 
 
+@pytest.mark.job
 def test_importing_it_is_cheap():
     said = subprocess.run(
         [
@@ -96,6 +97,7 @@ def test_every_name_of_the_package_is_there():
         _ = pruning.Ziplm
 
 
+@pytest.mark.job
 def test_a_model_is_pruned_and_left_as_it_was(choices, tmp_path):
     model, tokenizer = llama(), word_tokenizer()
     before = fingerprint(model)
@@ -142,6 +144,7 @@ def test_a_model_is_pruned_and_left_as_it_was(choices, tmp_path):
         load_results(tmp_path / "cache")
 
 
+@pytest.mark.job
 def test_speed_is_measured_here(choices):
     choices["hardware"] = Local(**HERE)
     pruned = prune(llama(), word_tokenizer(), speedup=1.05, **choices)
@@ -151,6 +154,7 @@ def test_speed_is_measured_here(choices):
     assert "ffn" in table.parts
 
 
+@pytest.mark.job
 def test_a_ratio_a_name_and_the_dense_model(choices):
     model, tokenizer = llama(), word_tokenizer()
     del choices["search"]
