@@ -37,7 +37,7 @@ def test_the_blocks_of_the_page_run_in_their_order(text, tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("pruning.prune", lambda *a, **k: prune(*a, **{**small, **k}), raising=False)
     jaxtyping.config.update("jaxtyping_disable", True)
-    wide = LlamaConfig(**GATED | {"intermediate_size": 4096}, max_position_embeddings=300)
+    wide = LlamaConfig(**GATED | {"intermediate_size": 1024}, max_position_embeddings=300)
     names = {"model": random_model(wide), "tokenizer": word_tokenizer()}
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 5
