@@ -30,7 +30,7 @@ def toy() -> tuple[Any, Any, dict[str, Any]]:
     config = LlamaConfig(
         vocab_size=100,
         hidden_size=64,
-        intermediate_size=512,
+        intermediate_size=1024,
         num_hidden_layers=3,
         num_attention_heads=4,
     )

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+from transformers import LlamaConfig
 
 import pruning
 from pruning import Calibration, Text, prune
 from pruning.latency.elsewhere import Counted
-from tests.helpers.families import llama
+from tests.helpers.families import GATED, llama, random_model
 from tests.helpers.tiny import word_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +32,14 @@ def test_the_blocks_of_the_page_run_in_their_order(text, tmp_path, monkeypatch):
     small = {
         "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence=32),
         "search": pruning.Calibrated(tokens=64, sequence=32),
-        "hardware": pruning.Local(sequence=16, repetitions=3, tolerance=0.9, noise=None),
+        "hardware": pruning.Local(sequence=64, repetitions=3, tolerance=0.9, noise=None),
     }
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("pruning.prune", lambda *a, **k: prune(*a, **{**small, **k}), raising=False)
     jaxtyping.config.update("jaxtyping_disable", True)
-    names = {"model": llama(max_position_embeddings=300), "tokenizer": word_tokenizer()}
+    wide = LlamaConfig(**GATED | {"intermediate_size": 1024}, max_position_embeddings=300)
+    names = {"model": random_model(wide), "tokenizer": word_tokenizer()}
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 5
     try:
