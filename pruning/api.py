@@ -3,7 +3,8 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -27,6 +28,7 @@ from pruning.system.cache import Cache, root
 from pruning.tasks.task import Answering, Task
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from pruning.latency.table import LatencyTable
@@ -57,7 +59,9 @@ class Pruned:
     tokenizer: "PreTrainedTokenizerBase"
     result: Result  # as in result.json
     directory: Path  # of the job's files, while this object lives
-    files: "tempfile.TemporaryDirectory[str]"
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, shutil.rmtree, self.directory.parent, ignore_errors=True)
 
     @property
     def speedup(self) -> Speedup:
@@ -94,21 +98,36 @@ def prune(
     `SlimGPT(ratio=0.2)`. ValueError says which option cannot be used, and what can.
     """
     experiment = _experiment(model, tokenizer, choices, speedup=speedup)
-    files = tempfile.TemporaryDirectory(prefix="pruning-")
     try:
-        out = Path(files.name) / run_name(OmegaConf.structured(experiment))
+        name = run_name(OmegaConf.structured(experiment))
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key} needs a value: give it one") from error
-    with _as_it_was(model):
-        from pruning.job.job import job
-        from pruning.models.checkpoint import load
+    files = Path(tempfile.mkdtemp(prefix="pruning-"))
+    try:
+        with _as_it_was(model):
+            result = _run(experiment, files / name, partial(_command, choices))
+            pruned = _load(experiment, files / name, model.dtype)
+    except BaseException:
+        shutil.rmtree(files, ignore_errors=True)
+        raise
+    return Pruned(pruned, tokenizer, result, files / name)
 
-        job(experiment, out, partial(_command, choices))
-        result = read(out / "result.json")
-        assert result is not None
-        attention = experiment.model.implementation
-        pruned = load(out / "model", model.dtype, experiment.hardware.open(), attention)
-    return Pruned(pruned, tokenizer, result, out, files)
+
+def _run(experiment: Experiment, out: Path, command: Callable[[Experiment], str]) -> Result:
+    """Run a job whose files are in `out`; return what it measured."""
+    from pruning.job.job import job
+
+    job(experiment, out, command)
+    result = read(out / "result.json")
+    assert result is not None
+    return result
+
+
+def _load(experiment: Experiment, out: Path, dtype: "torch.dtype") -> "PreTrainedModel":
+    """Load the model that a job left."""
+    from pruning.models.checkpoint import load
+
+    return load(out / "model", dtype, experiment.hardware.open(), experiment.model.implementation)
 
 
 def profile(model: "PreTrainedModel", **choices: Unpack[Choices]) -> "LatencyTable":

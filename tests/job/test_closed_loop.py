@@ -31,14 +31,13 @@ SETTINGS = {
 }
 
 
-@dataclass
 class Fake(Local):
     """Measures what the table predicts of the shapes that it finds, times a factor each round."""
 
-    factors: tuple[float, ...] = ()
-    table: object = None
-    rounds_seen: int = 0
-    asked: tuple[bool, ...] = ()  # whether each timing was to confirm
+    def __init__(self, factors, table, **options):
+        super().__init__(**options)
+        self.factors, self.table, self.rounds_seen = factors, table, 0
+        self.asked = ()  # whether each timing was to confirm
 
     def measurement(self, model, runtime=EAGER):
         return Told(**vars(super().measurement(model, runtime)), fake=self)

@@ -15,6 +15,7 @@ from pruning.runtimes.workload import Phase
 from pruning.search.options import Ramp
 from pruning.search.schedule import share
 from pruning.search.search import Schedule
+from pruning.solver.obs import Units
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.helpers.data import lstsq
@@ -115,7 +116,7 @@ def test_channels_leave_by_the_score_that_is_asked_for(score, tmp_path):
     plan = slimgpt(ffn_score=score, smallest=1, largest=1).plan(subject(llama(), tmp_path))
     torch.manual_seed(0)
     W, X = torch.randn(7, 24).double(), torch.randn(200, 24).double() @ torch.randn(24, 24).double()
-    removal = plan._remove(W, X.T @ X, 1, 9, None)
+    removal = plan._remove(W, X.T @ X, Units(steps=9))
     of_inputs = (W**2).sum(0) * (X**2).sum(0)  # the definition, by hand
     by_inputs = of_inputs.argsort()[:9].tolist()
     assert (removal.order.tolist() == by_inputs) is (score is ChannelScore.wanda)
@@ -127,9 +128,9 @@ def test_only_what_leaves_is_ordered(tmp_path, monkeypatch):
     plan = slimgpt().plan(subject(model, tmp_path))
     ordered, remove = [], SchedulePlan._remove
 
-    def counted(self, W, H, width, steps, partition):
-        ordered.append((width, steps))
-        return remove(self, W, H, width, steps, partition)
+    def counted(self, W, H, units):
+        ordered.append((units.width, units.steps))
+        return remove(self, W, H, units)
 
     monkeypatch.setattr(SchedulePlan, "_remove", counted)
     pairs = [(4, 2), (4, 1), (2, 1)]  # of four groups with two heads of eight columns
