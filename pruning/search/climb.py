@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class _Climb:
             c[changed] = change(c[changed])
             self.offer(c)
 
-    def chooser(self, options: dict, search: Callable[[], None]) -> Chooser:
+    def chooser(self, options: dict[str, Any], search: Callable[[], None]) -> Chooser:
         """Return the DP under the coefficients that `search` leaves; cached."""
         problem = self.problem
 

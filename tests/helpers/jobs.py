@@ -49,8 +49,10 @@ class Jobs:
     def close(self) -> None:
         """End the server."""
         assert self.server.stdin is not None
+        assert self.server.stdout is not None
         self.server.stdin.close()
         self.server.wait(30)
+        self.server.stdout.close()
 
 
 def _deadly(path: str, call: int) -> None:
