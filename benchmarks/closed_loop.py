@@ -11,9 +11,10 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from statistics import fmean
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -64,13 +65,12 @@ class StandIn(PreTrainedModel):
         self.ms = ms
 
 
-@dataclass
 class Simulated(Local):
     """Times stand-ins, on a clock of its own."""
 
-    noise_of_pairs: float = 0.0
-    random: Random = field(default_factory=Random)
-    now: Clock = field(default_factory=Clock)
+    def __init__(self, noise_of_pairs: float, random: Random, **options: Any) -> None:
+        super().__init__(**options)
+        self.noise_of_pairs, self.random, self.now = noise_of_pairs, random, Clock()
 
     def measurement(self, model: PreTrainedModel, runtime: Runtime = EAGER) -> Measurement:
         """Return how stand-ins are timed."""
@@ -184,7 +184,7 @@ def job(seed: int, noise: float, hardware: dict, levels: Levels) -> dict:
         own = Random(f"{seed} {list(shapes.values())}").gauss(0, ALLOCATION)
         return table.total(shapes) / (factor * math.exp(own))
 
-    here = Simulated(**hardware, noise_of_pairs=noise, random=random)
+    here = Simulated(noise, random, **hardware)
     plan = Allocations(levels, true)
     met = meet(StandIn(DENSE), plan, table, SpeedTarget(target, here), Stopwatch())
     assert isinstance(met.pruned, StandIn)

@@ -649,7 +649,7 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
         ["model.path={root}/broken/pointer"],
         ["pointer/model.safetensors", "git lfs pull"],
     ),
-    "a model that overflows": (
+    "float16 that overflows": (
         ["model.path={root}/broken/large", "model.dtype=float16"],
         [
             "model=tiny",
