@@ -116,8 +116,8 @@ class Levels:
         random = np.random.default_rng(0)
         self.levels = [table.levels(site) for site in sites]
         self.ms = [
-            np.array([table.ms(s, level) for level in of])
-            for s, of in zip(sites, self.levels, strict=True)
+            np.array([table.ms(s, level) for level in shares])
+            for s, shares in zip(sites, self.levels, strict=True)
         ]
         self.loss = [
             math.exp(random.standard_normal()) * (1 - row / row[0]) ** random.uniform(1.5, 3)
@@ -134,7 +134,7 @@ class Levels:
         if choice is None:
             return None
         pairs = zip(self.sites, self.levels, choice, strict=True)
-        return {site: of[level] for site, of, level in pairs}
+        return {site: levels[level] for site, levels, level in pairs}
 
 
 class Allocations(Plan):
@@ -169,8 +169,8 @@ def small_model(blocks: int) -> tuple[LatencyTable, list[Site]]:
     ffn = {w: 2.2 * w / 1536 for w in range(1536, -1, -32)}
     scale = 0.7 * DENSE / (3.0 * blocks)
     parts = {
-        name: {level: scale * ms for level, ms in of.items()}
-        for name, of in (("attention", attention), ("ffn", ffn))
+        name: {level: scale * ms for level, ms in cost.items()}
+        for name, cost in (("attention", attention), ("ffn", ffn))
     }
     return LatencyTable(parts, 0.3 * DENSE, blocks, 1.0, DENSE), sites
 

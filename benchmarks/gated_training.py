@@ -50,29 +50,29 @@ def main() -> None:
     ids = torch.cat([batch.ids for batch in batches])[: experiment.method.batch].to(model.device)
 
     @torch.enable_grad()
-    def step(of, share: float) -> None:
+    def step(gated, share: float) -> None:
         if share:
             for site in sites:
-                module = projection(of, site)
+                module = projection(gated, site)
                 assert isinstance(module, GatedLowRank)
                 alpha = module.gates.log_alpha.data
                 alpha[:] = CLOSED
                 alpha[: max(1, round(share * len(alpha)))] = OPEN
-        of(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        of.zero_grad(set_to_none=True)
+        gated(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        gated.zero_grad(set_to_none=True)
 
     calls = {share: partial(step, gated, share) for share in arguments.alive}
     calls |= {0.0: partial(step, model, 0.0)}
-    found = interleaved(calls, model.device, Rounds(experiment.hardware.repetitions), "steps")
+    timings = interleaved(calls, model.device, Rounds(experiment.hardware.repetitions), "steps")
     dense = sum(weight(projection(model, site)).numel() for site in sites)
     started = sum(p.numel() for site in sites for p in projection(gated, site).parameters())
     result = [
         {
             "alive": share,
-            "ms": round(found[share].p50),
-            "of_dense": round(found[share].p50 / found[0.0].p50, 3),
+            "ms": round(timings[share].p50),
+            "of_dense": round(timings[share].p50 / timings[0.0].p50, 3),
             "flops": round(share * started / dense, 3),
-            "spread": round(found[share].spread, 2),
+            "spread": round(timings[share].spread, 2),
         }
         for share in arguments.alive
     ]

@@ -41,7 +41,7 @@ def moments(model, batches, site_of) -> dict:
         projection(model, site).register_forward_pre_hook(
             lambda _, args: seen.__setitem__("x", args[0])
         )
-    found = {}
+    splits = {}
     for index in track(range(max(site_of) + 1), "blocks"):
         sums = {}
         for number, state in enumerate(states):
@@ -59,9 +59,9 @@ def moments(model, batches, site_of) -> dict:
             for n in COUNTS:
                 fit, held = sums[n, False], sums[n, True]
                 share = held.weight / (fit.weight + held.weight)
-                found[index, n] = Split(fit.mean(), held.mean(), share)
-            found[index, "other"] = sums["other", False].mean()
-    return found
+                splits[index, n] = Split(fit.mean(), held.mean(), share)
+            splits[index, "other"] = sums["other", False].mean()
+    return splits
 
 
 @torch.no_grad()
@@ -78,13 +78,13 @@ def main() -> None:
     encode = experiment.calibration.bos.encoder(tokenizer, "calibration.bos")
     rows = pack(encode, documents, SEQUENCE, COUNTS[-1] + OTHER, experiment.seed)
     site_of = {s.block: s for s in sites(model) if s.kind is Kind.FFN and s.block in BLOCKS}
-    found = moments(model, rows.split(BATCH), site_of)
+    splits = moments(model, rows.split(BATCH), site_of)
     table = []
     for block, site in site_of.items():
         W = weight(projection(model, site)).double()
-        other = found[block, "other"].H.double()
+        other = splits[block, "other"].H.double()
         for n in COUNTS:
-            split = found[block, n]
+            split = splits[block, n]
             H = split.all.H.double()
             keep = torch.ones(site.columns, dtype=torch.bool)
             keep[by_wanda(W, H, Units(steps=round(REMOVED * site.columns))).order] = False

@@ -23,18 +23,18 @@ from pruning.models.sites import Kind, Site, sites
 from pruning.system.cache import Cache
 
 
-def draw(of: list[Site], table: LatencyTable, generator: random.Random) -> Shapes:
+def draw(prunable: list[Site], table: LatencyTable, generator: random.Random) -> Shapes:
     """Draw a level for every site: near a share of its own for each allocation, or gone."""
     share, gone = generator.uniform(0.15, 1.0), generator.uniform(0.0, 0.4)
-    found: Shapes = {}
-    for site in of:
+    drawn: Shapes = {}
+    for site in prunable:
         levels = table.levels(site)
         if generator.random() < gone and levels[-1] in (0, (0, 0)):
-            found[site] = levels[-1]
+            drawn[site] = levels[-1]
             continue
         most = max(0, min(len(levels) - 2, round((1 - share) * 2 * len(levels))))
-        found[site] = levels[generator.randint(0, most)]
-    return found
+        drawn[site] = levels[generator.randint(0, most)]
+    return drawn
 
 
 def keep(site: Site, left: tuple[int, int] | int) -> torch.Tensor:
@@ -59,12 +59,12 @@ def main() -> None:
     dense = experiment.model.skeleton(cache, hardware.open(), experiment.task)
     if (how := hardware.measurement(dense, experiment.runtime)) is None:
         parser.error("predictions are measured on hardware=local")
-    of = sites(dense)
-    table = hardware.profile(dense, of, cache, experiment.runtime)
+    prunable = sites(dense)
+    table = hardware.profile(dense, prunable, cache, experiment.runtime)
     generator = random.Random(arguments.seed)
     rows = []
     for _ in range(arguments.allocations):
-        shapes = draw(of, table, generator)
+        shapes = draw(prunable, table, generator)
         with torch.no_grad():
             pruned = shrink_(twin(dense), {site: keep(site, left) for site, left in shapes.items()})
         predicted = table.dense / table.total(shapes)

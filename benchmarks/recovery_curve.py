@@ -37,8 +37,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
     rows = [row(result) for result in results_of(parser.parse_args().study) if result.recovery]
-    for of in rows:
-        print(json.dumps(of), file=sys.stderr)
+    for recovery_row in rows:
+        print(json.dumps(recovery_row), file=sys.stderr)
     print(json.dumps({"benchmark": "recovery_curve", "rows": rows}))
 
 

@@ -71,19 +71,19 @@ def main() -> None:
             start = time.perf_counter()
             orders[name] = call()
             times[name].append(time.perf_counter() - start)
-    found = {
+    line = {
         "benchmark": "solver",
         "rows": rows,
         "columns": columns,
         "threads": torch.get_num_threads(),
-        **{f"{name}_s": round(statistics.median(of), 3) for name, of in times.items()},
+        **{f"{name}_s": round(statistics.median(seconds), 3) for name, seconds in times.items()},
         "same_order": orders["blocked"] == orders["rank_one"] == orders["rank_one_in_place"],
     }
     for name in ("rank_one", "rank_one_in_place"):
         ratios = [n / b for n, b in zip(times[name], times["blocked"], strict=True)]
         spread = [round(f(ratios), 2) for f in (min, statistics.median, max)]
-        found[f"{name}_over_blocked"] = spread
-    print(json.dumps(found))
+        line[f"{name}_over_blocked"] = spread
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -66,10 +66,10 @@ def main() -> None:
             judge = write(Path(scratch) / f"judge{at}.jsonl", asked)
             result = job(train, judge, Path(scratch) / f"fold{at}" / "job", overrides)
             scores = {"dense": result.evaluation.dense, "pruned": result.evaluation.pruned}
-            for side, of in means.items():
+            for side, mean in means.items():
                 for name, value in scores[side].items():
                     if name.endswith(("exact_match", "/f1")) and value is not None:
-                        of[name] = of.get(name, 0.0) + value * len(asked) / total
+                        mean[name] = mean.get(name, 0.0) + value * len(asked) / total
             counts = {"trained_on": len(others), "judged_on": len(asked)}
             print(json.dumps({**counts, **scores}), file=sys.stderr, flush=True)
     print(json.dumps({"benchmark": "squad_folds", "questions": total, **means}))

@@ -46,14 +46,14 @@ def main() -> None:
         results = results_of(study)
     kinds = {(r.config["method"]["name"], r.latency.phase, r.config["seed"]) for r in results}
     for method, phase, seed in sorted(kinds):
-        of = [
+        jobs = [
             r
             for r in results
             if (r.config["method"]["name"], r.latency.phase, r.config["seed"])
             == (method, phase, seed)
         ]
-        costs = {r.speedup.target: round(pruning(r), 1) for r in of}
-        paid = max(of, key=lambda r: sum(r.seconds.get(stage, 0.0) for stage in SHARED))
+        costs = {r.speedup.target: round(pruning(r), 1) for r in jobs}
+        paid = max(jobs, key=lambda r: sum(r.seconds.get(stage, 0.0) for stage in SHARED))
         print(json.dumps(costs), file=sys.stderr)
         line = {
             "benchmark": "sweep_cost",
@@ -62,8 +62,8 @@ def main() -> None:
             "phase": phase,
             "targets": sorted(t for t in costs if t is not None),
             "single_s": round(pruning(paid), 1),
-            "sweep_s": round(sum(map(pruning, of)), 1),
-            "ratio": round(sum(map(pruning, of)) / pruning(paid), 3),
+            "sweep_s": round(sum(map(pruning, jobs)), 1),
+            "ratio": round(sum(map(pruning, jobs)) / pruning(paid), 3),
         }
         print(json.dumps(line))
 

@@ -54,8 +54,8 @@ def behind(
         clock=Stopwatch(),
     )
     whole = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)} | keeps
-    found, _ = sequential(subject, experiment.method.ridges, lambda site, W, split: whole[site])
-    return found
+    pruned, _ = sequential(subject, experiment.method.ridges, lambda site, W, split: whole[site])
+    return pruned
 
 
 @torch.no_grad()

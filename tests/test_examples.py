@@ -80,7 +80,7 @@ def test_a_method_outside_of_the_package(text, tmp_path, monkeypatch):
     from largest import Largest
 
     choices = {
-        "hardware": pruning.Proxy(of=Counted.parameters, sequence=16),
+        "hardware": pruning.Proxy(counts=Counted.parameters, sequence=16),
         "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence=32),
         "search": pruning.Calibrated(tokens=64, sequence=32),
         "cache": tmp_path / "cache",

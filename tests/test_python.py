@@ -57,7 +57,7 @@ def choices(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"w{word}" for word in words))
     return {
-        "hardware": Proxy(name="params", of="parameters", sequence=16, alignment=16),
+        "hardware": Proxy(name="params", counts="parameters", sequence=16, alignment=16),
         "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence=32),
         "search": Calibrated(tokens=64, sequence=32),
         "cache": tmp_path / "cache",

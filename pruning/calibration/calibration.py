@@ -80,15 +80,15 @@ class Calibration(Options):
 
         Without a text, the training rows of the task are the documents, with their labels.
         """
-        found = self.up_to(self.tokens, tokenizer, cache, seed, task)
-        there = sum(batch.tokens for batch in found)
+        batches = self.up_to(self.tokens, tokenizer, cache, seed, task)
+        there = sum(batch.tokens for batch in batches)
         if there < self.tokens:
             where = "task.train" if self.text is None else "calibration.text"
             raise ValueError(
                 f"calibration.tokens={self.tokens} is more than the {there} tokens of "
                 f"{where}.path: ask for fewer, or give more text"
             )
-        return found
+        return batches
 
     def up_to(
         self,

@@ -21,15 +21,15 @@ class Moment:
     @property
     def covariance(self) -> Float[Tensor, "columns columns"]:
         """Return E[(x - E[x]) (x - E[x])^T]; its diagonal is exact also beside a large mean."""
-        found = self.H - self.mean[:, None] * self.mean
+        covariance = self.H - self.mean[:, None] * self.mean
         if self.variance is not None:
-            found.diagonal().copy_(self.variance)
-        return found
+            covariance.diagonal().copy_(self.variance)
+        return covariance
 
     def to(self, device: torch.device) -> "Moment":
         """Return the moment on a device."""
         target, variance = (
-            None if of is None else of.to(device) for of in (self.target, self.variance)
+            None if tensor is None else tensor.to(device) for tensor in (self.target, self.variance)
         )
         return Moment(self.H.to(device), self.mean.to(device), target, variance)
 

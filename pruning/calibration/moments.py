@@ -39,19 +39,19 @@ class _Seen(Exception):
 
 
 @contextmanager
-def _inputs(model: PreTrainedModel, of: list[Site], stop: bool) -> Iterator[dict[Site, Tensor]]:
+def _inputs(model: PreTrainedModel, sites: list[Site], stop: bool) -> Iterator[dict[Site, Tensor]]:
     """Note the last input of each site's projection; with `stop` leave the block by _Seen then."""
     seen: dict[Site, Tensor] = {}
 
     def note(site: Site):
         def hook(module, args) -> None:
             seen[site] = args[0]
-            if stop and len(seen) == len(of):
+            if stop and len(seen) == len(sites):
                 raise _Seen
 
         return hook
 
-    handles = [projection(model, s).register_forward_pre_hook(note(s)) for s in of]
+    handles = [projection(model, s).register_forward_pre_hook(note(s)) for s in sites]
     try:
         yield seen
     finally:
@@ -61,7 +61,7 @@ def _inputs(model: PreTrainedModel, of: list[Site], stop: bool) -> Iterator[dict
 
 @torch.no_grad()
 def collect(
-    model: PreTrainedModel, batches: list[Batch], weight: Weight, of: list[Site]
+    model: PreTrainedModel, batches: list[Batch], weight: Weight, sites: list[Site]
 ) -> Iterator[dict[Site, Split]]:
     """Yield the moments of the sites of one block after the other.
 
@@ -71,7 +71,7 @@ def collect(
     """
     states = [enter(model, batch) for batch in batches]
     of_block: dict[int, list[Site]] = {}
-    for site in of:
+    for site in sites:
         of_block.setdefault(site.block, []).append(site)
     for index in track(range(len(blocks(model))), "calibrate: blocks"):
         reading = Reading(of_block.get(index, []), weight)
@@ -92,9 +92,9 @@ def block_moments(
     call says how much each token weighs in this block, for both sub-blocks, and further ones run
     only as much of it as they need.
     """
-    of, targets = reading.sites, reading.targets
+    sites, targets = reading.sites, reading.targets
     block, device = blocks(model)[index], states[0].hidden.device
-    alike = {site.reads: site for site in reversed(of)}  # one site for each kind of inputs
+    alike = {site.reads: site for site in reversed(sites)}  # one site for each kind of inputs
     sums = {
         site: [Accumulator(matrix(projection(model, site)).shape[1], device) for _ in range(2)]
         for site in alike.values()
@@ -113,7 +113,7 @@ def block_moments(
                     if advance
                     else behind(block, state.hidden, state.calls[index])
                 )
-                if of:
+                if sites:
                     w = _weights(
                         model, index, state.batch, {Kind.FFN: hidden} | summed, reading.weight
                     )
@@ -124,11 +124,11 @@ def block_moments(
                 Y = None if targets is None else targets[site][number]
                 own = w[sub_block(model, site)].flatten()
                 (held if state.batch.held_out else fit).add_(X, own, Y)
-    found = {
+    splits = {
         site.reads: Split(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
         for site, (fit, held) in sums.items()
     }
-    return {site: found[site.reads] for site in of}
+    return {site: splits[site.reads] for site in sites}
 
 
 @contextmanager
@@ -178,25 +178,25 @@ def _divisor(norm: nn.Module, h: Float[Tensor, "*tokens hidden"]) -> Float[Tenso
 
 
 @torch.no_grad()
-def outputs(model: PreTrainedModel, index: int, states: list[State], of: list[Site]) -> Outputs:
+def outputs(model: PreTrainedModel, index: int, states: list[State], sites: list[Site]) -> Outputs:
     """Take every state behind block `index`; return what its sites gave, without their biases."""
-    found: Outputs = {site: [] for site in of}
+    given: Outputs = {site: [] for site in sites}
 
     def note(site: Site):
         def hook(module, args, out: Tensor) -> None:
             b = module.bias
-            found[site].append((out if b is None else out - b).reshape(-1, out.shape[-1]))
+            given[site].append((out if b is None else out - b).reshape(-1, out.shape[-1]))
 
         return hook
 
-    handles = [projection(model, s).register_forward_hook(note(s)) for s in of]
+    handles = [projection(model, s).register_forward_hook(note(s)) for s in sites]
     try:
         for state in states:
             state.advance(index, blocks(model)[index])
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return given
 
 
 class Moments:
@@ -212,22 +212,22 @@ class Moments:
         identity: str,
         batches: list[Batch],
         calibration: Calibration,
-        of: list[Site],
+        sites: list[Site],
         cache: Cache,
     ) -> "Moments":
-        """Collect the moments of the sites `of` of a model, or find them in the cache."""
+        """Collect the moments of the `sites` of a model, or find them in the cache."""
 
         def build(directory: Path) -> None:
-            found = cls(directory)
-            for index, block in enumerate(collect(model, batches, calibration.weight, of)):
-                found.write(index, block)
+            moments = cls(directory)
+            for index, block in enumerate(collect(model, batches, calibration.weight, sites)):
+                moments.write(index, block)
 
         key = {
             "version": 4,
             "model": identity,
             "batches": [batch.digest() for batch in batches],
             "weight": calibration.weight,
-            "reads": sorted({site.reads for site in of}),
+            "reads": sorted({site.reads for site in sites}),
         }
         return cls(cache.stage("moments", key, build))
 

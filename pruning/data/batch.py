@@ -47,20 +47,20 @@ class Batch:
 
     def inputs(self, device: torch.device) -> Row:
         """Return what a model is called with."""
-        found = {"input_ids": self.ids, "attention_mask": self.mask}
+        inputs = {"input_ids": self.ids, "attention_mask": self.mask}
         if self.types is not None:
-            found["token_type_ids"] = self.types
-        return {name: tensor.to(device) for name, tensor in found.items()}
+            inputs["token_type_ids"] = self.types
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
 
     def rows(self) -> list[Row]:
         """Return the rows without their padding."""
-        found = []
+        rows = []
         for index, real in enumerate(self.mask.bool()):
             row = {"input_ids": self.ids[index][real]}
             if self.types is not None:
                 row["token_type_ids"] = self.types[index][real]
-            found.append(row | {name: label[index] for name, label in self.labels.items()})
-        return found
+            rows.append(row | {name: label[index] for name, label in self.labels.items()})
+        return rows
 
     def digest(self) -> str:
         """Hash the tokens, the mask, the use and the labels."""

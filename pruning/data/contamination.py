@@ -51,8 +51,8 @@ def holding(
     """
 
     def plain(ids: Sequence[int]) -> Tokens:
-        found = np.asarray(ids, np.int64)
-        return found[~np.isin(found, special)]
+        tokens = np.asarray(ids, np.int64)
+        return tokens[~np.isin(tokens, special)]
 
     texts = [text for text in map(plain, judged) if len(text)]
     runs = [windows(text)[::LENGTH] for text in texts if len(text) >= LENGTH]
@@ -65,7 +65,7 @@ def holding(
 def windows(ids: Tokens) -> UInt64[np.ndarray, " windows"]:
     """Return a hash of each run of `LENGTH` tokens: sum_j (id_j + 1) FACTOR^(LENGTH-1-j)."""
     count = max(0, len(ids) - LENGTH + 1)
-    found = np.zeros(count, np.uint64)
+    hashes = np.zeros(count, np.uint64)
     for offset in range(LENGTH if count else 0):
-        found = found * FACTOR + ids[offset : offset + count].astype(np.uint64) + np.uint64(1)
-    return found
+        hashes = hashes * FACTOR + ids[offset : offset + count].astype(np.uint64) + np.uint64(1)
+    return hashes

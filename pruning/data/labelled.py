@@ -28,7 +28,7 @@ class Labelled(Rows):
         texts, label, skipped = [("columns", c) for c in self.columns], ("label", self.label), 0
         for place, row in self.placed(cache, field, [*texts, label], texts=self.columns):
             self.cell(row, place, field, label, NUMBER)
-            if None in [self.cell(row, place, field, of, missing=True) for of in texts]:
+            if None in [self.cell(row, place, field, column, missing=True) for column in texts]:
                 skipped += 1
             else:
                 yield row

@@ -75,13 +75,13 @@ class Questions(Rows):
     def _split(self, both: str, field: str) -> tuple[str, str]:
         """Return the context and the question."""
         assert self.pattern is not None
-        found = re.fullmatch(self.pattern, both, re.DOTALL)
-        if found is None:
+        match = re.fullmatch(self.pattern, both, re.DOTALL)
+        if match is None:
             raise ValueError(
                 f"{field}.pattern={self.pattern!r} does not fit {both[:80]!r}: correct it, or "
                 f"leave it out where {field}.question is a column"
             )
-        return found["context"], found["question"]
+        return match["context"], match["question"]
 
 
 def _answers(given: Any, context: str) -> tuple[list[str], int]:
@@ -104,12 +104,12 @@ def _answers(given: Any, context: str) -> tuple[list[str], int]:
     for text, start in pairs:
         _require(str, text)
         _require(int, start)
-    found = [(text, start) for text, start in pairs if text]
-    if not found:
+    answers = [(text, start) for text, start in pairs if text]
+    if not answers:
         return [], -1
-    first, start = found[0]
+    first, start = answers[0]
     there = start >= 0 and context.startswith(first, start)
-    return [text for text, _ in found], start if there else -1
+    return [text for text, _ in answers], start if there else -1
 
 
 def _require(kind: type, *values: Any) -> None:

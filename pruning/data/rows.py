@@ -76,7 +76,7 @@ class Rows(Options):
         row: Mapping[str, Any],
         place: str,
         field: str,
-        of: tuple[str, str],
+        types: tuple[str, str],
         kind: type | tuple[type, ...] = str,
         missing: bool = False,
     ) -> Any:
@@ -85,7 +85,7 @@ class Rows(Options):
         ValueError where it is not of the `kind`; with `missing` it may be None: null, or a sheet's
         cell that is not there.
         """
-        option, column = of
+        option, column = types
         self._check(row, place, field, option, column)
         value = row[column]
         if isinstance(value, kind) and not _missing(value):

@@ -39,14 +39,14 @@ class Text(Rows):
         read = list(islice(self._texts(files, cache, field), limit))
         if self.limit is None and len(read) == limit:
             log.warning("%s.limit=null: only %d documents of %s are read", field, MOST, self.path)
-        found = [text for text in read if text is not None]
-        report_skipped(len(read) - len(found), field, self.path)
+        documents = [text for text in read if text is not None]
+        report_skipped(len(read) - len(documents), field, self.path)
         if self.distinct:
-            found = list(dict.fromkeys(text for text in found if text.strip()))
-        found = found[int(self.start * len(found)) : int(self.stop * len(found))]
-        if not found:
+            documents = list(dict.fromkeys(text for text in documents if text.strip()))
+        documents = documents[int(self.start * len(documents)) : int(self.stop * len(documents))]
+        if not documents:
             raise ValueError(f"{field}.path={self.path!r} holds no text in the chosen range")
-        return found
+        return documents
 
     def _texts(self, files: list[Path], cache: Cache, field: str) -> Iterator[str | None]:
         whole = [path for path in files if path.is_file() and kind(path) not in TABLES]

@@ -35,20 +35,20 @@ def evaluate_questions(name: str, task: QuestionData, candidate: Candidate) -> M
         pairs = list(zip(scores, asked, strict=True))
         kinds["HasAns_"] = [score for score, question in pairs if question.answers]
         kinds["NoAns_"] = [score for score, question in pairs if not question.answers]
-    found: dict[str, float] = {}
-    for kind, of in kinds.items():
-        found |= {f"{name}/{kind}{key}": value for key, value in _means(of).items()}
-    return Measured(found, {name: digest_of(asked)})
+    metrics: dict[str, float] = {}
+    for kind, chosen in kinds.items():
+        metrics |= {f"{name}/{kind}{key}": value for key, value in _means(chosen).items()}
+    return Measured(metrics, {name: digest_of(asked)})
 
 
 def _means(scores: list[dict[str, float]]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for metric in scores[0] if scores else ():
         values = [score[metric] for score in scores]
-        found[metric] = fmean(values)
+        metrics[metric] = fmean(values)
         spread = stdev(values) if len(values) > 1 else 0.0
-        found[f"{metric}_stderr"] = spread / math.sqrt(len(values))
-    return found
+        metrics[f"{metric}_stderr"] = spread / math.sqrt(len(values))
+    return metrics
 
 
 def judge(question: Question, answer: str) -> dict[str, float]:
@@ -56,11 +56,11 @@ def judge(question: Question, answer: str) -> dict[str, float]:
 
     Where the question has no answer both are 1 for `""` and 0 for all else, as in SQuAD 2.0.
     """
-    found = squad(
+    judged = squad(
         [{"id": "0", "prediction_text": answer}],
         [{"id": "0", "answers": {"text": question.answers or [""]}}],  # type: ignore[dict-item]
     )
-    return {metric: float(value) / 100 for metric, value in found.items()}
+    return {metric: float(value) / 100 for metric, value in judged.items()}
 
 
 @torch.no_grad()

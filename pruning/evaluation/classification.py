@@ -24,15 +24,15 @@ def evaluate_labelled(name: str, task: LabelledData, candidate: Candidate) -> Me
     rows = candidate.take(partial(task.read, candidate.cache, f"suite.labelled.{name}"))
     logits = predict(name, task, rows, candidate)
     truth = [row[task.label] for row in rows]
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for metric in task.metrics:
-        found[f"{name}/{metric}"] = value = score(metric, logits, truth)
+        metrics[f"{name}/{metric}"] = value = score(metric, logits, truth)
         if metric is Metric.accuracy:
             spread = math.sqrt(value * (1 - value) / max(1, len(rows) - 1))
-            found[f"{name}/{metric}_stderr"] = spread
-            found[f"{name}/{metric}_chance"] = max(Counter(truth).values()) / len(truth)
+            metrics[f"{name}/{metric}_stderr"] = spread
+            metrics[f"{name}/{metric}_chance"] = max(Counter(truth).values()) / len(truth)
     columns = [*task.columns, task.label]
-    return Measured(found, {name: digest_of([row[c] for c in columns] for row in rows)})
+    return Measured(metrics, {name: digest_of([row[c] for c in columns] for row in rows)})
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def predict(
     name: str, task: LabelledData, rows: list[dict], candidate: Candidate
 ) -> Float[np.ndarray, "rows classes"]:
     """Return the logits of every row, in order; texts beyond the model's positions are cut."""
-    found, model, batch = [], candidate.model, candidate.batch
+    logits, model, batch = [], candidate.model, candidate.batch
     for start in track(range(0, len(rows), batch), f"evaluate: {name}"):
         part = rows[start : start + batch]
         texts = [[row[column] for row in part] for column in task.columns]
@@ -52,8 +52,8 @@ def predict(
             max_length=positions(model),
             return_tensors="pt",
         ).to(model.device)
-        found.append(model(**inputs).logits.float().cpu())
-    return torch.cat(found).numpy()
+        logits.append(model(**inputs).logits.float().cpu())
+    return torch.cat(logits).numpy()
 
 
 def score(metric: Metric, logits: Float[np.ndarray, "rows classes"], truth: list) -> float:
@@ -61,9 +61,9 @@ def score(metric: Metric, logits: Float[np.ndarray, "rows classes"], truth: list
     if metric in (Metric.pearson, Metric.spearman):
         correlate = pearsonr if metric is Metric.pearson else spearmanr
         return float(correlate(logits[:, 0], truth)[0])  # type: ignore[arg-type]
-    of = {
+    scores = {
         Metric.accuracy: accuracy_score,
         Metric.f1: f1_score,
         Metric.matthews: matthews_corrcoef,
     }
-    return float(of[metric](truth, logits.argmax(1)))
+    return float(scores[metric](truth, logits.argmax(1)))

@@ -94,6 +94,6 @@ def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
 
 def _articles(text: str, directory: Path) -> None:
     """Cut a WikiText file where its articles begin, at lines such as ` = Title = `."""
-    found = re.split(r"(?m)(?=^ = [^=].* = $)", text)
-    pages = (json.dumps({"page": page}) + "\n" for page in found if page.strip())
+    articles = re.split(r"(?m)(?=^ = [^=].* = $)", text)
+    pages = (json.dumps({"page": page}) + "\n" for page in articles if page.strip())
     (directory / PAGES).write_text("".join(pages))

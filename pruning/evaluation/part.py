@@ -87,9 +87,9 @@ class Part(ABC):
 
     def sums(self) -> dict[str, str]:
         """Return the sums of the local files, those of folders too."""
-        found = [path for given in self.paths() for path in local(Path(given))]
-        found += [path for folder in found if folder.is_dir() for path in folder.glob("*")]
-        return {str(path): file_sha256(path) for path in sorted(found) if path.is_file()}
+        files = [path for given in self.paths() for path in local(Path(given))]
+        files += [path for folder in files if folder.is_dir() for path in folder.glob("*")]
+        return {str(path): file_sha256(path) for path in sorted(files) if path.is_file()}
 
 
 def digest_of(items: Iterable[object]) -> str:

@@ -76,14 +76,14 @@ class Perplexity(Options, Part):
             )
         if self.tokens is not None and len(tokens) < self.tokens:
             log.warning("suite.perplexity.tokens=%s: the text has %s", self.tokens, len(tokens))
-        found, windows = {}, {}
+        metrics, windows = {}, {}
         for window in self.window:
             key, count = f"{name}/token_perplexity_{window}", len(cut(tokens, window, head))
             batch = candidate.batch * (largest // window)
-            found[key] = token_perplexity(model, tokens, window, batch, head)
+            metrics[key] = token_perplexity(model, tokens, window, batch, head)
             predicted = count * (window - 1)
             windows[key] = {"windows": count, "predicted": predicted, "bos": encode.begun}
-        return Measured(found, {name: digest_of([*head, *tokens.tolist()])}, windows=windows)
+        return Measured(metrics, {name: digest_of([*head, *tokens.tolist()])}, windows=windows)
 
     def reads(
         self, name: str, tokenizer: "PreTrainedTokenizerBase", cache: Cache

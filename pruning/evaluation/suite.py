@@ -116,25 +116,25 @@ class Suite(Options):
         self.check(model)
         which = self.limit, self.batch, self.seed, self.samples
         candidate = Candidate(model, tokenizer, cache, *which)
-        found = Measured({}, {})
+        measured = Measured({}, {})
         if not list(self.parts()):
-            return found
+            return measured
         of_both = [identity or fingerprint(model), _tokenizer_digest(tokenizer)]
         training = model.training
         model.eval()
         try:
             for _, name, part in self.parts():
-                of = _measured(name, part, candidate, of_both)
-                found.metrics |= of.metrics
-                found.read |= of.read
-                found.samples += of.samples
-                found.windows |= of.windows
+                one = _measured(name, part, candidate, of_both)
+                measured.metrics |= one.metrics
+                measured.read |= one.read
+                measured.samples += one.samples
+                measured.windows |= one.windows
         finally:
             model.train(training)
-        found.metrics |= self._averages(found.metrics)
-        found.metrics = {f"{self.name}/{key}": value for key, value in found.metrics.items()}
-        found.windows = {f"{self.name}/{key}": value for key, value in found.windows.items()}
-        return found
+        measured.metrics |= self._averages(measured.metrics)
+        measured.metrics = {f"{self.name}/{key}": value for key, value in measured.metrics.items()}
+        measured.windows = {f"{self.name}/{key}": value for key, value in measured.windows.items()}
+        return measured
 
     def shared(
         self, rows: "Sequence[Row]", tokenizer: "PreTrainedTokenizerBase", cache: Cache
@@ -182,19 +182,19 @@ class Suite(Options):
                     f"model: give {longest} or less"
                 )
 
-    def _averages(self, found: dict[str, float]) -> dict[str, float]:
+    def _averages(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return the mean over tasks of acc, and of acc_norm where there is one."""
         plain = [f"{name}/acc" for name in self.average]
-        if not plain or not found.keys() >= set(plain):
+        if not plain or not metrics.keys() >= set(plain):
             return {}
-        normed = [f"{key}_norm" if f"{key}_norm" in found else key for key in plain]
+        normed = [f"{key}_norm" if f"{key}_norm" in metrics else key for key in plain]
         averages = {}
         for name, keys in (("average/acc", plain), ("average/acc_norm", normed)):
-            averages[name] = fmean(found[key] for key in keys)
-            errors = [found[f"{key}_stderr"] for key in keys if f"{key}_stderr" in found]
+            averages[name] = fmean(metrics[key] for key in keys)
+            errors = [metrics[f"{key}_stderr"] for key in keys if f"{key}_stderr" in metrics]
             if len(errors) == len(keys):
                 averages[f"{name}_stderr"] = math.hypot(*errors) / len(keys)
-            chances = [found[f"{key}_chance"] for key in keys if f"{key}_chance" in found]
+            chances = [metrics[f"{key}_chance"] for key in keys if f"{key}_chance" in metrics]
             if len(chances) == len(keys):
                 averages[f"{name}_chance"] = fmean(chances)
         return averages
@@ -203,11 +203,11 @@ class Suite(Options):
 def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Hash a tokenizer and which tokens are special, without what changes from call to call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    found = json.loads(backend.to_str()) if backend else {"vocabulary": tokenizer.get_vocab()}
-    found = {k: v for k, v in found.items() if k not in ("truncation", "padding")}
+    content = json.loads(backend.to_str()) if backend else {"vocabulary": tokenizer.get_vocab()}
+    content = {k: v for k, v in content.items() if k not in ("truncation", "padding")}
     special = {key: str(token) for key, token in tokenizer.special_tokens_map.items()}
     sides = tokenizer.padding_side, tokenizer.truncation_side
-    return digest([type(tokenizer).__name__, found, special, tokenizer.model_input_names, sides])
+    return digest([type(tokenizer).__name__, content, special, tokenizer.model_input_names, sides])
 
 
 def _asked(name: str, part: Part) -> dict[str, Any]:
@@ -260,8 +260,8 @@ def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) 
     }
 
     def build(directory: Path) -> None:
-        found = part.measure(name, candidate)
-        (directory / "measured.json").write_text(to_json(asdict(found)))
+        measured = part.measure(name, candidate)
+        (directory / "measured.json").write_text(to_json(asdict(measured)))
 
     entry = candidate.cache.stage("evaluate", key, build)
     kept = Measured(**json.loads((entry / "measured.json").read_text()))

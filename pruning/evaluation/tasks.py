@@ -55,7 +55,8 @@ def evaluate_task(name: str, task: LmEvalData, candidate: Candidate) -> Measured
         which: dict[str, Any] = {"limit": candidate.limit}
         if candidate.seed is not None:
             numbers = {
-                of: candidate.chosen(len(own.eval_docs)) for of, own in loaded["tasks"].items()
+                member: candidate.chosen(len(own.eval_docs))
+                for member, own in loaded["tasks"].items()
             }
             which = {"samples": numbers}
         evaluate: Any = lm_eval.evaluate
@@ -67,28 +68,28 @@ def evaluate_task(name: str, task: LmEvalData, candidate: Candidate) -> Measured
             log_samples=candidate.samples > 0,
         )
     assert report is not None, "lm-eval returns None on ranks other than 0 only"
-    found = {
-        f"{of}/{metric_name(key)}": float(value)
-        for of, metrics in report["results"].items()
+    results = {
+        f"{member}/{metric_name(key)}": float(value)
+        for member, metrics in report["results"].items()
         for key, value in metrics.items()
         if "," in key and isinstance(value, int | float)  # the rest is alias, sample count, "N/A"
     }
-    for of, own in loaded["tasks"].items():
+    for member, own in loaded["tasks"].items():
         for metric in ("acc", "acc_norm"):
-            if f"{of}/{metric}" in found and own.OUTPUT_TYPE == "multiple_choice":
-                found[f"{of}/{metric}_chance"] = chance(own)
+            if f"{member}/{metric}" in results and own.OUTPUT_TYPE == "multiple_choice":
+                results[f"{member}/{metric}_chance"] = chance(own)
     if set(members) != {name}:
-        sizes = {of: len(_choices(loaded["tasks"][of])) for of in members}
-        found = pooled(name, sizes, found)
+        sizes = {member: len(_choices(loaded["tasks"][member])) for member in members}
+        results = pooled(name, sizes, results)
     asked = (
         (request.args, request.doc) for own in loaded["tasks"].values() for request in own.instances
     )
     kept = [
-        {"task": of, **sample(entry)}
-        for of, entries in report.get("samples", {}).items()
+        {"task": member, **sample(entry)}
+        for member, entries in report.get("samples", {}).items()
         for entry in entries[: candidate.samples]
     ]
-    return Measured(found, {name: digest_of(asked)}, kept)
+    return Measured(results, {name: digest_of(asked)}, kept)
 
 
 def sample(entry: dict[str, Any]) -> dict[str, Any]:
@@ -119,9 +120,9 @@ def _check_answer(task: Any, where: str) -> None:
 def check(task: LmEvalData, where: str, cache: Cache) -> None:
     """Raise ValueError where the documents of a task cannot be had; `where` is its config path."""
     with quiet(), tempfile.TemporaryDirectory() as scratch:
-        for of, member in expand(where.rpartition(".")[2], task).items():
+        for name, member in expand(where.rpartition(".")[2], task).items():
             if member.path is None:
-                load(of, member, cache, Path(scratch), where)
+                load(name, member, cache, Path(scratch), where)
             for option in ("path", "examples"):
                 if getattr(member, option):
                     documents(member, option, cache, where)
@@ -129,11 +130,11 @@ def check(task: LmEvalData, where: str, cache: Cache) -> None:
 
 def texts(name: str, task: LmEvalData, cache: Cache) -> list[str]:
     """Return all texts in the documents that a task evaluates on, each once."""
-    found: dict[str, None] = {}
+    seen: dict[str, None] = {}
 
     def walk(value: Any) -> None:
         if isinstance(value, str):
-            found[value] = None
+            seen[value] = None
         elif isinstance(value, Mapping):
             walk([*value.values()])
         elif isinstance(value, list | tuple):
@@ -144,7 +145,7 @@ def texts(name: str, task: LmEvalData, cache: Cache) -> list[str]:
         loaded = load_all(expand(name, task), cache, f"suite.tasks.{name}")
     for own in loaded["tasks"].values():
         walk([*own.eval_docs])
-    return list(found)
+    return list(seen)
 
 
 def expand(name: str, task: LmEvalData) -> dict[str, LmEvalData]:
@@ -155,7 +156,7 @@ def expand(name: str, task: LmEvalData) -> dict[str, LmEvalData]:
     """
     if task.folder is None:
         return {name: task}
-    found = {}
+    tasks = {}
     for path in sorted((TASKS / task.folder).glob("*.yaml")):
         definition = load_yaml(path, resolve_func=False)
         if isinstance(child := definition.get("task"), str):
@@ -163,24 +164,24 @@ def expand(name: str, task: LmEvalData) -> dict[str, LmEvalData]:
                 given and given.replace("{dataset_name}", definition["dataset_name"])
                 for given in (task.path, task.examples)
             )
-            found[child] = replace(task, **dict(zip(("path", "examples"), paths, strict=True)))
-    if not found:
+            tasks[child] = replace(task, **dict(zip(("path", "examples"), paths, strict=True)))
+    if not tasks:
         raise ValueError(
             f"suite.tasks.{name}.folder={task.folder!r} is no folder of lm-eval with tasks "
             "in it: give one such as mmlu/default"
         )
-    return found
+    return tasks
 
 
-def pooled(name: str, sizes: dict[str, int], found: dict[str, float]) -> dict[str, float]:
+def pooled(name: str, sizes: dict[str, int], metrics: dict[str, float]) -> dict[str, float]:
     """Put the metrics of all members in the place of theirs, weighted by their documents.
 
     Where members have too few for errors of their own, an accuracy has that of the whole.
     """
     total = sum(sizes.values())
-    kept = {key: value for key, value in found.items() if key.split("/")[0] not in sizes}
-    for metric in dict.fromkeys(key.split("/")[1] for key in found if key not in kept):
-        shares = [(n / total, found[f"{child}/{metric}"]) for child, n in sizes.items()]
+    kept = {key: value for key, value in metrics.items() if key.split("/")[0] not in sizes}
+    for metric in dict.fromkeys(key.split("/")[1] for key in metrics if key not in kept):
+        shares = [(n / total, metrics[f"{child}/{metric}"]) for child, n in sizes.items()]
         if metric.endswith("_stderr"):
             kept[f"{name}/{metric}"] = math.sqrt(sum((n * error) ** 2 for n, error in shares))
         else:
@@ -200,7 +201,8 @@ def chance(task: Any) -> float:
 
 def _choices(task: Any) -> Counter[int]:
     """Count the choices of each document that was evaluated."""
-    return Counter(document for document, _ in {(of.doc_id, of.idx) for of in task.instances})
+    asked = {(instance.doc_id, instance.idx) for instance in task.instances}
+    return Counter(document for document, _ in asked)
 
 
 def metric_name(key: str) -> str:
@@ -211,13 +213,13 @@ def metric_name(key: str) -> str:
 
 def load_all(members: dict[str, LmEvalData], cache: Cache, where: str) -> dict[str, Any]:
     """Return what lm-eval loads for several tasks, as one."""
-    found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     with tempfile.TemporaryDirectory() as scratch:
         for name, member in members.items():
             part = load(name, member, cache, Path(scratch), where)
-            for kind in found:
-                found[kind] |= part.get(kind, {})
-    return found
+            for kind in loaded:
+                loaded[kind] |= part.get(kind, {})
+    return loaded
 
 
 def load(name: str, task: LmEvalData, cache: Cache, scratch: Path, where: str) -> dict[str, Any]:

@@ -55,9 +55,9 @@ class Met:
     @property
     def reached(self) -> float:
         """Return the speedup as it is known best: measured, or else predicted."""
-        found = self.predicted if self.measured is None else self.measured
-        assert found is not None
-        return found
+        speedup = self.predicted if self.measured is None else self.measured
+        assert speedup is not None
+        return speedup
 
 
 @dataclass

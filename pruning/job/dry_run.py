@@ -68,11 +68,11 @@ class Estimate:
 
     def table(self, title: str) -> Table:
         """Return the stages as a table."""
-        found = Table("stage", "state", title=title, title_justify="left")
-        found.add_column("about, s", justify="right")
+        table = Table("stage", "state", title=title, title_justify="left")
+        table.add_column("about, s", justify="right")
         for stage, state, seconds in self.rows:
-            found.add_row(stage, state, "" if seconds is None else f"{seconds:.0f}")
-        return found
+            table.add_row(stage, state, "" if seconds is None else f"{seconds:.0f}")
+        return table
 
 
 def rehearse(experiment: Experiment, name: str) -> Estimate:
@@ -134,7 +134,7 @@ def _add_measured(
         table = experiment.hardware.profile(loaded.model, sites, job.cache, experiment.runtime)
     estimate.add("profile", table is not None, None)
     text_alone = replace(suite, tasks={}, labelled={}, questions={})
-    whole, text = (_is_known(of, loaded, job.cache) for of in (suite, text_alone))
+    whole, text = (_is_known(part, loaded, job.cache) for part in (suite, text_alone))
     estimate.add("evaluate the dense model", whole, None if text else _read(suite))
     return table
 

@@ -85,23 +85,23 @@ def compose(experiment: Experiment, outcome: PruningOutcome, job: Job, command: 
 
 def kept(dense: PreTrainedModel, allocation: Allocation) -> list[Block]:
     """Count what an allocation keeps of each block of the dense model."""
-    found = []
+    kept_blocks = []
     for index, block in enumerate(blocks(dense)):
         groups, heads, width = block_shape(block, architecture(dense))  # of what is no site too
-        found.append(Block(index, groups * heads, groups, width, ranks(block)))
+        kept_blocks.append(Block(index, groups * heads, groups, width, ranks(block)))
     for site, keep in allocation.items():
         if site.kind is Kind.LINEAR and not keep.all():
-            found[site.block].ranks[site.module] = int(keep.sum())
+            kept_blocks[site.block].ranks[site.module] = int(keep.sum())
     for site in sites(dense):
         left = shape(site, allocation.get(site, torch.ones(site.units, dtype=torch.bool)))
         if site.kind is Kind.FFN:
             assert isinstance(left, int)
-            found[site.block].ffn = left
+            kept_blocks[site.block].ffn = left
         else:
             assert isinstance(left, tuple)
-            found[site.block].kv_heads = left[0]
-            found[site.block].query_heads = left[0] * left[1]
-    return found
+            kept_blocks[site.block].kv_heads = left[0]
+            kept_blocks[site.block].query_heads = left[0] * left[1]
+    return kept_blocks
 
 
 def ranks_of_embedding(allocation: Allocation) -> dict[str, int]:

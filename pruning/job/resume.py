@@ -34,8 +34,8 @@ def settled(
         write(prune(), directory, facts)
     said = json.loads(facts.read_text())
     allocation = {}
-    for of, units in said["allocation"]:
-        site = Site(**of | {"kind": Kind(of["kind"])})
+    for name, units in said["allocation"]:
+        site = Site(**name | {"kind": Kind(name["kind"])})
         allocation[site] = torch.zeros(site.units, dtype=torch.bool)
         allocation[site][torch.tensor(units, dtype=torch.long)] = True
     attention = experiment.model.implementation

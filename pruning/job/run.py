@@ -127,11 +127,11 @@ def _run(
         write_allocation(met.allocation, out / "allocation.json")
         table.write(out / "latency.json")
     outcome = PruningOutcome(dense, met, table, plan, Evaluation(*numbers), recovered)
-    found = compose(experiment, outcome, job, command)
-    write_text(card(found), out / "model" / "README.md")
-    result.write(found, out / "result.json")
+    written = compose(experiment, outcome, job, command)
+    write_text(card(written), out / "model" / "README.md")
+    result.write(written, out / "result.json")
     shutil.rmtree(out / SETTLED, ignore_errors=True)
-    return found
+    return written
 
 
 def judged(
@@ -139,7 +139,7 @@ def judged(
 ) -> Measured:
     """Evaluate a pruned model, and say what is not finite; ValueError where its weights are not."""
     check_finite(pruned, "method: the pruned model", "give model.dtype=float32, or ask for less")
-    found = suite.evaluate(pruned, tokenizer, cache)
-    if said := found.not_finite():
+    measured = suite.evaluate(pruned, tokenizer, cache)
+    if said := measured.not_finite():
         log.warning("NOT FINITE, this pruned model is of no use: %s", said)
-    return found
+    return measured

@@ -18,26 +18,26 @@ CANDIDATES = (8, 16, 32, 64, 128, 256)
 GOOD = 0.03  # a width may take this share longer than at the best alignment
 
 
-def aligned(model: PreTrainedModel, of: Sequence[Site], how: Measurement) -> int:
+def aligned(model: PreTrainedModel, prunable: Sequence[Site], how: Measurement) -> int:
     """Return the finest alignment that costs nothing: no more than a coarser one.
 
     Of each candidate the width is timed, in a block without attention, that is a multiple of it and
-    of nothing coarser, near three quarters of the FFN. `of` are the sites that it is for: the
-    smallest part has eight levels at least.
+    of nothing coarser, near three quarters of the FFN. `prunable` are the sites that it is for:
+    the smallest part has eight levels at least.
     """
     ffn = largest(sites(model)).get(Kind.FFN.value)
     if ffn is None:
         return 1
     units = ffn.units
-    counts = [site.units for site in largest(of).values() if site.kind is not Kind.ATTENTION]
+    counts = [site.units for site in largest(prunable).values() if site.kind is not Kind.ATTENTION]
     least = min(counts, default=units)
     at = {step: width(units, step) for step in CANDIDATES if 8 * step <= min(least, units)}
     if not at:
         return 1
     call = how.runtime.block(model, how.work)
     calls = {
-        of: call(resized(model, 0, 0, of, ffn.block), ffn.block)
-        for of in (*at.values(), units // 2, units)
+        wide: call(resized(model, 0, 0, wide, ffn.block), ffn.block)
+        for wide in (*at.values(), units // 2, units)
     }
     timings = interleaved(calls, model.device, Rounds(how.repetitions), "profile: alignment")
     chosen = finest(at, timings, units)
@@ -58,9 +58,11 @@ def finest(at: Mapping[int, int], timings: Mapping[int, Timing], units: int) -> 
     through those of the whole FFN and of half of it, whatever a block costs at any width.
     """
     ends = (units // 2, units)
-    line = {of: np.interp(of, ends, [timings[end].p50 for end in ends]) for of in at.values()}
-    off = {step: timings[of].p50 / line[of] for step, of in at.items()}
-    doubt = {step: timings[of].stderr / line[of] for step, of in at.items()}
+    line = {
+        width: np.interp(width, ends, [timings[end].p50 for end in ends]) for width in at.values()
+    }
+    off = {step: timings[width].p50 / line[width] for step, width in at.items()}
+    doubt = {step: timings[width].stderr / line[width] for step, width in at.items()}
     best = min(off, key=off.__getitem__)
     return next(
         step

@@ -43,13 +43,13 @@ class Cost:
 
 def estimate(
     model: PreTrainedModel,
-    of: list[Site],
+    prunable: list[Site],
     work: Workload,
     alignment: int,
     cost: Cost,
     dtype: str,
 ) -> LatencyTable:
-    """Return the table that a cost of counts gives; `of` are the sites of all blocks.
+    """Return the table that a cost of counts gives; `prunable` are the sites of all blocks.
 
     ValueError where a block has products of two projections already.
     """
@@ -58,13 +58,13 @@ def estimate(
             "hardware: what products of two projections take is not counted, only measured: give "
             "hardware=local, or a model without them"
         )
-    linear = bool(of) and of[0].kind is Kind.LINEAR
+    linear = bool(prunable) and prunable[0].kind is Kind.LINEAR
     parts: dict[str, Levels] = {}
     rest = 0.0
     for times, step in work.steps():
         counter = Counter(model, step, getattr(torch, dtype).itemsize)
         rest += times * cost(counter.rest())
-        for part, alike in by_part(of).items():
+        for part, alike in by_part(prunable).items():
             shapes = [*levels(alike, alignment).items()]
             shapes = shapes[:-1] if linear else shapes
             ms = parts.setdefault(part, {level: 0.0 for level, _ in shapes})
@@ -72,11 +72,11 @@ def estimate(
                 ms[level] += times * cost(counter.part(site, level))
         if linear:  # blocks without their projections
             whole = (counter.part(site, site.whole) for site in sites(model))
-            inside = (counter.part(site, site.whole) for site in of)
+            inside = (counter.part(site, site.whole) for site in prunable)
             rest += times * (sum(map(cost, whole)) - sum(map(cost, inside)))
     parts = parts if linear else {part: monotone(ms) for part, ms in parts.items()}
     rest = max(rest, 0.0)
-    dense = rest + spent(parts, of)
+    dense = rest + spent(parts, prunable)
     setting = asdict(work) | {"dtype": dtype}
     told = {"basis": "estimated", "unit": cost.unit, "setting": setting}
     return LatencyTable(parts, rest, len(blocks(model)), 1.0, dense, **told)
@@ -110,24 +110,24 @@ class Counter:
             assert isinstance(level, int)
             hidden, _ = self._size(site, self.architecture.ffn_output)
             inputs = len(self.architecture.ffn_inputs)
-            found = self._products(*inputs * [(level, hidden)], (hidden, level))
-            found.kernels += NORM + inputs + 1  # activation, product of gates, residual
-            return found
+            count = self._products(*inputs * [(level, hidden)], (hidden, level))
+            count.kernels += NORM + inputs + 1  # activation, product of gates, residual
+            return count
         assert isinstance(level, tuple)
         groups, of_group = level
         hidden, _ = self._size(site, self.architecture.attention_output)
         queries, keys = groups * of_group * site.width, groups * site.width
-        found = self._products((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
-        found.flop += 4 * self.rows * self.context * queries  # scores, and their sums of values
+        count = self._products((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
+        count.flop += 4 * self.rows * self.context * queries  # scores, and their sums of values
         cached = self.work.batch * self.context * 2 * keys * self.size
-        found.bytes += cached
-        found.kernels += NORM + 2  # attention's own, residual
+        count.bytes += cached
+        count.kernels += NORM + 2  # attention's own, residual
         if not self.architecture.encoder:
-            found.kernels += ROTARY
+            count.kernels += ROTARY
         if self.work.phase is Phase.decode:
-            found.bytes += 2 * cached  # a growing cache is copied
-            found.kernels += CACHE
-        return found
+            count.bytes += 2 * cached  # a growing cache is copied
+            count.kernels += CACHE
+        return count
 
     def rest(self) -> Count:
         """Count what is beside the blocks: the embedding of the tokens read, the last norm, a head.
@@ -136,13 +136,13 @@ class Counter:
         """
         inside = sum(p.numel() for p in blocks(self.model).parameters())
         total = sum(p.numel() for p in self.model.parameters())
-        found = Count(parameters=float(total - inside), kernels=NORM + 2)
+        count = Count(parameters=float(total - inside), kernels=NORM + 2)
         head = self.model.get_output_embeddings()
         if isinstance(head, nn.Linear):
             weights, rows = head.weight.numel(), self.work.batch
-            found.flop = 2.0 * weights * rows
-            found.bytes = float(self.size * (weights + rows * sum(head.weight.shape)))
-        return found
+            count.flop = 2.0 * weights * rows
+            count.bytes = float(self.size * (weights + rows * sum(head.weight.shape)))
+        return count
 
     def _products(self, *sizes: tuple[int, int]) -> Count:
         """Count products of the tokens with matrices of these sizes."""

@@ -28,17 +28,17 @@ class Anchor:
     shapes: Shapes
 
 
-def anchors(model: PreTrainedModel, of: Sequence[Site], alignment: int) -> list[Anchor]:
+def anchors(model: PreTrainedModel, prunable: Sequence[Site], alignment: int) -> list[Anchor]:
     """Return the dense model first, then what differs from it; none has weights of its own.
 
     Attention that caches look at is left in its place. Two that are alike are one.
     """
-    if of and of[0].kind is Kind.LINEAR:
-        mine = [s for s in linears(model) if any(s.module == first.module for first in of)]
+    if prunable and prunable[0].kind is Kind.LINEAR:
+        mine = [s for s in linears(model) if any(s.module == first.module for first in prunable)]
         whole: Shapes = {site: site.units for site in mine}
         low: Shapes = {site: rank_of(site, alignment) for site in mine}
         return [Anchor("dense", model, whole), Anchor("low rank", _factorised(model, low), low)]
-    found: list[Anchor] = []
+    models: list[Anchor] = []
     for name, gone in (
         ("dense", ()),
         ("no attention", (Kind.ATTENTION,)),
@@ -46,9 +46,9 @@ def anchors(model: PreTrainedModel, of: Sequence[Site], alignment: int) -> list[
         ("neither", (Kind.ATTENTION, Kind.FFN)),
     ):
         left = {s: s.gone if s.kind in gone and s.removable else s.whole for s in sites(model)}
-        if all(left != other.shapes for other in found):
-            found.append(Anchor(name, _without(model, left), left))
-    return found
+        if all(left != other.shapes for other in models):
+            models.append(Anchor(name, _without(model, left), left))
+    return models
 
 
 def rank_of(site: Site, alignment: int) -> int:
@@ -59,9 +59,10 @@ def rank_of(site: Site, alignment: int) -> int:
 def _without(model: PreTrainedModel, left: Shapes) -> PreTrainedModel:
     shrunk = twin(model)
     for index, block in enumerate(blocks(shrunk)):
-        of = {site.kind: shape for site, shape in left.items() if site.block == index}
+        shapes = {site.kind: shape for site, shape in left.items() if site.block == index}
         groups, heads, width = block_shape(block, architecture(model))  # also of what is no site
-        groups_and_heads, width = of.get(Kind.ATTENTION, (groups, heads)), of.get(Kind.FFN, width)
+        groups_and_heads = shapes.get(Kind.ATTENTION, (groups, heads))
+        width = shapes.get(Kind.FFN, width)
         assert isinstance(groups_and_heads, tuple)
         assert isinstance(width, int)
         resize_block_(block, architecture(model), *groups_and_heads, width)
@@ -102,6 +103,6 @@ def scales(
         saved.append(ms[dense.name] - ms[anchor.name])
     if not rows:
         return dict.fromkeys(parts, 1.0)
-    found = np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0]
-    of = {part: float(found[i]) for i, names in enumerate(groups) for part in names}
-    return {part: scale if scale > 0 else 1.0 for part, scale in of.items()}
+    solution = np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0]
+    factors = {part: float(solution[i]) for i, names in enumerate(groups) for part in names}
+    return {part: scale if scale > 0 else 1.0 for part, scale in factors.items()}

@@ -135,11 +135,11 @@ def interleaved(
         name for name, count in _counts(calls, device, rounds.most).items() for _ in range(count)
     ]
     shuffle = random.Random(0).shuffle
-    found: dict[Name, Timing] = {name: Timing([]) for name in calls}
+    timings: dict[Name, Timing] = {name: Timing([]) for name in calls}
     indices = _rounds(2 * repetitions, SECONDS) if enough else range(repetitions)
     patience = repetitions if device.type == "cpu" else 0
     for index in track(indices, description, total=(1 + bool(enough)) * repetitions):
-        if enough and index >= repetitions and enough(found):
+        if enough and index >= repetitions and enough(timings):
             break
         shuffle(order)
         while True:
@@ -155,10 +155,10 @@ def interleaved(
                     "hardware.noise=null"
                 )
         for name, value in zip(order, values, strict=True):
-            found[name].values.append(value)
+            timings[name].values.append(value)
     if device.type == "cpu" and not patience:
         log.warning("%s: other processes take CPUs away from this one; stop them", description)
-    return found
+    return timings
 
 
 def in_turns(
@@ -170,13 +170,13 @@ def in_turns(
 ) -> tuple[Timing, Timing]:
     """Time two calls in pairs until the ratio is known to a share `doubt` of it, or time is up."""
 
-    def enough(found: dict[str, Timing]) -> bool:
-        middle, error = speedup(found["before"], found["after"])
+    def enough(timings: dict[str, Timing]) -> bool:
+        middle, error = speedup(timings["before"], timings["after"])
         return error < doubt * middle
 
     named: dict[str, Callable[[], object]] = {"before": calls[0], "after": calls[1]}
-    found = interleaved(named, device, Rounds(repetitions, enough), description)
-    return found["before"], found["after"]
+    taken = interleaved(named, device, Rounds(repetitions, enough), description)
+    return taken["before"], taken["after"]
 
 
 def _rounds(least: int, seconds: float) -> Iterator[int]:

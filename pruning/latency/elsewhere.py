@@ -36,25 +36,25 @@ class File(Hardware):
     def profile(
         self,
         model: "PreTrainedModel",
-        of: "list[Site]",
+        sites: "list[Site]",
         cache: Cache,
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":
         """Read the table, or interpolate tables; ValueError where none is of these shapes."""
         from pruning.latency.imported import at_batch, read
 
-        tables = [read(path, of) for path in local(Path(self.path)) or [Path(self.path)]]
+        tables = [read(path, sites) for path in local(Path(self.path)) or [Path(self.path)]]
         for table in tables:
-            check(table, of, f"hardware.path={self.path!r}")
+            check(table, sites, f"hardware.path={self.path!r}")
         table = at_batch(tables, self.batch, f"hardware.path={self.path!r}")
-        return table.of_sites(of, len({site.block for site in of}))
+        return table.of_sites(sites, len({site.block for site in sites}))
 
 
-def check(table: "LatencyTable", of: "list[Site]", where: str) -> None:
+def check(table: "LatencyTable", prunable: "list[Site]", where: str) -> None:
     """Raise ValueError where a table is not of these sites."""
     from pruning.latency.shapes import by_part
 
-    for part, sites in by_part(of).items():
+    for part, sites in by_part(prunable).items():
         known = [*table.parts.get(part, {})]
         if not known:
             raise ValueError(
@@ -95,7 +95,7 @@ class Roofline(Working):
     def profile(
         self,
         model: "PreTrainedModel",
-        of: "list[Site]",
+        sites: "list[Site]",
         cache: Cache,
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":
@@ -116,7 +116,7 @@ class Roofline(Working):
             return 1e3 * (longest + count.kernels * self.launch)
 
         work = self.workload(model)
-        return estimate(model, of, work, self.alignment, Cost(ms, "ms"), dtype)
+        return estimate(model, sites, work, self.alignment, Cost(ms, "ms"), dtype)
 
 
 class Counted(StrEnum):
@@ -131,22 +131,22 @@ class Proxy(Working):
     """No time at all: for ablations, parameters or floating-point operations in its place."""
 
     name: str = "proxy"
-    of: Counted = MISSING  # what is counted
+    counts: Counted = MISSING  # what is counted
 
     def profile(
         self,
         model: "PreTrainedModel",
-        of: "list[Site]",
+        sites: "list[Site]",
         cache: Cache,
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":
         """Count every level."""
         from pruning.latency.analytic import Cost, estimate
 
-        name = str(self.of)
+        name = str(self.counts)
         work, dtype = self.workload(model), str(model.dtype).removeprefix("torch.")
 
         def cost(count: "Count") -> float:
             return getattr(count, name)
 
-        return estimate(model, of, work, self.alignment, Cost(cost, name), dtype)
+        return estimate(model, sites, work, self.alignment, Cost(cost, name), dtype)

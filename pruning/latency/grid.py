@@ -46,5 +46,5 @@ def offered(ms: Levels) -> list[Shape]:
         level
         for level, cost in ms.items()
         if level in (0, (0, 0))
-        or all(cost < of for other, of in ms.items() if other != level and contains(other, level))
+        or all(cost < own for other, own in ms.items() if other != level and contains(other, level))
     ]

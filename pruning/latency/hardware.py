@@ -57,7 +57,7 @@ class Hardware(Options, ABC):
     def profile(
         self,
         model: "PreTrainedModel",
-        of: "list[Site]",
+        sites: "list[Site]",
         cache: Cache,
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":

@@ -13,13 +13,13 @@ MACHINE = {"cpu", "gpu", "threads"}  # of an environment
 PARTS = {"attention": Kind.ATTENTION, "fc": Kind.FFN}
 
 
-def read(path: Path, of: Sequence[Site]) -> LatencyTable:
-    """Read a table from a file; ValueError where it is none. `of` are the sites of a model."""
+def read(path: Path, prunable: Sequence[Site]) -> LatencyTable:
+    """Read a table from a file for the sites `prunable`; ValueError where it is none."""
     where = f"hardware.path={str(path)!r}"
     try:
         if path.suffix == ".json":
             return LatencyTable.read(path)
-        return from_text(path.read_text(), of)
+        return from_text(path.read_text(), prunable)
     except (OSError, TypeError, KeyError, IndexError, ValueError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{where} is no latency table ({error}): give a JSON file that `python -m "
@@ -27,7 +27,7 @@ def read(path: Path, of: Sequence[Site]) -> LatencyTable:
         ) from error
 
 
-def from_text(content: str, of: Sequence[Site]) -> LatencyTable:
+def from_text(content: str, prunable: Sequence[Site]) -> LatencyTable:
     """Read `base`, `prunable`, and `attention` and `fc` with lines of seconds and sparsity.
 
     A level is the share of a sub-block that is gone: of its KV groups, with all their query heads,
@@ -36,7 +36,7 @@ def from_text(content: str, of: Sequence[Site]) -> LatencyTable:
     lines = [line.split() for line in content.splitlines() if line.strip()]
     seconds: dict[str, float] = {}
     parts: dict[str, Levels] = {}
-    sites = {site.kind: site for site in largest(of).values()}
+    sites = {site.kind: site for site in largest(prunable).values()}
     part = ""
     for words in lines:
         if words[0] in ("base", "prunable", *PARTS):
@@ -56,7 +56,7 @@ def from_text(content: str, of: Sequence[Site]) -> LatencyTable:
     for name, gone in ((Kind.ATTENTION.value, (0, 0)), (Kind.FFN.value, 0)):
         parts[name][gone] = 0.0
     rest = 1e3 * (seconds["base"] - seconds["prunable"])
-    count = len({site.block for site in of})
+    count = len({site.block for site in prunable})
     dense = rest + count * sum(next(iter(ms.values())) for ms in parts.values())  # if all are alike
     setting = {"phase": "prefill", "batch": 0, "sequence": 0, "tokens": 0, "dtype": "unknown"}
     return LatencyTable(parts, rest, count, 1.0, dense, setting=setting)
@@ -91,10 +91,10 @@ def at_batch(tables: Sequence[LatencyTable], batch: int | None, where: str) -> L
         for i in range(1, len(ordered) - 1)
     ]
     above = next(index for index, other in enumerate(there) if other > batch)
-    found = between(ordered[above - 1], ordered[above], batch)
-    found.setting["between"] = [there[above - 1], there[above]]
-    found.setting["interpolation"] = max(errors, default=None)
-    return found
+    interpolated = between(ordered[above - 1], ordered[above], batch)
+    interpolated.setting["between"] = [there[above - 1], there[above]]
+    interpolated.setting["interpolation"] = max(errors, default=None)
+    return interpolated
 
 
 def _unlike(one: LatencyTable, other: LatencyTable) -> str:

@@ -45,7 +45,7 @@ class Local(Working):
     def profile(
         self,
         model: "PreTrainedModel",
-        of: "list[Site]",
+        sites: "list[Site]",
         cache: Cache,
         runtime: Runtime = EAGER,
     ) -> "LatencyTable":
@@ -57,9 +57,9 @@ class Local(Working):
 
         def build(directory: Path) -> None:
             with alone(model.device):
-                profile(model, how, of).write(directory / "table.json")
+                profile(model, how, sites).write(directory / "table.json")
 
-        entry = cache.stage("profile", self._identity(model, of, how), build)
+        entry = cache.stage("profile", self._identity(model, sites, how), build)
         return LatencyTable.read(entry / "table.json")
 
     def measurement(self, model: "PreTrainedModel", runtime: Runtime = EAGER) -> "Measurement":
@@ -71,7 +71,7 @@ class Local(Working):
         return Measurement(runtime, work, *repeats)
 
     def _identity(
-        self, model: "PreTrainedModel", of: "list[Site]", how: "Measurement"
+        self, model: "PreTrainedModel", sites: "list[Site]", how: "Measurement"
     ) -> dict[str, Any]:
         """Return what a profile depends on: class, config, shapes, precision, work, machine."""
         from pruning.system.environment import machine
@@ -86,7 +86,7 @@ class Local(Working):
             "class": type(model).__name__,
             "config": {k: v for k, v in config.items() if v is not None and decides_times(k)},
             "shapes": digest(shapes),
-            "sites": [str(site) for site in of],
+            "sites": [str(site) for site in sites],
             "precision": [model.config._attn_implementation, str(model.dtype)],
             "setting": [str(model.device), str(how.work), self.threads, *engine],
             # a table that noise may have spoilt is none for those who would have refused it

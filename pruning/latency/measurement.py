@@ -43,8 +43,8 @@ class Measurement:
         with alone(dense.device):
             call = self.runtime.end_to_end
             calls = call(dense, self.work), call(pruned, self.work)
-            found = in_turns(calls, dense.device, *self.pairs(confirm), "measure: end to end")
-        for name, timing in zip(("dense", "pruned"), found, strict=True):
+            timings = in_turns(calls, dense.device, *self.pairs(confirm), "measure: end to end")
+        for name, timing in zip(("dense", "pruned"), timings, strict=True):
             if timing.spread > NOISY:
                 log.warning(
                     "end-to-end time of the %s model: p90/p50 is %.2f; other work on this machine "
@@ -52,4 +52,4 @@ class Measurement:
                     name,
                     timing.spread,
                 )
-        return found
+        return timings

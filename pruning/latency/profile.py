@@ -30,10 +30,10 @@ OFTEN = 5  # times that what is fast is timed in a round
 Name = tuple[str, Shape]  # a part of a block at a level; or an anchor by its name, and 0
 
 
-def profile(model: PreTrainedModel, how: Measurement, of: list[Site]) -> LatencyTable:
+def profile(model: PreTrainedModel, how: Measurement, sites: list[Site]) -> LatencyTable:
     """Time the parts of blocks at every level and a few whole models, all interleaved.
 
-    `of` are the sites of all blocks, which may differ. A sub-block is timed as a block whose other
+    `sites` are those of all blocks, which may differ. A sub-block is timed as a block whose other
     half is gone, less a block with neither; a projection by itself, at each rank as two. Alone, a
     part takes longer or shorter than within a model, by a factor that is much the same at all its
     levels: it is chosen such that the table explains whole models without attention, without FFNs,
@@ -44,33 +44,33 @@ def profile(model: PreTrainedModel, how: Measurement, of: list[Site]) -> Latency
     ValueError where the times are known less well than `how.noise`.
     """
     work, runtime = how.work, how.runtime
-    if not runtime.projections and any(site.kind is Kind.LINEAR for site in of):
+    if not runtime.projections and any(site.kind is Kind.LINEAR for site in sites):
         raise ValueError(
             f"runtime={runtime.name} is for methods that cut blocks: a projection by itself costs "
             "more there than in its block; give runtime=torch, or another method"
         )
     steps = work.steps()
-    alignment = how.alignment or max(aligned(model, of, replace(how, work=s)) for _, s in steps)
-    tables = [(n, _profile(model, replace(how, work=step), of, alignment)) for n, step in steps]
+    alignment = how.alignment or max(aligned(model, sites, replace(how, work=s)) for _, s in steps)
+    tables = [(n, _profile(model, replace(how, work=step), sites, alignment)) for n, step in steps]
     if work.phase is not Phase.generate:
         return tables[0][1]
-    found = combine(tables, asdict(work) | {"runtime": runtime.name})
+    table = combine(tables, asdict(work) | {"runtime": runtime.name})
     call = {work.phase: runtime.end_to_end(model, work)}
     whole = interleaved(call, model.device, Rounds(how.repetitions), "profile: whole")[work.phase]
-    found.rest += whole.p50 - found.dense
-    found.dense = whole.p50
-    return found
+    table.rest += whole.p50 - table.dense
+    table.dense = whole.p50
+    return table
 
 
 def _profile(
-    model: PreTrainedModel, how: Measurement, of: list[Site], alignment: int
+    model: PreTrainedModel, how: Measurement, sites: list[Site], alignment: int
 ) -> LatencyTable:
     work, runtime = how.work, how.runtime
     calls: dict[Name, Call] = {}
-    whole = anchors(model, of, alignment)
+    whole = anchors(model, sites, alignment)
     for anchor in whole:
         calls[anchor.name, 0] = runtime.end_to_end(anchor.model, work)
-    calls |= levels(model, of, runtime, work, alignment)
+    calls |= levels(model, sites, runtime, work, alignment)
     rounds = Rounds(how.repetitions, most=OFTEN, strict=how.noise is not None)
     timings = interleaved(calls, model.device, rounds, f"profile: {work.phase}")
     if how.noise is not None:
@@ -79,7 +79,7 @@ def _profile(
 
     parts: dict[str, Levels] = {}
     lowered: dict[str, float] = {}
-    for site in largest(of).values():
+    for site in largest(sites).values():
         ms = {level: t.p50 for (part, level), t in timings.items() if part == site.part}
         if site.kind is not Kind.LINEAR:
             empty = timings[NOTHING, 0].p50
@@ -93,10 +93,10 @@ def _profile(
     parts = {p: {level: t * of_parts[p] for level, t in ms.items()} for p, ms in parts.items()}
     count, dense = len(blocks(model)), ends[whole[0].name].p50
     bottom = ends["neither"].p50 if "neither" in ends else 0.0
-    parts = within(parts, of, dense, bottom)
+    parts = within(parts, sites, dense, bottom)
     table = LatencyTable(
         parts=parts,
-        rest=dense - spent(parts, of),
+        rest=dense - spent(parts, sites),
         blocks=count,
         spread=max(timing.spread for timing in timings.values()),
         dense=dense,
@@ -122,21 +122,25 @@ def _profile(
 
 
 def within(
-    parts: dict[str, Levels], of: Sequence[Site], dense: float, bottom: float
+    parts: dict[str, Levels], prunable: Sequence[Site], dense: float, bottom: float
 ) -> dict[str, Levels]:
     """Shrink parts that noise made longer than the model that they are of.
 
     Then `bottom` ms, what the model takes without its blocks, are left beside them.
     """
-    if not of or spent(parts, of) < dense:
+    if not prunable or spent(parts, prunable) < dense:
         return parts
-    scale = max(0.0, dense - bottom) / spent(parts, of)
+    scale = max(0.0, dense - bottom) / spent(parts, prunable)
     log.warning("profile: the parts take longer than the model: something disturbed the timing")
     return {part: {level: t * scale for level, t in ms.items()} for part, ms in parts.items()}
 
 
 def levels(
-    model: PreTrainedModel, of: Sequence[Site], runtime: Runtime, work: Workload, alignment: int
+    model: PreTrainedModel,
+    prunable: Sequence[Site],
+    runtime: Runtime,
+    work: Workload,
+    alignment: int,
 ) -> dict[Name, Call]:
     """Return a call per part and level, and one for a block of which nothing is left."""
     call = runtime.block(model, work)
@@ -153,7 +157,7 @@ def levels(
         return lambda: module(inputs)
 
     calls: dict[Name, Call] = {(NOTHING, 0): call(resized(model, 0, 0, 0))}
-    for part, sites in by_part(of).items():
+    for part, sites in by_part(prunable).items():
         for level, site in [*shapes.levels(sites, alignment).items()][:-1]:
             if isinstance(level, tuple):
                 calls[part, level] = call(resized(model, *level, 0, site.block), site.block)
@@ -185,14 +189,14 @@ def _refuse_noise(timings: Mapping[Name, Timing], most: float) -> None:
 
 
 def break_even(
-    model: PreTrainedModel, of: list[Site], table: LatencyTable
+    model: PreTrainedModel, sites: list[Site], table: LatencyTable
 ) -> dict[str, dict[str, int]]:
     """Say up to which rank two projections have fewer parameters than one, and are faster here."""
-    found = {}
-    for site in largest(of).values():
+    ranks = {}
+    for site in largest(sites).values():
         if site.kind is Kind.LINEAR:
             rows, columns = weight(projection(model, site)).shape
             faster = max((r for r in table.levels(site) if r != site.units), default=0)
             smaller = (rows * columns - 1) // (rows + columns)
-            found[site.module] = {"full": site.units, "smaller": smaller, "faster": faster}
-    return found
+            ranks[site.module] = {"full": site.units, "smaller": smaller, "faster": faster}
+    return ranks

@@ -6,17 +6,17 @@ from pruning.latency.grid import Levels, Shape, contains, heads, widths
 from pruning.models.sites import Kind, Site
 
 
-def by_part(of: Iterable[Site]) -> dict[str, list[Site]]:
+def by_part(sites: Iterable[Site]) -> dict[str, list[Site]]:
     """Return the sites of each part, the first one of every shape."""
-    found: dict[str, dict[Shape, Site]] = {}
-    for site in of:
-        found.setdefault(site.part, {}).setdefault(site.whole, site)
-    return {part: list(shapes.values()) for part, shapes in found.items()}
+    parts: dict[str, dict[Shape, Site]] = {}
+    for site in sites:
+        parts.setdefault(site.part, {}).setdefault(site.whole, site)
+    return {part: list(shapes.values()) for part, shapes in parts.items()}
 
 
-def largest(of: Iterable[Site]) -> dict[str, Site]:
+def largest(prunable: Iterable[Site]) -> dict[str, Site]:
     """Return the site of each part that has the most units."""
-    return {part: max(sites, key=lambda s: s.units) for part, sites in by_part(of).items()}
+    return {part: max(sites, key=lambda s: s.units) for part, sites in by_part(prunable).items()}
 
 
 def levels(sites: Sequence[Site], alignment: int) -> dict[Shape, Site]:
@@ -35,6 +35,6 @@ def levels(sites: Sequence[Site], alignment: int) -> dict[Shape, Site]:
     return {level: next(s for s in sites if contains(s.whole, level)) for level in shapes}
 
 
-def spent(parts: dict[str, Levels], of: Iterable[Site]) -> float:
+def spent(parts: dict[str, Levels], sites: Iterable[Site]) -> float:
     """Return what all sites cost together as they are."""
-    return sum(parts[site.part][site.whole] for site in of)
+    return sum(parts[site.part][site.whole] for site in sites)

@@ -57,10 +57,10 @@ class LatencyTable:
         cut before has what is left of the dense one's levels.
         """
         whole = site.whole
-        found = [level for level in offered(self.parts[site.part]) if contains(whole, level)]
-        if found[0] != whole:
-            found.insert(0, whole)
-        return [level for level in found if site.removable or level != (0, 0)]
+        levels = [level for level in offered(self.parts[site.part]) if contains(whole, level)]
+        if levels[0] != whole:
+            levels.insert(0, whole)
+        return [level for level in levels if site.removable or level != (0, 0)]
 
     def predict(self, allocation: Allocation) -> float:
         """Return the end-to-end milliseconds of an allocation."""
@@ -110,7 +110,8 @@ class LatencyTable:
         """Write the table as JSON, levels as "3x2" and "1536"."""
         content = {"schema": SCHEMA, **asdict(self)}
         content["parts"] = {
-            part: {text(level): ms for level, ms in of.items()} for part, of in self.parts.items()
+            part: {text(level): ms for level, ms in levels.items()}
+            for part, levels in self.parts.items()
         }
         write_text(json.dumps(content, indent=1) + "\n", path)
 
@@ -121,8 +122,8 @@ class LatencyTable:
         if content.pop("schema", None) != SCHEMA:
             raise ValueError(f"{path} is not a latency table of schema {SCHEMA}")
         content["parts"] = {
-            part: {_level(name): ms for name, ms in of.items()}
-            for part, of in content["parts"].items()
+            part: {_level(name): ms for name, ms in levels.items()}
+            for part, levels in content["parts"].items()
         }
         return cls(**content)
 
@@ -131,8 +132,8 @@ def combine(tables: Sequence[tuple[float, LatencyTable]], setting: dict[str, Any
     """Return the sum of tables of the same levels, each so many times."""
     first = tables[0][1]
     parts = {
-        part: {level: sum(n * t.parts[part][level] for n, t in tables) for level in of}
-        for part, of in first.parts.items()
+        part: {level: sum(n * t.parts[part][level] for n, t in tables) for level in levels}
+        for part, levels in first.parts.items()
     }
     return LatencyTable(
         parts=parts,

@@ -63,12 +63,12 @@ def influence(
 def _influence(model: PreTrainedModel, batches: list[Batch]) -> list[float]:
     states = [enter(model, batch) for batch in batches]
     tokens = sum(batch.tokens for batch in batches)
-    found = []
+    scores = []
     for index, block in enumerate(track(blocks(model), "calibrate: blocks")):
         total = 0.0
         for state in states:
             before, after = state.hidden, state.advance(index, block)
             alike = F.cosine_similarity(before.double(), after.double(), dim=-1)
             total += float(alike[state.batch.mask.bool().to(alike.device)].sum())
-        found.append(1 - total / tokens)
-    return found
+        scores.append(1 - total / tokens)
+    return scores

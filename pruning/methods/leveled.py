@@ -70,8 +70,8 @@ class Leveled(Method):
         assert isinstance(s.search, LevelSearch)
         assert s.speedup is not None, "Experiment asks for a ratio where there is no speedup"
         with s.clock("calibrate"):
-            of = self.sites(s.dense)
-            moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, of, s.cache)
+            sites = self.sites(s.dense)
+            moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
         with s.clock("levels"):
             levels = self.levels().of(s.dense, moments, self, s.table, s.cache)
         with s.clock("search"), s.search.trial(s.dense, levels, s.batches) as trial:

@@ -80,14 +80,14 @@ class Method(Options, ABC):
         """
         from pruning.models.sites import sites
 
-        found = sites(model)
-        if not found:
+        prunable = sites(model)
+        if not prunable:
             raise ValueError(
                 f"method={self.name} finds nothing to cut: what is left of the blocks of this "
                 "model is products of two projections; evaluate it with method=dense, or prune "
                 "the dense model"
             )
-        return found
+        return prunable
 
     def cost(
         self,

@@ -41,7 +41,7 @@ class LevelsPlan(Plan):
         if choice is None:
             return None
         pairs = zip(self.levels.items(), choice, strict=True)
-        return {site: of.shapes[level] for (site, of), level in pairs}
+        return {site: levels.shapes[level] for (site, levels), level in pairs}
 
     def draft(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
         """Return a model to time."""
@@ -56,4 +56,4 @@ class LevelsPlan(Plan):
         return sequential(self.subject, self.ridges, lambda site, W, split: keeps[site])
 
     def _chosen(self, shapes: Shapes) -> list[int]:
-        return [of.shapes.index(shapes[site]) for site, of in self.levels.items()]
+        return [levels.shapes.index(shapes[site]) for site, levels in self.levels.items()]

@@ -52,9 +52,9 @@ def sequential(
     states = [enter(pruned, batch) for batch in batches]
     originals = [enter(dense, b) for b in batches] if calibration.target is Target.dense else []
     for index in track(range(len(blocks(pruned))), "prune: blocks"):
-        of = [site for site in sites(dense) if site.block == index]
-        targets = outputs(dense, index, originals, of) if originals else None
-        for site in of:
+        of_block = [site for site in sites(dense) if site.block == index]
+        targets = outputs(dense, index, originals, of_block) if originals else None
+        for site in of_block:
             reading = Reading([site], calibration.weight, targets)
             split = block_moments(pruned, index, states, reading, advance=False)[site]
             with subject.clock("solve"):

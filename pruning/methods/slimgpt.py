@@ -129,11 +129,15 @@ class SchedulePlan(Plan):
 
         search, table = subject.search, subject.table
         assert isinstance(search, Schedule)
-        of = sites(subject.dense)
+        prunable = sites(subject.dense)
         given = None
         if method.ratio is not None:
-            given = shapes(search.form(), {site: every_shape(site) for site in of}, method.ratio)
-        choose = chooser(search.form(), {site: table.levels(site) for site in of}, table.total)
+            given = shapes(
+                search.form(), {site: every_shape(site) for site in prunable}, method.ratio
+            )
+        choose = chooser(
+            search.form(), {site: table.levels(site) for site in prunable}, table.total
+        )
         return cls(method, subject, choose, given)
 
     def choose(self, budget: float) -> "Shapes | None":

@@ -23,12 +23,12 @@ def write_allocation(allocation: Allocation, path: Path) -> None:
 def read_allocation(path: Path, sites: Sequence[Site]) -> Allocation:
     """Read what `write_allocation` wrote; sites that it does not name are whole."""
     kept: dict[str, Any] = json.loads(path.read_text())
-    found = {}
+    allocation = {}
     for site in sites:
         units = kept.get(site.name, {"keep": range(site.units)})["keep"]
-        found[site] = torch.zeros(site.units, dtype=torch.bool)
-        found[site][torch.tensor(list(units), dtype=torch.long)] = True
-    return found
+        allocation[site] = torch.zeros(site.units, dtype=torch.bool)
+        allocation[site][torch.tensor(list(units), dtype=torch.long)] = True
+    return allocation
 
 
 def composed(former: Allocation, latter: Allocation) -> Allocation:
@@ -38,9 +38,9 @@ def composed(former: Allocation, latter: Allocation) -> Allocation:
     not in it was gone already, or is cut no further.
     """
     again = {(site.block, site.part): keep for site, keep in latter.items()}
-    found = {}
+    allocation = {}
     for site, keep in former.items():
-        found[site] = keep.clone()
+        allocation[site] = keep.clone()
         if (later := again.get((site.block, site.part))) is not None:
-            found[site][keep] = later.to(keep.device)
-    return found
+            allocation[site][keep] = later.to(keep.device)
+    return allocation

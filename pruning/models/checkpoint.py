@@ -26,6 +26,7 @@ from pruning.system.cache import file_sha256
 
 CODE = Path(modeling_pruned.__file__)
 FORMER = (  # sha256 sums of what it was in checkpoints before
+    "6d283f6be098d0c670357e4acca2432c7ced1dc9c2d25c6109e758102d29fdaa",
     "1f5987e0b9f6d7894ee61e80a820c761324ccf6b623273e1ac4dddb86f2b0e57",
     "72bcf9bae2fff435e672b114648fde34ab184fce84094fc0baefdaf8d4250353",
     "9689af86854226d8b27615224007a11b608eacf401a65983c92fc6c131d59be0",
@@ -95,13 +96,13 @@ def older(config: PreTrainedConfig) -> dict[str, Any]:
 
     Which reads these as well, and prefers its own.
     """
-    found: dict[str, Any] = {"torch_dtype": str(config.dtype).removeprefix("torch.")}
+    fields: dict[str, Any] = {"torch_dtype": str(config.dtype).removeprefix("torch.")}
     rope = dict(getattr(config, "rope_parameters", None) or {})
     if "rope_theta" in rope:
-        found["rope_theta"] = rope.pop("rope_theta")
+        fields["rope_theta"] = rope.pop("rope_theta")
         if rope.get("rope_type", "default") != "default":
-            found["rope_scaling"] = rope
-    return found
+            fields["rope_scaling"] = rope
+    return fields
 
 
 def _add(file: Path, values: dict[str, Any]) -> None:
@@ -145,17 +146,17 @@ def pruned_class(
     if CODE.stem not in {str(path).partition(".")[0] for path in code.values()}:
         return None
     file = cached_file(where, CODE.name, revision=revision)
-    found = file_sha256(Path(str(file)))
-    if found not in (file_sha256(CODE), *FORMER):
+    digest = file_sha256(Path(str(file)))
+    if digest not in (file_sha256(CODE), *FORMER):
         raise ValueError(
-            f"{CODE.name} in {where} (sha256 {found[:16]}...) is no version of this package's own, "
-            "and other code is not run: update this package, or prune the dense model"
+            f"{CODE.name} in {where} (sha256 {digest[:16]}...) is no version of this package's "
+            "own, and other code is not run: update this package, or prune the dense model"
         )
     if config.is_heterogeneous:
         _take_over_(config)
     head = next((head for head in HEADS if auto and auto.endswith(head)), None)
     if head is not None:
-        name = next(name.removesuffix(of) for of in HEADS if name.endswith(of)) + head
+        name = next(name.removesuffix(suffix) for suffix in HEADS if name.endswith(suffix)) + head
     return getattr(modeling_pruned, name)
 
 
@@ -163,10 +164,10 @@ def _take_over_(config: PreTrainedConfig) -> None:
     """Rename what was kept of every block from what older checkpoints called it."""
     a = modeling_pruned.ARCHITECTURES[config.model_type]
     config.pruned_blocks = []
-    for of in config.per_layer_config:
-        heads = 0 if "attention" in of.skip else getattr(of, a.heads)
-        groups = getattr(of, a.kv_heads) if a.kv_heads and heads else heads
-        width = 0 if "mlp" in of.skip else getattr(of, a.intermediate)
+    for index in config.per_layer_config:
+        heads = 0 if "attention" in index.skip else getattr(index, a.heads)
+        groups = getattr(index, a.kv_heads) if a.kv_heads and heads else heads
+        width = 0 if "mlp" in index.skip else getattr(index, a.intermediate)
         config.pruned_blocks.append({"query_heads": heads, "kv_heads": groups, "ffn": width})
     config.per_layer_config = None
 
@@ -188,11 +189,11 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     if getattr(config, a.intermediate) is None:  # gpt2's way to say four times the hidden size
         setattr(config, a.intermediate, 4 * config.hidden_size)
     dense = type(model).__name__.removeprefix("Pruned")
-    low = {str(i): found for i, block in enumerate(blocks(model)) if (found := ranks(block))}
+    low = {str(i): left for i, block in enumerate(blocks(model)) if (left := ranks(block))}
     if low:
         config.ranks = low
-    if found := clusters(model):
-        config.embedding_clusters = found
+    if left := clusters(model):
+        config.embedding_clusters = left
     if len(set(shapes)) == 1 and (plain := _plain(config, dense, *shapes[0])) is not None:
         return plain
     config.architectures = [f"Pruned{dense}"]

@@ -149,12 +149,12 @@ def look_up(
     place: torch.Tensor, sizes: list[int], clusters: list[Callable[[torch.Tensor], torch.Tensor]]
 ) -> torch.Tensor:
     """Return the row at each place among all clusters; each cluster knows its own from 0 on."""
-    found = torch.zeros((), device=place.device)
+    embedded = torch.zeros((), device=place.device)
     for size, cluster in zip(sizes, clusters, strict=True):
         rows = cluster(place.clamp(0, size - 1))
-        found = torch.where(place[..., None] < 0, found.to(rows), rows)
+        embedded = torch.where(place[..., None] < 0, embedded.to(rows), rows)
         place = place - size
-    return found
+    return embedded
 
 
 class ClusteredEmbedding(nn.Module):
@@ -170,7 +170,7 @@ class ClusteredEmbedding(nn.Module):
         super().__init__()
         self.sizes, self.ranks, self.scale = sizes, ranks, scale
         self.register_buffer("position", torch.arange(sum(sizes)))
-        self.codes = nn.ModuleList(nn.Embedding(*of) for of in zip(sizes, ranks, strict=True))
+        self.codes = nn.ModuleList(nn.Embedding(*shape) for shape in zip(sizes, ranks, strict=True))
         self.bases = nn.ModuleList(
             nn.Linear(rank, hidden, bias=False) if rank < hidden else nn.Identity()
             for rank in ranks
@@ -179,17 +179,17 @@ class ClusteredEmbedding(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         parts: Any = zip(self.codes, self.bases, strict=True)
         look_ups = [lambda place, c=codes, b=basis: b(c(place)) for codes, basis in parts]
-        found = look_up(self.position[ids], self.sizes, look_ups)
-        return found * torch.tensor(self.scale).to(found)
+        embedded = look_up(self.position[ids], self.sizes, look_ups)
+        return embedded * torch.tensor(self.scale).to(embedded)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the products with the embeddings of all tokens: what a tied head does."""
-        found = []
+        logits = []
         pairs: Any = zip(self.codes, self.bases, strict=True)
         for codes, basis in pairs:
             within = hidden if isinstance(basis, nn.Identity) else hidden @ basis.weight
-            found.append(nn.functional.linear(within, codes.weight))
-        return torch.cat(found, -1).index_select(-1, self.position)
+            logits.append(nn.functional.linear(within, codes.weight))
+        return torch.cat(logits, -1).index_select(-1, self.position)
 
 
 class ClusteredHead(nn.Module):
@@ -395,8 +395,8 @@ def set_embedding_(model: Any, embedding: nn.Module, tied: bool) -> None:
 
 def ranks(block: nn.Module) -> dict[str, int]:
     """Return the rank of every projection of a block that is a product of two, by its path."""
-    found = {path: getattr(module, "rank", None) for path, module in block.named_modules()}
-    return {path: rank for path, rank in found.items() if isinstance(rank, int)}
+    by_path = {path: getattr(module, "rank", None) for path, module in block.named_modules()}
+    return {path: rank for path, rank in by_path.items() if isinstance(rank, int)}
 
 
 def _resize_(block: nn.Module, path: str, rows: int | None = None, columns: int | None = None):

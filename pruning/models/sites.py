@@ -148,23 +148,23 @@ def sites(model: PreTrainedModel) -> list[Site]:
     """
     a = architecture(model)
     types = getattr(model.config, "layer_types", None) or ["full"] * len(blocks(model))
-    found = []
+    prunable = []
     for index, block in enumerate(blocks(model)):
         groups, heads, width = block_shape(block, a)
         products = ranks(block).keys()
         if groups and not products & {*a.attention_inputs, a.attention_output}:
             size = head_size(block, a)
             removable = a.encoder or index != types.index(types[index])
-            found.append(Site(index, Kind.ATTENTION, groups * heads, size, groups, removable))
+            prunable.append(Site(index, Kind.ATTENTION, groups * heads, size, groups, removable))
         if width and not products & {*a.ffn_inputs, a.ffn_output}:
-            found.append(Site(index, Kind.FFN, width, 1))
-    return found
+            prunable.append(Site(index, Kind.FFN, width, 1))
+    return prunable
 
 
 def linears(model: PreTrainedModel, pattern: str = "*") -> list[Site]:
     """List the projections of each block whose path in it, such as `mlp.up_proj`, fits a glob."""
     a = architecture(model)
-    found = []
+    prunable = []
     for index, block in enumerate(blocks(model)):
         for inputs, output in (
             (a.attention_inputs, a.attention_output),
@@ -174,14 +174,14 @@ def linears(model: PreTrainedModel, pattern: str = "*") -> list[Site]:
                 module = find(block, path)
                 if isinstance(module, nn.Linear | Conv1D) and fnmatch(path, pattern):
                     rank = min(weight(module).shape)
-                    found.append(Site(index, Kind.LINEAR, rank, module=path, shared=shared))
-    return found
+                    prunable.append(Site(index, Kind.LINEAR, rank, module=path, shared=shared))
+    return prunable
 
 
 def chosen_linears(model: PreTrainedModel, modules: str) -> list[Site]:
     """List the projections that `method.modules` names; ValueError where there are none."""
-    found = linears(model, modules)
-    if not found:
+    chosen = linears(model, modules)
+    if not chosen:
         names = dict.fromkeys(site.module for site in linears(model))
         raise ValueError(
             f"method.modules={modules!r} fits no projection: there are {', '.join(names)}"
@@ -191,23 +191,23 @@ def chosen_linears(model: PreTrainedModel, modules: str) -> list[Site]:
             f"method.modules={modules!r}: projections of this model are products of two already: "
             "prune the dense model, or evaluate this one with method=dense"
         )
-    sizes = {site.module: tuple(weight(projection(model, site)).shape) for site in found}
-    for site in found:
+    sizes = {site.module: tuple(weight(projection(model, site)).shape) for site in chosen}
+    for site in chosen:
         if (size := tuple(weight(projection(model, site)).shape)) != sizes[site.module]:
             raise ValueError(
                 f"method.modules={modules!r}: {site.module} is {size} in block {site.block} and "
                 f"{sizes[site.module]} in another: ranks are sought in blocks that are alike; give "
                 "a method of whole sub-blocks, such as method=ziplm"
             )
-    return found
+    return chosen
 
 
 def projection(model: PreTrainedModel, site: Site) -> nn.Module:
     """Return the projection whose weight a site changes; a sub-block's is that of its output."""
     a = architecture(model)
     block = blocks(model)[site.block]
-    of = {Kind.ATTENTION: a.attention_output, Kind.FFN: a.ffn_output, Kind.LINEAR: site.module}
-    return block.get_submodule(of[site.kind])
+    paths = {Kind.ATTENTION: a.attention_output, Kind.FFN: a.ffn_output, Kind.LINEAR: site.module}
+    return block.get_submodule(paths[site.kind])
 
 
 def norm_behind(model: PreTrainedModel, site: Site) -> str | None:
@@ -235,8 +235,8 @@ def summing_norms(model: PreTrainedModel, index: int) -> dict[Kind, nn.Module]:
     """
     a, block = architecture(model), blocks(model)[index]
     attention = a.attention_norm if a.encoder else a.ffn_norm
-    found = {Kind.ATTENTION: block.get_submodule(attention)}
-    return found | ({Kind.FFN: block.get_submodule(a.ffn_norm)} if a.encoder else {})
+    norms = {Kind.ATTENTION: block.get_submodule(attention)}
+    return norms | ({Kind.FFN: block.get_submodule(a.ffn_norm)} if a.encoder else {})
 
 
 def a_norm(model: PreTrainedModel, index: int) -> nn.Module:

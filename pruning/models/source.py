@@ -215,13 +215,13 @@ class Model(Options):
             if not path.is_file():
                 raise ValueError(f"model.path={self.path!r} does not exist: give a GGUF file")
             check_file(path)
-            found = file_sha256(path)
-            if self.sha256 and not self.wheel and found != self.sha256:
+            digest = file_sha256(path)
+            if self.sha256 and not self.wheel and digest != self.sha256:
                 raise ValueError(
                     f"model.sha256={self.sha256!r} is not the sum of {self.path!r}, which is "
-                    f"{found!r}: correct it if you trust the file, or download it again"
+                    f"{digest!r}: correct it if you trust the file, or download it again"
                 )
-            key = {"gguf": found, "version": 2}
+            key = {"gguf": digest, "version": 2}
             return str(cache.stage("model", key, lambda out: _convert(path, out, self._said)))
         if path.is_dir():
             return str(path)

@@ -70,5 +70,5 @@ def recovered(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(state[name])
-    found = json.loads((entry / "curve.json").read_text())
-    return Recovered(model.eval(), found["curve"], found["cost"])
+    curve = json.loads((entry / "curve.json").read_text())
+    return Recovered(model.eval(), curve["curve"], curve["cost"])

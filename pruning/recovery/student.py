@@ -66,9 +66,9 @@ class Lesson:
 
     def means(self) -> dict[str, float]:
         """Return the mean of every part since the last call."""
-        found = {f"{name}_loss": sum(of) / len(of) for name, of in self.parts.items()}
+        means = {f"{name}_loss": sum(losses) / len(losses) for name, losses in self.parts.items()}
         self.parts.clear()
-        return found
+        return means
 
 
 class Budget(TrainerCallback):
@@ -131,8 +131,8 @@ class Watch(TrainerCallback):
         """Evaluate in the middle of training."""
         if state.global_step % self.every == 0 and state.is_world_process_zero:
             with self.budget.aside():
-                found = dict(self.quality(self.student))
-            state.log_history.append({"step": state.global_step, **found})
+                metrics = dict(self.quality(self.student))
+            state.log_history.append({"step": state.global_step, **metrics})
 
 
 class Student(Trainer):

@@ -140,10 +140,14 @@ def ranks(result: Result) -> str:
         "faster on this hardware up to rank",
     )
     rows = [
-        (module, *(str(of[key]) for key in ("full", "smaller", "faster")))
-        for module, of in result.break_even.items()
+        (module, *(str(by_block[key]) for key in ("full", "smaller", "faster")))
+        for module, by_block in result.break_even.items()
     ]
-    slower = [module for module, of in result.break_even.items() if of["faster"] < of["smaller"]]
+    slower = [
+        module
+        for module, by_block in result.break_even.items()
+        if by_block["faster"] < by_block["smaller"]
+    ]
     text = "\n\nTwo projections in the place of one:\n\n" + markdown(head, rows)
     if slower:
         text += (

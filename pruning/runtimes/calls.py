@@ -34,7 +34,9 @@ class Held(DynamicCache):
         layer: Any = self.layers[index]
         made = Held()
         if groups:
-            keys, values = (of[:, :groups].contiguous() for of in (layer.keys, layer.values))
+            keys, values = (
+                tensor[:, :groups].contiguous() for tensor in (layer.keys, layer.values)
+            )
             DynamicCache.update(made, keys, values, index)
         return made
 

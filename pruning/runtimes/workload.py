@@ -24,12 +24,12 @@ class Workload:
     tokens: int = 0  # generated behind each prompt; 0 in other phases
 
     def __str__(self) -> str:
-        of = f"{self.batch} x {self.sequence} tokens"
+        size = f"{self.batch} x {self.sequence} tokens"
         if self.phase is Phase.decode:
             return f"decode, {self.batch} x 1 token behind {self.sequence}"
         if self.phase is Phase.generate:
-            return f"generate, {of} and {self.tokens} more each"
-        return f"{self.phase}, {of}"
+            return f"generate, {size} and {self.tokens} more each"
+        return f"{self.phase}, {size}"
 
     def steps(self) -> "list[tuple[float, Workload]]":
         """Return what it consists of, each phase with how often it happens.

@@ -38,10 +38,10 @@ def knapsack(
     choice = possible.argmax(1)
     left = budget - times[~open_, choice[~open_]].sum()
     width = budget / (buckets or _buckets(possible[open_]))
-    found = _exact(costs[open_], times[open_], possible[open_], left, width)
-    if found is None:
+    levels = _exact(costs[open_], times[open_], possible[open_], left, width)
+    if levels is None:
         return known.tolist()
-    choice[open_] = found
+    choice[open_] = levels
     at = np.arange(len(choice))
     return (known if costs[at, known].sum() < costs[at, choice].sum() else choice).tolist()
 

@@ -63,8 +63,8 @@ class Problem:
 
         def build(directory: Path) -> None:
             assert self.trial is not None
-            found = self.trial.sensitivities(at)
-            (directory / "sensitivities.json").write_text(to_json(found))
+            measured = self.trial.sensitivities(at)
+            (directory / "sensitivities.json").write_text(to_json(measured))
 
         entry = self.cache.stage("sensitivities", {"of": self.identity, "at": at}, build)
         rows = json.loads((entry / "sensitivities.json").read_text())
@@ -82,10 +82,10 @@ def pose(
         identity["objective"] = trial.objective
     return Problem(
         sites,
-        [of.shapes for of in levels.values()],
-        [np.array(of.loss) for of in levels.values()],
+        [site_levels.shapes for site_levels in levels.values()],
+        [np.array(site_levels.loss) for site_levels in levels.values()],
         [np.array([table.ms(s, shape) for shape in levels[s].shapes]) for s in sites],
-        [of.keeps.float().mean(1).numpy() for of in levels.values()],
+        [site_levels.keeps.float().mean(1).numpy() for site_levels in levels.values()],
         table.rest,
         trial,
         cache,

@@ -67,10 +67,10 @@ def shapes(schedule: Form, options: Mapping[Site, Sequence[Shape]], mean: float)
     at = ratios(schedule, blocks, mean)
     return {
         site: min(
-            (shape for shape in of if share(site, shape) > 0),
+            (shape for shape in levels if share(site, shape) > 0),
             key=lambda shape: abs(share(site, shape) - (1 - at[site.block])),
         )
-        for site, of in options.items()
+        for site, levels in options.items()
     }
 
 

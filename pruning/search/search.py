@@ -120,7 +120,7 @@ class Schedule(LevelSearch):
         options = dict(zip(problem.sites, problem.shapes, strict=True))
 
         def choice(left: "Shapes") -> list[int]:
-            return [of.index(left[site]) for site, of in options.items()]
+            return [shapes.index(left[site]) for site, shapes in options.items()]
 
         within = chooser(self.form(), options, lambda left: problem.total(choice(left)))
 

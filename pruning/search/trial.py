@@ -115,19 +115,19 @@ class Trial:
         """
         dense = self.evaluate([0] * len(self.sites))
         hidden = [state.hidden for state in self.states]
-        found: list[dict[int, float]] = [{} for _ in self.sites]
+        losses: list[dict[int, float]] = [{} for _ in self.sites]
         for index, block in enumerate(track(blocks(self.model), "search: sensitivities")):
             for i, site in enumerate(self.sites):
                 if site.block == index:
                     for level in anchors[i]:
                         self._install(i, level)
-                        found[i][level] = max(0.0, self._loss(index, hidden) - dense)
+                        losses[i][level] = max(0.0, self._loss(index, hidden) - dense)
                     self._install(i, 0)
             hidden = [
                 behind(block, h, state.calls[index])
                 for h, state in zip(hidden, self.states, strict=True)
             ]
-        return found
+        return losses
 
     @torch.no_grad()
     def _install(self, index: int, level: int) -> None:
@@ -207,7 +207,7 @@ def evaluation_text(
     """
     held_out = [batch for batch in batches if batch.held_out]
     width = max((batch.ids.shape[1] for batch in held_out), default=0)
-    found: list[Batch] = []
+    cut: list[Batch] = []
     taken = 0
     head = max((batch.head for batch in held_out), default=0)
     step = width if whole else max(1, sequence - head)
@@ -215,11 +215,11 @@ def evaluation_text(
         columns = slice(start, start + step)
         for batch in held_out:
             if taken >= tokens:
-                return found
+                return cut
             real = batch.mask[:, columns].sum(1)
             count = (real > 0).long() if whole else real + head * (real > 0)
             rows = (real > 0) & (taken + count.cumsum(0) - count < tokens)
             if rows.any():
-                found.append(batch.take(rows, columns))
+                cut.append(batch.take(rows, columns))
                 taken += int(count[rows].sum())
-    return found
+    return cut

@@ -63,8 +63,8 @@ class Levels(Mapping[Site, SiteLevels]):
 
     costly = False  # to cut: then drafts have weights of no meaning
 
-    def __init__(self, of: dict[Site, SiteLevels], moments: Moments, identity: str = ""):
-        self._of, self._moments, self.identity = of, moments, identity
+    def __init__(self, by_site: dict[Site, SiteLevels], moments: Moments, identity: str = ""):
+        self._of, self._moments, self.identity = by_site, moments, identity
 
     @classmethod
     def of(
@@ -76,22 +76,22 @@ class Levels(Mapping[Site, SiteLevels]):
         cache: Cache,
     ) -> "Levels":
         """Solve the levels of every site of a dense model, or find them in the cache."""
-        of = method.sites(model)
+        prunable = method.sites(model)
 
         def build(directory: Path) -> None:
-            found: dict[Site, SiteLevels] = {}
-            for site in track(of, "levels: sites"):
+            by_site: dict[Site, SiteLevels] = {}
+            for site in track(prunable, "levels: sites"):
                 W = weight(projection(model, site)).detach()
                 split = moments[site].to(W.device)
-                found[site] = method.site_levels(site, W, split, table.levels(site))
-            cls(found, moments).write(directory)
+                by_site[site] = method.site_levels(site, W, split, table.levels(site))
+            cls(by_site, moments).write(directory)
 
-        shapes = [table.levels(site) for site in of]
+        shapes = [table.levels(site) for site in prunable]
         # not its name: uniform_ffn has the levels of ziplm
         settings = {"kind": type(method).__name__, **asdict(method), "name": None}  # type: ignore[call-overload]
         key = {"version": 4, "moments": moments.identity, "method": settings, "shapes": shapes}
         entry = cache.stage("levels", key, build)
-        return cls.read(entry, of, moments)
+        return cls.read(entry, prunable, moments)
 
     def __getitem__(self, site: Site) -> SiteLevels:
         return self._of[site]
@@ -191,7 +191,7 @@ class Levels(Mapping[Site, SiteLevels]):
         """Read the levels that `write` wrote."""
         keeps = load_file(directory / "keeps.safetensors")
         rest = json.loads((directory / "levels.json").read_text())
-        of: dict[Site, SiteLevels] = {}
+        by_site: dict[Site, SiteLevels] = {}
         for site in sites:
             fields = rest[site.name]
             fields["loss"] = [dear(loss) for loss in fields["loss"]]
@@ -199,5 +199,5 @@ class Levels(Mapping[Site, SiteLevels]):
             fields["shapes"] = [
                 tuple(cast(list[int], s)) if isinstance(s, list) else s for s in fields["shapes"]
             ]
-            of[site] = SiteLevels(keeps=keeps[site.name], **fields)
-        return cls(of, moments, directory.name)
+            by_site[site] = SiteLevels(keeps=keeps[site.name], **fields)
+        return cls(by_site, moments, directory.name)

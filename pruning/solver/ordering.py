@@ -133,13 +133,13 @@ def _lattice(
     fewest: dict[int, int] = {}  # heads, of each number of groups that is asked for
     for left, heads in pairs:
         fewest[left] = min(heads, fewest.get(left, heads))
-    found = {(0, 0): torch.zeros(site.units, dtype=torch.bool)}
+    kept = {(0, 0): torch.zeros(site.units, dtype=torch.bool)}
     fewest.pop(0, None)
     leaving = site.groups - min(fewest, default=site.groups)
     groups = remove(W, H, Units(per_group * site.width, leaving)).order
     for left, least in fewest.items():
         keep = _without(site.groups, groups[: site.groups - left]).repeat_interleave(per_group)
-        found[left, per_group] = keep
+        kept[left, per_group] = keep
         if least == per_group:
             continue
         columns = keep.repeat_interleave(site.width).to(W.device)
@@ -151,8 +151,8 @@ def _lattice(
         for heads in range(per_group - 1, least - 1, -1):
             fewer = keep.clone()
             fewer[units[order[: left * (per_group - heads)]]] = False
-            found[left, heads] = fewer
-    return found
+            kept[left, heads] = fewer
+    return kept
 
 
 def references(site: Site, keeps: list[Keep]) -> list[Keep]:

@@ -24,7 +24,7 @@ def examples(
     cut = {"truncation": sequence is not None, "max_length": sequence}
     encoded: Any = tokenizer(first, second[0] if second else None, **cut)
     names = [name for name in INPUTS if name in encoded]
-    found = []
+    made = []
     for index, row in enumerate(rows):
         label = row[labelled.label]
         if classes > 1 and label not in range(classes):
@@ -33,6 +33,6 @@ def examples(
                 "0 and up: correct task.classes, or leave out rows without a label"
             )
         value = torch.tensor(float(label) if classes == 1 else int(label))
-        found.append({name: torch.tensor(encoded[name][index]) for name in names})
-        found[-1]["labels"] = value
-    return found
+        made.append({name: torch.tensor(encoded[name][index]) for name in names})
+        made[-1]["labels"] = value
+    return made

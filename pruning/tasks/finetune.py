@@ -82,8 +82,8 @@ def finetuned(
     shutil.rmtree(scratch, ignore_errors=True)
     said = f"task.rate={s.rate:g}: the fine-tuned model in {entry}"
     how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
-    found = loaded(type(model), entry, said, **how)
-    return found.to(model.device).eval()  # type: ignore[arg-type]
+    tuned = loaded(type(model), entry, said, **how)
+    return tuned.to(model.device).eval()  # type: ignore[arg-type]
 
 
 def order(lengths: list[int], epochs: float, batch: int, seed: int) -> list[int]:
@@ -93,12 +93,12 @@ def order(lengths: list[int], epochs: float, batch: int, seed: int) -> list[int]
     shuffled again. Unlike the Trainer's sampler for this it is the same after a kill.
     """
     generator = torch.Generator().manual_seed(seed)
-    found: list[int] = []
+    indices: list[int] = []
     for _ in range(math.ceil(epochs)):
         rows = torch.randperm(len(lengths), generator=generator)
         for pool in rows.split(POOL * batch):
             alike = sorted(pool.tolist(), key=lambda row: lengths[row])
             batches = [alike[start : start + batch] for start in range(0, len(alike), batch)]
             for index in torch.randperm(len(batches), generator=generator).tolist():
-                found += batches[index]
-    return found[: math.ceil(epochs * len(lengths))]
+                indices += batches[index]
+    return indices[: math.ceil(epochs * len(lengths))]

@@ -103,8 +103,8 @@ class Answering(Task):
         from pruning.tasks.windows import windows
 
         asked = self.train.read(cache, "task.train")
-        found = windows(asked, tokenizer, self.sequence, self.stride, "task")
-        return [window.labelled(asked[window.question]) for window in found]
+        rows = windows(asked, tokenizer, self.sequence, self.stride, "task")
+        return [window.labelled(asked[window.question]) for window in rows]
 
     def loading(self) -> dict[str, Any]:
         """Return options that a model with a new head is loaded with."""

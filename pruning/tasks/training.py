@@ -64,7 +64,7 @@ def arguments(
             f"hardware.device=cuda, and CUDA_VISIBLE_DEVICES={device.index} in the environment"
         )
     options = {"logging_steps": max(1, steps // 50), "bf16": device.type == "cuda"} | options
-    found = TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(directory),
         max_steps=steps,
         max_grad_norm=0.0,  # Guard clips
@@ -76,9 +76,9 @@ def arguments(
         dataloader_pin_memory=False,
         **options,
     )
-    if found.n_gpu > 1:  # of one process: the loss is computed on one device
-        found._n_gpu = 1
-    return found
+    if made.n_gpu > 1:  # of one process: the loss is computed on one device
+        made._n_gpu = 1
+    return made
 
 
 def save_parameters(model: nn.Module, directory: Path) -> None:
@@ -136,10 +136,10 @@ def run(trainer: Trainer, directory: Path) -> None:
 
 def last_checkpoint(directory: Path) -> str | None:
     """Return the newest checkpoint that was written whole: its state is written last."""
-    found = {}
+    checkpoints = {}
     for path in directory.glob("checkpoint-*/trainer_state.json"):
         try:
-            found[json.loads(path.read_text())["global_step"]] = path.parent
+            checkpoints[json.loads(path.read_text())["global_step"]] = path.parent
         except (ValueError, KeyError):
             log.warning("%s was cut short and is not used", path.parent)
-    return str(found[max(found)]) if found else None
+    return str(checkpoints[max(checkpoints)]) if checkpoints else None

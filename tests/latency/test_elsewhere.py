@@ -26,7 +26,7 @@ WORK = {"phase": Phase.auto, "batch": 2, "sequence": 9, "tokens": 4, "alignment"
 
 
 def proxy(of: Counted, **work) -> Proxy:
-    return Proxy("proxy", "cpu", None, **(WORK | work), of=of)
+    return Proxy("proxy", "cpu", None, **(WORK | work), counts=of)
 
 
 @pytest.mark.parametrize("family", EVERY)

@@ -29,9 +29,9 @@ class Cost:
         """Take what a table says of factorised projections at every rank."""
         ranks, costs = {}, {}
         for site in sites:
-            of = table.parts[site.part]
-            points = sorted((r, cost) for r, cost in of.items() if r != site.units)  # type: ignore[type-var]
-            points = points or [(site.units, of[site.units])]  # too small to have ranks
+            levels = table.parts[site.part]
+            points = sorted((r, cost) for r, cost in levels.items() if r != site.units)  # type: ignore[type-var]
+            points = points or [(site.units, levels[site.units])]  # too small to have ranks
             x, y = (torch.tensor([0.0, *column]) for column in zip(*points, strict=True))  # type: ignore[misc]
             ranks[site], costs[site] = x, y.cummax(0).values
         dense = {site: table.ms(site, site.units) for site in sites}

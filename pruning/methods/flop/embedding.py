@@ -98,9 +98,9 @@ def fold_(pruned: PreTrainedModel, dense: PreTrainedModel, shapes: Shapes) -> No
     """Replace a gated embedding by one whose clusters have these ranks; full ones are merged."""
     gated: Any = pruned.get_input_embeddings()
     products = []
-    for of, (site, rank) in zip(gated.parts, shapes.items(), strict=True):
+    for part, (site, rank) in zip(gated.parts, shapes.items(), strict=True):
         assert isinstance(rank, int)
-        A, B = of.folded() if rank == site.units else of.folded(rank)
+        A, B = part.folded() if rank == site.units else part.folded(rank)
         products.append(((B @ A).T, None) if rank == site.units else (A.T, B))
     tied = is_tied(pruned)
     pruned.set_input_embeddings(dense.get_input_embeddings())  # whose sizes are to be replaced

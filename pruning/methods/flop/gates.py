@@ -137,11 +137,11 @@ class GatedEmbedding(nn.Module):
             lambda place, p=part, z=z: F.linear(F.embedding(place, p.A.t()) * z, p.B)
             for part, z in zip(parts, self.drawn, strict=True)
         ]
-        found = look_up(self.position[ids], [part.A.shape[1] for part in parts], look_ups)
-        return found * torch.tensor(self.scale).to(found)
+        embedded = look_up(self.position[ids], [part.A.shape[1] for part in parts], look_ups)
+        return embedded * torch.tensor(self.scale).to(embedded)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the products with the embeddings of all tokens."""
         pairs: Any = zip(self.parts, self.drawn, strict=True)
-        found = [F.linear(hidden, part.B.t()) * z @ part.A for part, z in pairs]
-        return torch.cat(found, -1).index_select(-1, self.position)
+        logits = [F.linear(hidden, part.B.t()) * z @ part.A for part, z in pairs]
+        return torch.cat(logits, -1).index_select(-1, self.position)

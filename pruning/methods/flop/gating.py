@@ -25,11 +25,11 @@ def product(model: PreTrainedModel, site: Site) -> GatedLowRank:
     if site.kind is Kind.EMBEDDING:
         embedding = model.get_input_embeddings()
         assert isinstance(embedding, GatedEmbedding)
-        found = embedding.parts[int(site.module.rpartition(".")[2])]
+        part = embedding.parts[int(site.module.rpartition(".")[2])]
     else:
-        found = projection(model, site)
-    assert isinstance(found, GatedLowRank)
-    return found
+        part = projection(model, site)
+    assert isinstance(part, GatedLowRank)
+    return part
 
 
 @torch.no_grad()

@@ -75,7 +75,9 @@ class LearnedPlan(Plan):
             tokens = Tokens.of(s.batches, s.dense, method.ends())
             wide = {site: (tokens.hidden, size) for site, size in tokens.sizes.items()}
             s = replace(s, table=counts(sizes | wide, subject.table))
-            ranks |= {site: _share(1 - method.sparsity, *of) for site, of in wide.items()}
+            ranks |= {
+                site: _share(1 - method.sparsity, *dimensions) for site, dimensions in wide.items()
+            }
         with s.clock("train"):
             trained, history = _trained(method, s, ranks, moments, tokens)
         return cls(s.dense, trained, list(ranks), subject.table, method.sparsity, history)
@@ -113,21 +115,21 @@ class LearnedPlan(Plan):
 
     def _exact(self, shift: float) -> Shapes:
         """Return the ranks that the gates say; full where two factors hold more than one matrix."""
-        found: Shapes = {}
+        shapes: Shapes = {}
         for site, module in self.gated.items():
             rank = max(1, round(float(module.gates.rank(shift))))
             rows, columns = len(module.B), module.A.shape[1]
-            found[site] = rank if rank * (rows + columns) < rows * columns else site.units
-        return found
+            shapes[site] = rank if rank * (rows + columns) < rows * columns else site.units
+        return shapes
 
     def _offered(self, shift: float) -> Shapes:
         """Return the offered ranks nearest those that the gates say; beyond the largest, dense."""
-        found: Shapes = {}
+        shapes: Shapes = {}
         for site, module in self.gated.items():
             rank = float(module.gates.rank(shift))
             below = [r for r in self.table.levels(site)[1:] if r <= len(module.A)]  # type: ignore[operator]
-            found[site] = _nearest(rank, below) if below and rank <= below[0] else site.units  # type: ignore[operator]
-        return found
+            shapes[site] = _nearest(rank, below) if below and rank <= below[0] else site.units  # type: ignore[operator]
+        return shapes
 
     def _sparsity(self, shapes: Shapes) -> float:
         left = whole = 0
@@ -169,13 +171,13 @@ def _start(method: Recipe, subject: Subject) -> Shapes:
     s = subject
     assert s.speedup is not None
     svd = SVD("svd", modules=method.modules, whiten=method.whiten)
-    found = svd.plan(s).choose(s.table.budget(s.speedup))
-    if found is None:
+    chosen = svd.plan(s).choose(s.table.budget(s.speedup))
+    if chosen is None:
         raise ValueError(
             f"method.modules={method.modules!r} has no ranks to start from: none that "
             f"search={s.search.name} finds save as much as is asked for; ask for less"
         )
-    return found
+    return chosen
 
 
 def _trained(
