@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.composition import compose
-from pruning.job.closed_loop import SpeedTarget, meet
+from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
 from pruning.latency import clock
 from pruning.latency.clock import Timing, in_turns
 from pruning.latency.grid import heads
@@ -186,7 +186,7 @@ def job(seed: int, noise: float, hardware: dict, levels: Levels) -> dict:
 
     here = Simulated(noise, random, **hardware)
     plan = Allocations(levels, true)
-    met = meet(StandIn(DENSE), plan, table, SpeedTarget(target, here), Stopwatch())
+    met = prune_to_speedup(StandIn(DENSE), plan, table, SpeedTarget(target, here), Stopwatch())
     assert isinstance(met.pruned, StandIn)
     assert met.measured is not None
     return {

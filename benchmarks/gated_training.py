@@ -41,7 +41,9 @@ def main() -> None:
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     sites = experiment.method.sites(model)
-    moments = Moments.of(model, fingerprint(model), batches, experiment.calibration, sites, cache)
+    moments = Moments.collect(
+        model, fingerprint(model), batches, experiment.calibration, sites, cache
+    )
     ranks: Shapes = {}
     for site in sites:
         rows, columns = weight(projection(model, site)).shape

@@ -17,7 +17,7 @@ import torch
 from pruning.calibration.moments import Accumulator, Split
 from pruning.composition import compose
 from pruning.data.batch import pack
-from pruning.models.blockwise import enter
+from pruning.models.blockwise import embed
 from pruning.models.sites import Kind, blocks, projection, sites, weight
 from pruning.solver.obs import Units, by_wanda, change, energy, least_squares
 from pruning.solver.ordering import HeldOut, choose_ridge
@@ -35,7 +35,7 @@ BATCH = 4
 
 def moments(model, batches, site_of) -> dict:
     """Return {(block, tokens): Split} and {(block, "other"): moment}."""
-    states = [enter(model, batch) for batch in batches]
+    states = [embed(model, batch) for batch in batches]
     seen = {}
     for site in site_of.values():
         projection(model, site).register_forward_pre_hook(

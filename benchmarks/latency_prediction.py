@@ -18,7 +18,7 @@ import torch
 from pruning.composition import compose
 from pruning.latency.clock import speedup
 from pruning.latency.table import LatencyTable, Shapes
-from pruning.models.shrink import shrink_, twin
+from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Kind, Site, sites
 from pruning.system.cache import Cache
 
@@ -66,7 +66,10 @@ def main() -> None:
     for _ in range(arguments.allocations):
         shapes = draw(prunable, table, generator)
         with torch.no_grad():
-            pruned = shrink_(twin(dense), {site: keep(site, left) for site, left in shapes.items()})
+            pruned = shrink_(
+                copy_sharing_weights(dense),
+                {site: keep(site, left) for site, left in shapes.items()},
+            )
         predicted = table.dense / table.total(shapes)
         measured, doubt = speedup(*how.compare(dense, pruned))
         row = {"predicted": predicted, "measured": measured, "stderr": doubt}

@@ -19,7 +19,7 @@ from functools import partial
 import torch
 
 from pruning.composition import compose
-from pruning.methods.method import Subject
+from pruning.methods.method import PruningContext
 from pruning.models.source import fingerprint
 from pruning.system.cache import Cache
 from pruning.system.environment import peaks
@@ -50,7 +50,7 @@ def cost(method: str, overrides: list[str]) -> dict:
     assert experiment.speedup is not None
     before = forward(model, batches)
     with tempfile.TemporaryDirectory() as fresh:
-        subject = Subject(
+        subject = PruningContext(
             model,
             fingerprint(model),
             batches,

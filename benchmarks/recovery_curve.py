@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from pruning.results.points import results_of
+from pruning.results.points import read_results
 from pruning.results.report import is_metric
 from pruning.results.result import Result
 
@@ -36,7 +36,7 @@ def main() -> None:
     """Print a row per result on stderr, and all of them as one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
-    rows = [row(result) for result in results_of(parser.parse_args().study) if result.recovery]
+    rows = [row(result) for result in read_results(parser.parse_args().study) if result.recovery]
     for recovery_row in rows:
         print(json.dumps(recovery_row), file=sys.stderr)
     print(json.dumps({"benchmark": "recovery_curve", "rows": rows}))

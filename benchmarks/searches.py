@@ -18,9 +18,9 @@ from pruning.composition import compose
 from pruning.methods.leveled import Leveled
 from pruning.models.source import fingerprint
 from pruning.search.options import Objective
-from pruning.search.problem import pose
+from pruning.search.problem import build_problem
 from pruning.search.search import LevelSearch
-from pruning.search.trial import Trial, evaluation_text
+from pruning.search.trial import CandidateEvaluator, evaluation_text
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 
@@ -47,8 +47,10 @@ def main() -> None:
     sites = experiment.method.sites(model)
     table = experiment.hardware.profile(model, sites, cache)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
-    moments = Moments.of(model, fingerprint(model), batches, experiment.calibration, sites, cache)
-    levels = Levels.of(model, moments, experiment.method, table, cache)
+    moments = Moments.collect(
+        model, fingerprint(model), batches, experiment.calibration, sites, cache
+    )
+    levels = Levels.from_moments(model, moments, experiment.method, table, cache)
     held_out = [batch for batch in batches if batch.held_out]
     fresh = evaluation_text(held_out[1:], JUDGE_TOKENS, 512)  # searches read the first batch
     rows = []
@@ -59,7 +61,7 @@ def main() -> None:
             evaluations = 0
             start = time.perf_counter()
             with search.trial(model, levels, batches) as trial:
-                problem = pose(levels, table, trial, cache, experiment.seed)
+                problem = build_problem(levels, table, trial, cache, experiment.seed)
                 choice = search.prepare(problem, table.budget(target))(table.budget(target))
                 if trial is not None:
                     evaluations = trial.evaluations
@@ -68,7 +70,7 @@ def main() -> None:
             row["evaluations"] = evaluations
             if choice is not None:
                 row["predicted"] = round(table.dense / problem.total(choice), 4)
-                with Trial(model, levels, fresh, Objective.kl) as t:
+                with CandidateEvaluator(model, levels, fresh, Objective.kl) as t:
                     row["kl"] = round(t.evaluate(choice), 4)
             rows.append(row)
             print(json.dumps(row), flush=True)

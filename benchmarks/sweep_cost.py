@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pruning.results.points import results_of
+from pruning.results.points import read_results
 from pruning.results.result import Result
 
 ASIDE = ("load", "finetune", "evaluate", "total", "solve")  # solve is part of prune
@@ -43,7 +43,7 @@ def main() -> None:
         if given.study is None:
             ran(given.speedups, overrides, Path(scratch))
         study = given.study or Path(scratch) / "results"
-        results = results_of(study)
+        results = read_results(study)
     kinds = {(r.config["method"]["name"], r.latency.phase, r.config["seed"]) for r in results}
     for method, phase, seed in sorted(kinds):
         jobs = [

@@ -22,7 +22,7 @@ from pruning.evaluation.perplexity import token_perplexity, tokenize
 from pruning.experiment import Experiment
 from pruning.latency.table import LatencyTable
 from pruning.methods.leveled import Leveled
-from pruning.methods.method import Subject
+from pruning.methods.method import PruningContext
 from pruning.methods.sequential import sequential
 from pruning.models.sites import Allocation, Kind, projection, set_weight_, sites, weight
 from pruning.models.source import fingerprint
@@ -40,7 +40,7 @@ def behind(
 ) -> PreTrainedModel:
     """Prune block by block, each solved for the dense model's outputs behind the pruned ones."""
     assert isinstance(experiment.method, Leveled)
-    subject = Subject(
+    subject = PruningContext(
         dense=model,
         identity="",
         batches=batches,
@@ -81,7 +81,7 @@ def main() -> None:
         tokens = tokenize(encode, [file.read()], None)[: WINDOW * WINDOWS]
     dense = token_perplexity(model, tokens, WINDOW, 1)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
-    moments = Moments.of(
+    moments = Moments.collect(
         model, fingerprint(model), batches, experiment.calibration, sites(model), cache
     )
     chosen, keeps, originals = {}, {}, {}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pruning.runtimes.torch_compile import TorchCompile
     from pruning.runtimes.torch_eager import TorchEager
     from pruning.search.search import Calibrated, NoSearch, Schedule, Spdy, Uniform
-    from pruning.tasks.task import Answering, Classification
+    from pruning.tasks.task import Classification, QuestionAnswering
 
 _HOMES = {
     "pruning.api": ("prune", "profile", "Pruned"),
@@ -49,14 +49,13 @@ _HOMES = {
     "pruning.recovery.recovery": ("Training", "Loss", "Lora", "NoRecovery"),
     "pruning.evaluation.suite": ("Suite",),
     "pruning.evaluation.parts": ("Perplexity",),
-    "pruning.tasks.task": ("Classification", "Answering"),
+    "pruning.tasks.task": ("Classification", "QuestionAnswering"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "FLOP",
     "SVD",
-    "Answering",
     "Calibrated",
     "Calibration",
     "Classification",
@@ -73,6 +72,7 @@ __all__ = [
     "Perplexity",
     "Proxy",
     "Pruned",
+    "QuestionAnswering",
     "Random",
     "Result",
     "Roofline",

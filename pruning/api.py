@@ -25,7 +25,7 @@ from pruning.results.result import Block, Result, Speedup, read
 from pruning.runtimes.runtime import Runtime
 from pruning.search.search import Search
 from pruning.system.cache import Cache, root
-from pruning.tasks.task import Answering, Task
+from pruning.tasks.task import QuestionAnswering, Task
 
 if TYPE_CHECKING:
     import torch
@@ -159,14 +159,16 @@ def _experiment(
     names = {key: value for key, value in given.items() if isinstance(value, str)}
     parts = {key: value for key, value in given.items() if key not in names}
     if task := parts.get("task"):
-        names["task"] = "squad" if isinstance(task, Answering) else "sst2"  # for its calibration
+        names["task"] = (
+            "squad" if isinstance(task, QuestionAnswering) else "sst2"
+        )  # for its calibration
     overrides = [f"{key}={value}" for key, value in ({"suite": "none"} | names).items()]
     base = compose([*overrides, "tracker=none", "study=python", f"seed={values['seed']}"])
     if "hardware" not in given:
         parts["hardware"] = replace(base.hardware, device=str(model.device))
     method: Any = parts.get("method", base.method)
-    if "search" not in given and not isinstance(base.search, method.searches):
-        parts["search"] = method.searches()
+    if "search" not in given and not isinstance(base.search, method.search_type):
+        parts["search"] = method.search_type()
     return replace(base, model=InMemory.from_model(model, tokenizer), **parts, **values)
 
 

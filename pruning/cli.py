@@ -153,9 +153,9 @@ def dashboard(study: Study, fields: Fields = None) -> None:
 
 
 def _results(study: Path) -> "list[Result]":
-    from pruning.results.points import results_of
+    from pruning.results.points import read_results
 
-    if not (results := results_of(study)):
+    if not (results := read_results(study)):
         raise _nothing(study)
     return results
 

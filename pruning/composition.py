@@ -32,8 +32,8 @@ from pruning.results.tracker import Tracker
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import TorchEager
 from pruning.search.search import Calibrated, NoSearch, Schedule, Spdy, Uniform
-from pruning.system.device_locks import card
-from pruning.tasks.task import Answering, Classification
+from pruning.system.device_locks import claim_gpu
+from pruning.tasks.task import Classification, QuestionAnswering
 
 INSTALLED = Path(__file__).parent / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[1] / "conf"
@@ -65,7 +65,7 @@ SCHEMAS: dict[str, dict[str, type]] = {  # by config group, and what its YAMLs b
     "suite": {"suite": Suite},
     "recovery": {"none": NoRecovery, "training": Training},
     "tracker": {"tracker": Tracker},
-    "task": {"classification": Classification, "answering": Answering},
+    "task": {"classification": Classification, "answering": QuestionAnswering},
 }
 
 
@@ -129,7 +129,7 @@ def register() -> None:
         return run_name(_root_)
 
     OmegaConf.register_new_resolver("run_name", resolve, replace=True)
-    OmegaConf.register_new_resolver("card", card, replace=True)
+    OmegaConf.register_new_resolver("card", claim_gpu, replace=True)
 
 
 def compose(overrides: list[str]) -> Experiment:

@@ -53,7 +53,7 @@ class Experiment(Options):
             raise ValueError(
                 f"speedup={self.speedup} must be a number of at least 1; 1 is the dense model"
             )
-        if isinstance(self.method, Method) and not isinstance(self.search, self.method.searches):
+        if isinstance(self.method, Method) and not isinstance(self.search, self.method.search_type):
             raise ValueError(
                 f"search={self.search.name} does not go with method={self.method.name}: leave it "
                 "out, and the method's own default is taken"
@@ -79,14 +79,14 @@ class Experiment(Options):
         if (
             isinstance(self.recovery, Recovery)
             and self.recovery.before(self.speedup) is not None
-            and not (self.method.again and self.search.again)
+            and not (self.method.supports_gradual and self.search.supports_gradual)
         ):
             raise ValueError(
                 f"recovery={self.recovery.name} goes on with what was pruned before, which "
                 f"method={self.method.name} with search={self.search.name} cannot: give "
                 "recovery.path=[] or another method"
             )
-        dial = getattr(self.method, "dial", "")
+        dial = getattr(self.method, "ratio_option", "")
         ratio = getattr(self.method, dial) if dial else None
         if self.speedup is None and ratio is None:
             raise ValueError(
@@ -116,6 +116,6 @@ def run_name(config: DictConfig) -> str:
             content[group].pop(name)  # type: ignore[index]
     parts = [content[group]["name"] for group in ("model", "method", "hardware")]  # type: ignore[index]
     speedup = content["speedup"]
-    option = getattr(OmegaConf.get_type(config.method), "dial", "")  # type: ignore[arg-type]
+    option = getattr(OmegaConf.get_type(config.method), "ratio_option", "")  # type: ignore[arg-type]
     dial = str(content["method"].get(option)) if speedup is None else f"{speedup:g}x"
     return "-".join([*parts, dial, digest({"schema": SCHEMA, **content})[:8]])

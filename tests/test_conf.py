@@ -58,7 +58,7 @@ def test_a_method_names_its_paper_and_the_searches_it_works_with(method):
     experiment = compose([f"method={method}"])
     assert experiment.method.paper.startswith("https://arxiv.org/abs/")
     for search in (o.name for o in OPTIONS if o.parts[0] == "search"):
-        if isinstance(_search(search), experiment.method.searches):
+        if isinstance(_search(search), experiment.method.search_type):
             replace(experiment, search=_search(search))
         else:
             with pytest.raises(ValueError, match=rf"^search={search} does not go with method="):
@@ -99,22 +99,22 @@ def test_a_task_brings_its_rows_and_its_suite():
         "glue",
     )
     assert given.task.train.columns == ["sentence1", "sentence2"]
-    assert set(given.suite.of(given.task).labelled) == {"mrpc"}
+    assert set(given.suite.for_task(given.task).labelled) == {"mrpc"}
     mnli = compose(["task=mnli"])
-    assert set(mnli.suite.of(mnli.task).labelled) == {"mnli_matched", "mnli_mismatched"}
+    assert set(mnli.suite.for_task(mnli.task).labelled) == {"mnli_matched", "mnli_mismatched"}
     named = replace(given.suite, labelled={"my_task": given.suite.labelled["rte"]})
-    assert named.of(replace(given.task, name="my_task")) == named
+    assert named.for_task(replace(given.task, name="my_task")) == named
     second = compose(["task=squad_v2"])
     assert second.task.train.unanswerable
-    assert set(second.suite.of(second.task).questions) == {"squad_v2"}
+    assert set(second.suite.for_task(second.task).questions) == {"squad_v2"}
     other = compose(["task=sst2", "suite=none", "calibration=wikipedia"])
     assert (other.suite.name, other.calibration.name) == ("none", "wikipedia")
     with pytest.raises(ValueError, match=r"^calibration=task takes the rows of a task"):
         compose(["calibration=task"])
     with pytest.raises(ValueError, match=r"^suite='glue' cannot be used without a task"):
-        compose(["suite=glue"]).suite.of(None)
+        compose(["suite=glue"]).suite.for_task(None)
     with pytest.raises(ValueError, match=r"^suite='glue' cannot be used for task=mine: .* sst2, m"):
-        compose(["task=sst2", "task.name=mine"]).suite.of(replace(given.task, name="mine"))
+        compose(["task=sst2", "task.name=mine"]).suite.for_task(replace(given.task, name="mine"))
     assert compose([]).task is None
 
 

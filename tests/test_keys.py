@@ -20,13 +20,13 @@ from pruning.data.bos import Bos
 from pruning.data.labelled import Labelled
 from pruning.data.text import Text
 from pruning.evaluation.documents import documents
-from pruning.evaluation.parts import Documents, Perplexity
+from pruning.evaluation.parts import LmEvalTask, Perplexity
 from pruning.evaluation.suite import Suite
 from pruning.latency.table import LatencyTable
 from pruning.methods.blocks import influence
 from pruning.methods.flop.embedding import Tokens
 from pruning.methods.flop.learned import _trained
-from pruning.methods.method import Subject
+from pruning.methods.method import PruningContext
 from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
@@ -38,9 +38,9 @@ from pruning.runtimes.torch_eager import EAGER
 from pruning.runtimes.workload import Phase
 from pruning.search.climb import calibrated
 from pruning.search.options import Objective
-from pruning.search.problem import pose
+from pruning.search.problem import build_problem
 from pruning.search.search import NoSearch
-from pruning.search.trial import Trial
+from pruning.search.trial import CandidateEvaluator
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache, digest
 from pruning.system.stopwatch import Stopwatch
@@ -124,46 +124,48 @@ class Given:
         )
         train = Labelled(str(self.table_of_rows), columns=["one"])
         self.task = Classification("mine", 8, 4.0, 8, 0.01, 5, 0, train, classes=3)
-        self.documents = Documents(str(self.table_of_rows), columns={"question": "one"})
+        self.documents = LmEvalTask(str(self.table_of_rows), columns={"question": "one"})
         (self.root / "one.gguf").write_bytes(b"GGUF")
         self.source = Model("x", str(self.root / "one.gguf"), None, None, None, Dtype.float32)
 
     def tasks(self) -> None:
         """Let the suite be one task of lm-eval in the place of a text."""
-        tasks = {"arc_easy": Documents(str(self.table_of_rows))}
+        tasks = {"arc_easy": LmEvalTask(str(self.table_of_rows))}
         self.suite = replace(self.suite, perplexity=None, tasks=tasks)
 
 
 def moments(g: Given, cache: Cache) -> Any:
     identity = fingerprint(g.model)
-    return Moments.of(g.model, identity, g.batches, g.calibration, g.method.sites(g.model), cache)
+    return Moments.collect(
+        g.model, identity, g.batches, g.calibration, g.method.sites(g.model), cache
+    )
 
 
 def levels(g: Given, cache: Cache) -> Any:
-    return Levels.of(g.model, moments(g, cache), g.method, g.table, cache)
+    return Levels.from_moments(g.model, moments(g, cache), g.method, g.table, cache)
 
 
 def sensitivities(g: Given, cache: Cache) -> Any:
     solved = levels(g, cache)
-    trial = Trial(g.model, solved, g.judged, g.objective)
-    return pose(solved, g.table, trial, cache).sensitivities(g.anchors)
+    trial = CandidateEvaluator(g.model, solved, g.judged, g.objective)
+    return build_problem(solved, g.table, trial, cache).sensitivities(g.anchors)
 
 
 def search(g: Given, cache: Cache) -> Any:
     solved = levels(g, cache)
-    trial = Trial(g.model, solved, g.judged, g.objective)
-    posed = pose(solved, g.table, trial, cache, g.seed)
+    trial = CandidateEvaluator(g.model, solved, g.judged, g.objective)
+    posed = build_problem(solved, g.table, trial, cache, g.seed)
     return calibrated(posed, g.table.budget(g.speedup), g.anchors, g.tried, g.mutation)
 
 
 def train(g: Given, cache: Cache) -> Any:
     found = Moments(Path(fingerprint(g.model)))  # FLOP's tests build real ones
     search, clock = NoSearch("none"), Stopwatch()
-    subject = Subject(
+    subject = PruningContext(
         *(g.model, fingerprint(g.model), g.batches, lambda n: g.batches, g.calibration, g.flat),
         *(search, g.speedup, g.seed, cache, clock),
     )
-    tokens = Tokens.of(g.batches, g.model, []) if g.counts else None
+    tokens = Tokens.from_batches(g.batches, g.model, []) if g.counts else None
     return _trained(g.flop, subject, g.ranks, found, tokens)
 
 
@@ -184,7 +186,7 @@ STAGES: dict[str, Callable[[Given, Cache], Any]] = {
     "search": search,
     "influence": lambda g, cache: influence(g.model, fingerprint(g.model), g.batches, cache),
     "training": train,
-    "finetune": lambda g, cache: g.task.teach(g.encoder, g.tokenizer, cache),
+    "finetune": lambda g, cache: g.task.fine_tune(g.encoder, g.tokenizer, cache),
     "recovery": recover,
     "evaluate": lambda g, cache: g.suite.evaluate(g.model, g.tokenizer, cache),
     "overlap": lambda g, cache: g.suite.shared(g.rows, g.tokenizer, cache),
@@ -312,7 +314,7 @@ def special(given: Given) -> None:
 def article(given: Given) -> None:
     """Give documents as a .raw file."""
     (given.root / "one.raw").write_text(" = One = \n w1 w2\n")
-    given.documents = Documents(str(given.root / "one.raw"))
+    given.documents = LmEvalTask(str(given.root / "one.raw"))
 
 
 def gguf(given: Given) -> None:

@@ -216,7 +216,7 @@ KILLS = {  # where: what is being called, which call, and the stages finished be
     "overlap": ("pruning.evaluation.suite:Suite.shared", 1, 2),
     "moments": ("pruning.calibration.moments:Moments.write", 2, 3),
     "levels": ("pruning.methods.ziplm:ZipLM.site_levels", 3, 4),
-    "sensitivities": ("pruning.search.trial:Trial._loss", 4, 5),
+    "sensitivities": ("pruning.search.trial:CandidateEvaluator._loss", 4, 5),
     "local search": ("pruning.search.problem:Problem.evaluate", 1, 6),
     "measure": ("pruning.latency.measurement:Measurement.compare", 1, 7),
     "evaluate pruned": ("pruning.evaluation.suite:Suite.evaluate", 1, 7),

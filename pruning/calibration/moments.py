@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from pruning.calibration.calibration import Calibration, Weight
 from pruning.calibration.moment import Accumulator, Moment, Split
 from pruning.data.batch import Batch
-from pruning.models.blockwise import State, behind, enter
+from pruning.models.blockwise import State, embed, run_block
 from pruning.models.sites import Kind, Site, a_norm, blocks, projection, sub_block, summing_norms
 from pruning.models.sites import weight as matrix
 from pruning.system.cache import Cache
@@ -69,7 +69,7 @@ def collect(
     `weight` residual a token counts 1 / d^2, where d is what the next norm that reads the stream
     with a site's error in it divides that token by.
     """
-    states = [enter(model, batch) for batch in batches]
+    states = [embed(model, batch) for batch in batches]
     of_block: dict[int, list[Site]] = {}
     for site in sites:
         of_block.setdefault(site.block, []).append(site)
@@ -106,12 +106,12 @@ def block_moments(
             w = state.weights or {}
             if known:
                 with suppress(_Seen):
-                    behind(block, state.hidden, state.calls[index])
+                    run_block(block, state.hidden, state.calls[index])
             else:
                 hidden = (
                     state.advance(index, block)
                     if advance
-                    else behind(block, state.hidden, state.calls[index])
+                    else run_block(block, state.hidden, state.calls[index])
                 )
                 if sites:
                     w = _weights(
@@ -206,7 +206,7 @@ class Moments:
         self.directory = directory
 
     @classmethod
-    def of(
+    def collect(
         cls,
         model: PreTrainedModel,
         identity: str,

@@ -29,7 +29,7 @@ class Batch:
     head: int = 0  # tokens that every row begins with, and every part cut from it
 
     @classmethod
-    def of(cls, rows: Sequence[Row], filler: int) -> "Batch":
+    def from_rows(cls, rows: Sequence[Row], filler: int) -> "Batch":
         """Pad rows on the right with the token `filler`."""
         ids, *types = (
             pad_sequence([row[name] for row in rows], batch_first=True, padding_value=value)
@@ -138,4 +138,4 @@ def pad(rows: Iterable[Row], tokens: int, filler: int) -> Batch:
         count += len(row["input_ids"])
         if count >= tokens:
             break
-    return Batch.of(taken, filler)
+    return Batch.from_rows(taken, filler)

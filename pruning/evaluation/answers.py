@@ -77,7 +77,7 @@ def answers(
     parts = list(windows(asked, *cut))
     for start in track(range(0, len(parts), batch), f"evaluate: {name}"):
         part = parts[start : start + batch]
-        inputs = Batch.of([window.row for window in part], model.config.pad_token_id or 0)
+        inputs = Batch.from_rows([window.row for window in part], model.config.pad_token_id or 0)
         out = model(**inputs.inputs(model.device))
         for index, window in enumerate(part):
             characters = window.characters

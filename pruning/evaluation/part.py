@@ -61,7 +61,7 @@ class Measured:
         )
 
 
-class Part(ABC):
+class Benchmark(ABC):
     """A text, a task of lm-eval, labelled texts, or questions."""
 
     head: ClassVar[str]  # how the class names of the models end that it is for; "": decoders

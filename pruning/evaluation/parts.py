@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from pruning.data.bos import Bos, Encoder
 from pruning.data.questions import Question
 from pruning.data.text import Text
-from pruning.evaluation.part import Candidate, Measured, Part, digest_of
+from pruning.evaluation.part import Benchmark, Candidate, Measured, digest_of
 from pruning.evaluation.specs import LabelledData, LmEvalData, QuestionData
 from pruning.system.cache import Cache
 from pruning.system.options import Options
@@ -25,7 +25,7 @@ PERPLEXITY = "suite.perplexity"
 
 
 @dataclass
-class Perplexity(Options, Part):
+class Perplexity(Options, Benchmark):
     """Token perplexity over non-overlapping windows of a text, once for each size of window."""
 
     where = "suite.perplexity"
@@ -100,7 +100,7 @@ class Perplexity(Options, Part):
 
 
 @dataclass
-class Documents(LmEvalData, Part):
+class LmEvalTask(LmEvalData, Benchmark):
     """A task of lm-eval, on documents that lm-eval has or that are named here."""
 
     head = ""
@@ -133,7 +133,7 @@ def plain(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[int]:
     return [i for text in texts for i in tokenizer(text, **options).input_ids]
 
 
-class PartOfRows(Part):
+class RowsBenchmark(Benchmark):
     """What is read as rows; goes with a class of `Rows` that has `read`."""
 
     group: ClassVar[str]  # config path of such parts
@@ -164,7 +164,7 @@ class PartOfRows(Part):
 
 
 @dataclass
-class Judged(LabelledData, PartOfRows):
+class ClassificationBenchmark(LabelledData, RowsBenchmark):
     """Labelled rows that a classifier's predictions are judged on."""
 
     head = "ForSequenceClassification"
@@ -181,7 +181,7 @@ class Judged(LabelledData, PartOfRows):
 
 
 @dataclass
-class Answered(QuestionData, PartOfRows):
+class QABenchmark(QuestionData, RowsBenchmark):
     """Questions that a reader's answers are judged on."""
 
     head = "ForQuestionAnswering"

@@ -12,8 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from pruning.evaluation.part import Candidate, Measured, Part
-from pruning.evaluation.parts import PERPLEXITY, Answered, Documents, Judged, Perplexity
+from pruning.evaluation.part import Benchmark, Candidate, Measured
+from pruning.evaluation.parts import (
+    PERPLEXITY,
+    ClassificationBenchmark,
+    LmEvalTask,
+    Perplexity,
+    QABenchmark,
+)
 from pruning.system.cache import Cache, digest
 from pruning.system.files import to_json
 from pruning.system.options import Options
@@ -35,11 +41,13 @@ class Suite(Options):
     name: str = MISSING  # that metrics begin with
     perplexity: Perplexity | None = None  # of a text, token by token
     # lm-eval's name of the task -> its documents
-    tasks: dict[str, Documents] = field(default_factory=dict)
-    labelled: dict[str, Judged] = field(default_factory=dict)  # for classifiers: a name -> its rows
+    tasks: dict[str, LmEvalTask] = field(default_factory=dict)
+    labelled: dict[str, ClassificationBenchmark] = field(
+        default_factory=dict
+    )  # for classifiers: a name -> its rows
     limit: int | None = None  # documents or rows per task; null: all
     batch: int = 8  # sequences per forward pass
-    questions: dict[str, Answered] = field(default_factory=dict)  # for readers, likewise
+    questions: dict[str, QABenchmark] = field(default_factory=dict)  # for readers, likewise
     seed: int | None = None  # of which ones `limit` takes; null: from the beginning
     samples: int = 0  # documents of each task of lm-eval that samples.jsonl shows
     average: list[str] = field(default_factory=list)  # lm-eval tasks to take the mean over
@@ -53,7 +61,7 @@ class Suite(Options):
         if isinstance(self.samples, int) and self.samples < 0:
             raise ValueError(f"suite.samples={self.samples} must be at least 0")
 
-    def of(self, task: Task | None) -> "Suite":
+    def for_task(self, task: Task | None) -> "Suite":
         """Return the part for an encoder of this task: named as it is, or labelled `<task>_<part>`.
 
         ValueError where there are none, or where several tasks have rows and none is named.
@@ -88,7 +96,7 @@ class Suite(Options):
                 log.warning("not run: %s", error)
         return self._without(set(missing)), missing
 
-    def parts(self) -> Iterator[tuple[str, str, Part]]:
+    def parts(self) -> Iterator[tuple[str, str, Benchmark]]:
         """Yield (config path, name, part) of all that is evaluated; a text has the name `text`."""
         if self.perplexity is not None:
             yield PERPLEXITY, "text", self.perplexity
@@ -210,7 +218,7 @@ def _tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     return digest([type(tokenizer).__name__, content, special, tokenizer.model_input_names, sides])
 
 
-def _asked(name: str, part: Part) -> dict[str, Any]:
+def _asked(name: str, part: Benchmark) -> dict[str, Any]:
     """Return what tells the documents of a part, and how they are asked, from others."""
     return {
         "part": [type(part).__name__, name, asdict(part)],  # type: ignore[call-overload]
@@ -227,7 +235,7 @@ def _generation(model: "PreTrainedModel") -> dict[str, Any]:
 
 def _share(
     name: str,
-    part: Part,
+    part: Benchmark,
     rows: "Sequence[Row]",
     tokenizer: "PreTrainedTokenizerBase",
     cache: Cache,
@@ -245,7 +253,7 @@ def _share(
     return json.loads((cache.stage("overlap", key, build) / "share.json").read_text())
 
 
-def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) -> Measured:
+def _measured(name: str, part: Benchmark, candidate: Candidate, identity: list[str]) -> Measured:
     """Measure one part, or find it in the cache; `identity` is that of model and tokenizer."""
     key = {
         "version": 5,
@@ -254,9 +262,9 @@ def _measured(name: str, part: Part, candidate: Candidate, identity: list[str]) 
         "limit": candidate.limit,
         "seed": None if candidate.limit is None else candidate.seed,
         "batch": candidate.batch,
-        "samples": candidate.samples if isinstance(part, Documents) else 0,
+        "samples": candidate.samples if isinstance(part, LmEvalTask) else 0,
         "device": candidate.model.device.type,
-        "generation": _generation(candidate.model) if isinstance(part, Documents) else None,
+        "generation": _generation(candidate.model) if isinstance(part, LmEvalTask) else None,
     }
 
     def build(directory: Path) -> None:

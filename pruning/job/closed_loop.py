@@ -37,7 +37,7 @@ class SpeedTarget:
 
 
 @dataclass(frozen=True)
-class Met:
+class ClosedLoopResult:
     """The pruned model whose measured speedup came nearest the target.
 
     Speedup and timings are those of the last round that `confirms`: taken when the choice was made.
@@ -92,9 +92,9 @@ class _Loop:
         """Make a model."""
         with self.clock("prune"):
             model, allocation = make(shapes)
-        return _Made(model, allocation, shapes, aim, prediction(self.table, allocation))
+        return _Made(model, allocation, shapes, aim, predicted_speedup(self.table, allocation))
 
-    def time(self, made: _Made, confirms: bool = False) -> Met:
+    def time(self, made: _Made, confirms: bool = False) -> ClosedLoopResult:
         """Time a model against the dense one, and note it."""
         with self.clock("measure"):
             slow, fast = self.how.compare(self.dense, made.model, confirms)
@@ -102,7 +102,7 @@ class _Loop:
         for timing, new in zip(pairs, (slow, fast), strict=True):
             timing.values.extend(new.values)
         speed = self.target, made.predicted, None
-        met = Met(made.model, made.allocation, *speed, slow, fast, self.rounds)
+        met = ClosedLoopResult(made.model, made.allocation, *speed, slow, fast, self.rounds)
         met = noted(met, made.aim, confirms)
         self.rounds = met.rounds
         assert met.measured is not None
@@ -117,13 +117,13 @@ class _Loop:
         return (abs(middle - self.target) + errors * stderr) / self.target
 
 
-def meet(
+def prune_to_speedup(
     dense: PreTrainedModel,
     plan: Plan,
     table: LatencyTable,
     target: SpeedTarget,
     clock: Stopwatch,
-) -> Met:
+) -> ClosedLoopResult:
     """Prune to a speedup as measured end to end, within `hardware.tolerance` where it can be had.
 
     What the table predicts and what is measured differ by a factor that barely depends on the
@@ -135,10 +135,10 @@ def meet(
     """
     speedup = target.speedup
     if (how := target.hardware.measurement(dense, target.runtime)) is None:
-        return foretold(plan, table, target, clock)
+        return prune_by_table(plan, table, target, clock)
     loop = _Loop(dense, table, how, speedup, clock)
     if speedup is None or speedup == 1:  # no choice depends on what is measured
-        shapes = plan.given if speedup is None else plan.choose(table.budget(speedup))
+        shapes = plan.fixed_shapes if speedup is None else plan.choose(table.budget(speedup))
         if shapes is None:
             raise _impossible(plan, table, target)
         return loop.time(loop.make(plan.build, shapes, speedup), confirms=True)
@@ -148,7 +148,7 @@ def meet(
         if shapes is None:
             log.warning("no allocation is predicted to reach %.2fx: keeping the nearest round", aim)
             break
-        made = loop.make(plan.draft, shapes, aim)
+        made = loop.make(plan.timing_model, shapes, aim)
         loop.time(made)
         near = loop.off(made, CARE) <= how.tolerance
         confirmation = loop.time(made, confirms=True) if near else None
@@ -160,7 +160,7 @@ def meet(
         aim = max(1.0, speedup / median(loop.factors))
     if nearest is None:
         raise _impossible(plan, table, target)
-    if plan.costly:
+    if plan.expensive:
         nearest, met = loop.make(plan.build, nearest.shapes, nearest.aim), None
     met = met or loop.time(nearest, confirms=True)
     if not met_within(met, how):
@@ -175,12 +175,12 @@ def meet(
     return met
 
 
-def met_within(met: Met, how: Measurement) -> bool:
+def met_within(met: ClosedLoopResult, how: Measurement) -> bool:
     """Tell whether a speedup is within the tolerance of its target, if it has one."""
     return met.target is None or abs(met.reached / met.target - 1) <= how.tolerance
 
 
-def noted(met: Met, aim: float | None, confirms: bool) -> Met:
+def noted(met: ClosedLoopResult, aim: float | None, confirms: bool) -> ClosedLoopResult:
     """Return it with the speedup that its timings say, and these among its rounds."""
     measured, doubt = ratio(met.dense_timing, met.pruned_timing)
     entry = {
@@ -197,7 +197,9 @@ def noted(met: Met, aim: float | None, confirms: bool) -> Met:
     return replace(met, measured=measured, rounds=(*met.rounds, entry))
 
 
-def timed_again(met: Met, dense: PreTrainedModel, how: Measurement) -> Met:
+def timed_again(
+    met: ClosedLoopResult, dense: PreTrainedModel, how: Measurement
+) -> ClosedLoopResult:
     """Time a model whose weights are others now; that alone is its speedup from now on."""
     slow, fast = how.compare(dense, met.pruned, confirm=True)
     again = noted(replace(met, dense_timing=slow, pruned_timing=fast), None, confirms=True)
@@ -206,35 +208,37 @@ def timed_again(met: Met, dense: PreTrainedModel, how: Measurement) -> Met:
     return again
 
 
-def foretold(plan: Plan, table: LatencyTable, target: SpeedTarget, clock: Stopwatch) -> Met:
+def prune_by_table(
+    plan: Plan, table: LatencyTable, target: SpeedTarget, clock: Stopwatch
+) -> ClosedLoopResult:
     """Prune to a speedup as the table predicts it; nothing is measured.
 
     ValueError where the plan's own shapes are not in the table.
     """
     hardware, speedup = target.hardware, target.speedup
-    shapes = plan.given if speedup is None else plan.choose(table.budget(speedup))
+    shapes = plan.fixed_shapes if speedup is None else plan.choose(table.budget(speedup))
     if shapes is None:
         raise _impossible(plan, table, target)
-    if not table.knows(shapes):
+    if not table.has(shapes):
         raise ValueError(
             f"hardware={hardware.name} cannot tell how fast these shapes are, since its table does "
             "not hold them: give a speedup in the place of the ratio, or hardware=local"
         )
     with clock("prune"):
         model, allocation = plan.build(shapes)
-    predicted = prediction(table, allocation)
+    predicted = predicted_speedup(table, allocation)
     assert predicted is not None
-    told = (table.foretold, times(predicted), hardware.name)
+    told = (table.predicts, times(predicted), hardware.name)
     log.info("%s %s, not measured: hardware=%s is not here", *told)
     timings = Timing([table.dense]), Timing([table.dense / predicted])
     rounds = ({"aim": speedup, "predicted": predicted},)
-    return Met(model, allocation, speedup, predicted, None, *timings, rounds)
+    return ClosedLoopResult(model, allocation, speedup, predicted, None, *timings, rounds)
 
 
-def prediction(table: LatencyTable, allocation: Allocation) -> float | None:
+def predicted_speedup(table: LatencyTable, allocation: Allocation) -> float | None:
     """Return the speedup that a table predicts, None where it does not hold a shape."""
     left = {site: shape(site, keep) for site, keep in allocation.items()}
-    return table.dense / table.total(left) if table.knows(left) else None
+    return table.dense / table.total(left) if table.has(left) else None
 
 
 def _impossible(plan: Plan, table: LatencyTable, target: SpeedTarget) -> ValueError:

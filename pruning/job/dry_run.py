@@ -19,11 +19,11 @@ from rich.table import Table
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.preflight import check_ids, preflight
-from pruning.methods.method import Subject
+from pruning.methods.method import PruningContext
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import sites
 from pruning.system.cache import Cache, digest
-from pruning.system.device_locks import sharing
+from pruning.system.device_locks import computing_on
 from pruning.system.job import Job
 from pruning.system.stopwatch import Stopwatch
 
@@ -37,17 +37,17 @@ DATA = ("model", "wheel", "documents")  # stages that only fetch and convert
 GIB = 2**30
 
 
-class Absent(Exception):
+class NotCached(Exception):
     """A stage would have to be computed."""
 
 
-class Rehearsal(Cache):
+class ReadOnlyCache(Cache):
     """A cache that builds nothing: a stage that is not there raises Absent."""
 
     def stage(self, name: str, key: Any, build: Callable[[Path], None]) -> Path:
         """Return a finished stage."""
         if name not in DATA and not (self.root / name / digest(key)).is_dir():
-            raise Absent(name)
+            raise NotCached(name)
         return super().stage(name, key, build)
 
 
@@ -75,18 +75,18 @@ class Estimate:
         return table
 
 
-def rehearse(experiment: Experiment, name: str) -> Estimate:
+def dry_run(experiment: Experiment, name: str) -> Estimate:
     """Print what a job would compute, and about how long that takes and how much memory."""
     device = experiment.hardware.open()
-    with sharing(device):
+    with computing_on(device):
         return _rehearse(experiment, name, device)
 
 
 def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estimate:
-    job = Job(Path(name), device, Rehearsal(experiment.cache), Stopwatch(), experiment.seed)
+    job = Job(Path(name), device, ReadOnlyCache(experiment.cache), Stopwatch(), experiment.seed)
     cache, console = job.cache, Console()
     dense, tokenizer = experiment.model.load(cache, device, experiment.task)
-    suite, _ = experiment.suite.of(experiment.task).available(cache)
+    suite, _ = experiment.suite.for_task(experiment.task).available(cache)
     preflight(experiment, suite, dense, tokenizer, cache)
     source = {"tokenizer": tokenizer, "cache": cache, "seed": job.seed, "task": experiment.task}
     batches = experiment.calibration.batches(**source)
@@ -94,8 +94,8 @@ def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estima
     estimate = Estimate(0.0)
     if experiment.task is not None:
         try:
-            dense = experiment.task.teach(dense, tokenizer, cache)
-        except Absent:
+            dense = experiment.task.fine_tune(dense, tokenizer, cache)
+        except NotCached:
             estimate.rows.append(("finetune", "to compute; what follows depends on it", None))
             console.print(estimate.table(name))
             return estimate
@@ -130,7 +130,7 @@ def _add_measured(
 ) -> "LatencyTable | None":
     """Add what is measured of the dense model; return the latency table if it is there."""
     table, sites = None, experiment.method.sites(loaded.model)
-    with suppress(Absent):
+    with suppress(NotCached):
         table = experiment.hardware.profile(loaded.model, sites, job.cache, experiment.runtime)
     estimate.add("profile", table is not None, None)
     text_alone = replace(suite, tasks={}, labelled={}, questions={})
@@ -148,13 +148,13 @@ def _reached(
     table: "LatencyTable",
 ) -> str:
     """Go the way of `run` as far as finished stages lead; return the first that is not."""
-    subject = Subject(
+    subject = PruningContext(
         *(loaded.model, loaded.fingerprint, batches, text, experiment.calibration, table),
         *(experiment.search, experiment.speedup, job.seed, job.cache, job.stopwatch),
     )
     try:
         experiment.method.plan(subject)
-    except Absent as absent:
+    except NotCached as absent:
         return str(absent)
     return "prune"
 
@@ -163,7 +163,7 @@ def _is_known(suite: Suite, loaded: LoadedModel, cache: Cache) -> bool:
     """Say whether all parts of a suite are measured; one of no parts is."""
     try:
         suite.evaluate(loaded.model, loaded.tokenizer, cache, loaded.fingerprint)
-    except Absent:
+    except NotCached:
         return False
     return True
 

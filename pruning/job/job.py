@@ -32,9 +32,9 @@ def job(
     if (target := experiment.recovery.before(experiment.speedup)) is not None:
         start = prerequisite(replace(experiment, speedup=target), out, command, show)
     if experiment.dry_run:
-        from pruning.job.dry_run import rehearse
+        from pruning.job.dry_run import dry_run
 
-        rehearse(experiment, out.name)
+        dry_run(experiment, out.name)
         return None
     config = OmegaConf.structured(experiment)
     write_text(OmegaConf.to_yaml(config, resolve=True), out / "config.yaml")

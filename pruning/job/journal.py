@@ -12,7 +12,7 @@ VARIABLE = "PRUNING_JOURNAL"  # in the environment, which the processes of all l
 
 
 @dataclass
-class Ended:
+class JobOutcome:
     """How a job ended."""
 
     directory: str
@@ -32,7 +32,7 @@ def journal() -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def note(ended: Ended) -> None:
+def record(ended: JobOutcome) -> None:
     """Tell the command that started this job how it ended, where it can be told."""
     path = os.environ.get(VARIABLE)
     if path and Path(path).exists():  # not on another machine that has a disk of its own
@@ -40,6 +40,6 @@ def note(ended: Ended) -> None:
             file.write(json.dumps(asdict(ended)) + "\n")
 
 
-def read(path: Path) -> list[Ended]:
+def read(path: Path) -> list[JobOutcome]:
     """Return how jobs ended, in that order."""
-    return [Ended(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [JobOutcome(**json.loads(line)) for line in path.read_text().splitlines()]

@@ -17,7 +17,7 @@ from pruning.composition import CONF, register, to_experiment
 from pruning.experiment import Experiment
 from pruning.job.failure import in_one_line, is_for_users
 from pruning.job.job import job
-from pruning.job.journal import Ended, journal, note, read
+from pruning.job.journal import JobOutcome, journal, read, record
 from pruning.results.result import Result
 from pruning.system.device_locks import locked
 from pruning.system.writing import writing
@@ -38,10 +38,10 @@ def main(config: DictConfig) -> None:
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
             (out / "error.txt").write_text(traceback.format_exc())
-        note(Ended(str(out), in_one_line(error)))
+        record(JobOutcome(str(out), in_one_line(error)))
         raise  # the other jobs of a multirun go on
     (out / "error.txt").unlink(missing_ok=True)
-    note(Ended(str(out)))
+    record(JobOutcome(str(out)))
 
 
 def show(experiment: Experiment, result: Result, out: Path) -> None:
@@ -87,7 +87,7 @@ def shell() -> int:
     return 1 if lines else 0
 
 
-def report_studies(jobs: list[Ended]) -> None:
+def report_studies(jobs: list[JobOutcome]) -> None:
     """Print and publish the report of every study that had several of these jobs."""
     studies = [Path(job.directory).parent for job in jobs]
     for study in dict.fromkeys(study for study in studies if studies.count(study) > 1):
@@ -99,7 +99,7 @@ def report_studies(jobs: list[Ended]) -> None:
             print("", written.read_text(), sep="\n")
 
 
-def failures(jobs: list[Ended]) -> list[str]:
+def failures(jobs: list[JobOutcome]) -> list[str]:
     """Return a line for every job that failed, with its name where there are several."""
     failed = [job for job in jobs if job.failure]
     if len(jobs) > 1:

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.experiment import Experiment
-from pruning.job.closed_loop import Met
+from pruning.job.closed_loop import ClosedLoopResult
 from pruning.latency.profile import break_even
 from pruning.latency.table import LatencyTable
 from pruning.methods.method import Plan
@@ -37,7 +37,7 @@ class PruningOutcome:
     """What a job made and measured."""
 
     dense: PreTrainedModel
-    met: Met
+    met: ClosedLoopResult
     table: LatencyTable
     plan: Plan
     evaluation: Evaluation
@@ -50,7 +50,7 @@ def compose(experiment: Experiment, outcome: PruningOutcome, job: Job, command: 
     setting = table.setting
     basis = "measured"
     if met.measured is None:
-        basis = table.foretold
+        basis = table.predicts
     before, after = (
         Latency(t.p50, t.p90, len(t.values), t.values)
         if basis == "measured"
@@ -75,7 +75,7 @@ def compose(experiment: Experiment, outcome: PruningOutcome, job: Job, command: 
         break_even=break_even(dense, experiment.method.sites(dense), table),
         embedding=ranks_of_embedding(met.allocation),
         training=list(outcome.plan.history),
-        search=list(outcome.plan.searched),
+        search=list(outcome.plan.search_history),
         recovery={} if trained is None else trained.cost | {"curve": trained.curve},
         command=command,
         loader=auto_class(type(met.pruned).__name__),

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.data.batch import Row
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
-from pruning.job.closed_loop import Met, timed_again
+from pruning.job.closed_loop import ClosedLoopResult, timed_again
 from pruning.models.loaded import LoadedModel
 from pruning.recovery.recovery import Training
 from pruning.recovery.rows import rows_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pruning.recovery.stage import Recovered
 
 
-def lessons(
+def recovery_rows(
     experiment: Experiment, tokenizer: PreTrainedTokenizerBase, suite: Suite, job: Job
 ) -> list[Row]:
     """Return the rows that the pruned model will be trained on; none without recovery."""
@@ -29,14 +29,14 @@ def lessons(
     return rows_of(recovery, *source, replace(job, seed=_seed(experiment)))
 
 
-def heal(
+def recover(
     experiment: Experiment,
-    met: Met,
+    met: ClosedLoopResult,
     dense: LoadedModel,
     rows: list[Row],
     suite: Suite,
     job: Job,
-) -> "tuple[Met, Recovered | None]":
+) -> "tuple[ClosedLoopResult, Recovered | None]":
     """Train the pruned model and time it again; without recovery return what was given."""
     recovery = experiment.recovery
     if not isinstance(recovery, Training):

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.experiment import Experiment
-from pruning.job.closed_loop import Met
+from pruning.job.closed_loop import ClosedLoopResult
 from pruning.latency.clock import Timing
 from pruning.models import checkpoint
 from pruning.models.sites import Kind, Site
@@ -20,9 +20,12 @@ from pruning.recovery.recovery import Training
 from pruning.system.files import write_text
 
 
-def settled(
-    experiment: Experiment, directory: Path, dense: PreTrainedModel, prune: Callable[[], Met]
-) -> Met:
+def load_or_prune(
+    experiment: Experiment,
+    directory: Path,
+    dense: PreTrainedModel,
+    prune: Callable[[], ClosedLoopResult],
+) -> ClosedLoopResult:
     """Return what an earlier start of this job pruned, or prune and keep it in `directory`.
 
     Without recovery nothing is kept.
@@ -42,10 +45,10 @@ def settled(
     model = checkpoint.load(directory / "model", dense.dtype, dense.device, attention)
     timings = Timing(said["dense"]), Timing(said["pruned"])
     speed = said["target"], said["predicted"], said["measured"]
-    return Met(model, allocation, *speed, *timings, tuple(said["rounds"]))
+    return ClosedLoopResult(model, allocation, *speed, *timings, tuple(said["rounds"]))
 
 
-def write(met: Met, directory: Path, facts: Path) -> None:
+def write(met: ClosedLoopResult, directory: Path, facts: Path) -> None:
     """Write a pruned model, its allocation and its timings."""
     checkpoint.save(met.pruned, None, directory / "model", "")
     content = {

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pruning.evaluation.part import Measured
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
-from pruning.job.closed_loop import SpeedTarget, meet
+from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
 from pruning.job.outcome import PruningOutcome, compose
 from pruning.job.preflight import check_ids, preflight
-from pruning.job.recover import heal, lessons
-from pruning.job.resume import settled
-from pruning.methods.method import Subject
+from pruning.job.recover import recover, recovery_rows
+from pruning.job.resume import load_or_prune
+from pruning.methods.method import PruningContext
 from pruning.models import checkpoint
 from pruning.models.allocation import composed, read_allocation, write_allocation
 from pruning.models.loaded import LoadedModel
@@ -28,7 +28,7 @@ from pruning.results import result
 from pruning.results.card import card
 from pruning.results.result import Evaluation, Result
 from pruning.system.cache import Cache
-from pruning.system.device_locks import sharing
+from pruning.system.device_locks import computing_on
 from pruning.system.environment import forget_peaks
 from pruning.system.files import write_text
 from pruning.system.job import Job
@@ -49,7 +49,7 @@ def run(experiment: Experiment, out: Path, command: str = "", start: Path | None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it logs every retry twice
     device = experiment.hardware.open()
     forget_peaks()
-    with sharing(device):
+    with computing_on(device):
         return _run(experiment, out, device, command, start)
 
 
@@ -59,7 +59,7 @@ def _run(
     cache, clock = Cache(experiment.cache, experiment.verify_cache), Stopwatch()
     job = Job(out, device, cache, clock, experiment.seed)
     seed, task = job.seed, experiment.task
-    suite, missing = experiment.suite.of(task).available(cache)
+    suite, missing = experiment.suite.for_task(task).available(cache)
     torch.manual_seed(seed)
     with clock("load"):
         dense, tokenizer = experiment.model.load(cache, device, task)
@@ -67,12 +67,12 @@ def _run(
     with clock("calibrate"):
         source = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
         batches = experiment.calibration.batches(**source)
-        rows = lessons(experiment, tokenizer, suite, job)
+        rows = recovery_rows(experiment, tokenizer, suite, job)
         check_ids((batch.ids for batch in batches), dense, tokenizer, "calibration")
         check_ids((row["input_ids"] for row in rows), dense, tokenizer, "recovery")
     if task is not None:
         with clock("finetune"):
-            dense = task.teach(dense, tokenizer, cache)
+            dense = task.fine_tune(dense, tokenizer, cache)
     given, identity = dense, fingerprint(dense)
     if start is not None:
         with clock("load"):
@@ -93,7 +93,7 @@ def _run(
             )
         shared = suite.shared([r for b in batches for r in b.rows()], tokenizer, cache)
     plan = experiment.method.plan(
-        Subject(
+        PruningContext(
             given,
             identity if given is dense else fingerprint(given),
             batches,
@@ -108,15 +108,15 @@ def _run(
         )
     )
     target = SpeedTarget(experiment.speedup, experiment.hardware, experiment.runtime)
-    prune = partial(meet, dense, plan, table, target, clock)
-    met = settled(experiment, out / SETTLED, dense, prune)
+    prune = partial(prune_to_speedup, dense, plan, table, target, clock)
+    met = load_or_prune(experiment, out / SETTLED, dense, prune)
     if start is not None:
         former = read_allocation(start / "allocation.json", sites)
         met = replace(met, allocation=composed(former, met.allocation))
     with clock("evaluate"):
         after = judged(suite, met.pruned, tokenizer, cache)
     loaded, one_shot = LoadedModel(dense, tokenizer), {}
-    met, recovered = heal(experiment, met, loaded, rows, suite, job)
+    met, recovered = recover(experiment, met, loaded, rows, suite, job)
     if recovered is not None:
         with clock("evaluate"):
             one_shot, after = after.metrics, judged(suite, met.pruned, tokenizer, cache)

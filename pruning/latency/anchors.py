@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pruning.latency.grid import Levels, widths
 from pruning.latency.table import Shapes
 from pruning.models.modeling_pruned import block_shape, factorise_, resize_block_
-from pruning.models.shrink import twin
+from pruning.models.shrink import copy_sharing_weights
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
 from pruning.runtimes.calls import randomised_
 
@@ -20,7 +20,7 @@ SHARE = 4  # the rank of projections in an anchor is a full one over this
 
 
 @dataclass
-class Anchor:
+class ReferenceModel:
     """A whole model to time, and what is left of its sites."""
 
     name: str
@@ -28,7 +28,9 @@ class Anchor:
     shapes: Shapes
 
 
-def anchors(model: PreTrainedModel, prunable: Sequence[Site], alignment: int) -> list[Anchor]:
+def reference_models(
+    model: PreTrainedModel, prunable: Sequence[Site], alignment: int
+) -> list[ReferenceModel]:
     """Return the dense model first, then what differs from it; none has weights of its own.
 
     Attention that caches look at is left in its place. Two that are alike are one.
@@ -37,8 +39,11 @@ def anchors(model: PreTrainedModel, prunable: Sequence[Site], alignment: int) ->
         mine = [s for s in linears(model) if any(s.module == first.module for first in prunable)]
         whole: Shapes = {site: site.units for site in mine}
         low: Shapes = {site: rank_of(site, alignment) for site in mine}
-        return [Anchor("dense", model, whole), Anchor("low rank", _factorised(model, low), low)]
-    models: list[Anchor] = []
+        return [
+            ReferenceModel("dense", model, whole),
+            ReferenceModel("low rank", _factorised(model, low), low),
+        ]
+    models: list[ReferenceModel] = []
     for name, gone in (
         ("dense", ()),
         ("no attention", (Kind.ATTENTION,)),
@@ -47,7 +52,7 @@ def anchors(model: PreTrainedModel, prunable: Sequence[Site], alignment: int) ->
     ):
         left = {s: s.gone if s.kind in gone and s.removable else s.whole for s in sites(model)}
         if all(left != other.shapes for other in models):
-            models.append(Anchor(name, _without(model, left), left))
+            models.append(ReferenceModel(name, _without(model, left), left))
     return models
 
 
@@ -57,7 +62,7 @@ def rank_of(site: Site, alignment: int) -> int:
 
 
 def _without(model: PreTrainedModel, left: Shapes) -> PreTrainedModel:
-    shrunk = twin(model)
+    shrunk = copy_sharing_weights(model)
     for index, block in enumerate(blocks(shrunk)):
         shapes = {site.kind: shape for site, shape in left.items() if site.block == index}
         groups, heads, width = block_shape(block, architecture(model))  # also of what is no site
@@ -70,7 +75,7 @@ def _without(model: PreTrainedModel, left: Shapes) -> PreTrainedModel:
 
 
 def _factorised(model: PreTrainedModel, ranks: Shapes) -> PreTrainedModel:
-    shrunk = twin(model)
+    shrunk = copy_sharing_weights(model)
     for site, rank in ranks.items():
         assert isinstance(rank, int)
         if rank == site.units:  # there is no lower one
@@ -80,7 +85,7 @@ def _factorised(model: PreTrainedModel, ranks: Shapes) -> PreTrainedModel:
 
 
 def scales(
-    parts: Mapping[str, Levels], whole: Sequence[Anchor], ms: Mapping[str, float]
+    parts: Mapping[str, Levels], whole: Sequence[ReferenceModel], ms: Mapping[str, float]
 ) -> dict[str, float]:
     """Return by how much longer each part takes within a model than alone.
 

@@ -9,7 +9,7 @@ from pruning.latency.hardware import Working, at_least
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.torch_eager import EAGER
 from pruning.system.cache import Cache, digest
-from pruning.system.device_locks import alone
+from pruning.system.device_locks import exclusive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,7 +56,7 @@ class Local(Working):
         how = self.measurement(model, runtime)
 
         def build(directory: Path) -> None:
-            with alone(model.device):
+            with exclusive(model.device):
                 profile(model, how, sites).write(directory / "table.json")
 
         entry = cache.stage("profile", self._identity(model, sites, how), build)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from pruning.latency.clock import Timing, in_turns
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.workload import Workload
-from pruning.system.device_locks import alone
+from pruning.system.device_locks import exclusive
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Measurement:
         self, dense: PreTrainedModel, pruned: PreTrainedModel, confirm: bool = False
     ) -> tuple[Timing, Timing]:
         """Time both models end to end in turns, as often as `pairs` asks for."""
-        with alone(dense.device):
+        with exclusive(dense.device):
             call = self.runtime.end_to_end
             calls = call(dense, self.work), call(pruned, self.work)
             timings = in_turns(calls, dense.device, *self.pairs(confirm), "measure: end to end")

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pruning.latency import shapes
 from pruning.latency.alignment import aligned
-from pruning.latency.anchors import anchors, scales
+from pruning.latency.anchors import reference_models, scales
 from pruning.latency.clock import Rounds, Timing, interleaved
 from pruning.latency.grid import Levels, Shape, monotone
 from pruning.latency.measurement import Measurement
@@ -67,7 +67,7 @@ def _profile(
 ) -> LatencyTable:
     work, runtime = how.work, how.runtime
     calls: dict[Name, Call] = {}
-    whole = anchors(model, sites, alignment)
+    whole = reference_models(model, sites, alignment)
     for anchor in whole:
         calls[anchor.name, 0] = runtime.end_to_end(anchor.model, work)
     calls |= levels(model, sites, runtime, work, alignment)

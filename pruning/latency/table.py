@@ -70,7 +70,7 @@ class LatencyTable:
         """Return the end-to-end milliseconds of what is left of every site."""
         return self.rest + sum(self.ms(site, left) for site, left in shapes.items())
 
-    def knows(self, shapes: Shapes) -> bool:
+    def has(self, shapes: Shapes) -> bool:
         """Tell whether every shape was timed."""
         return all(left in self.parts[site.part] for site, left in shapes.items())
 
@@ -98,8 +98,8 @@ class LatencyTable:
             )
 
     @property
-    def foretold(self) -> str:
-        """Say what a speedup is that this table tells, where nothing is measured."""
+    def predicts(self) -> str:
+        """Return what a speedup is called that this table predicts: estimated, or predicted."""
         return "estimated" if self.basis == "estimated" else "predicted"
 
     def residuals(self) -> dict[str, float]:

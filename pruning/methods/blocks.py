@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from pruning.data.batch import Batch
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.method import Plan
-from pruning.models.blockwise import enter
-from pruning.models.shrink import shrink_, twin
+from pruning.models.blockwise import embed
+from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Allocation, blocks, sites
 from pruning.system.cache import Cache
 from pruning.system.progress import track
@@ -33,12 +33,12 @@ class Blocks(Plan):
         return None
 
     def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
-        """Shrink a twin of the dense model."""
+        """Shrink a copy of the dense model."""
         allocation = {
             site: torch.full((site.units,), shape not in (0, (0, 0)))
             for site, shape in shapes.items()
         }
-        return shrink_(twin(self.dense), allocation), allocation
+        return shrink_(copy_sharing_weights(self.dense), allocation), allocation
 
 
 def removable(model: PreTrainedModel) -> list[int]:
@@ -61,7 +61,7 @@ def influence(
 
 @torch.no_grad()
 def _influence(model: PreTrainedModel, batches: list[Batch]) -> list[float]:
-    states = [enter(model, batch) for batch in batches]
+    states = [embed(model, batch) for batch in batches]
     tokens = sum(batch.tokens for batch in batches)
     scores = []
     for index, block in enumerate(track(blocks(model), "calibrate: blocks")):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pruning.methods.method import Method, Plan, Subject
+from pruning.methods.method import Method, Plan, PruningContext
 from pruning.search.search import NoSearch
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ class Dense(Method):
     """Removes nothing."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1706.03762"
-    searches: ClassVar[type[NoSearch]] = NoSearch
-    again: ClassVar[bool] = False
+    search_type: ClassVar[type[NoSearch]] = NoSearch
+    supports_gradual: ClassVar[bool] = False
     name: str = "dense"
     speedup: float = 1  # what is asked for by default
 
@@ -28,7 +28,7 @@ class Dense(Method):
 
         return sites(model)
 
-    def plan(self, subject: Subject) -> Plan:
+    def plan(self, subject: PruningContext) -> Plan:
         """Plan to keep everything."""
         from pruning.methods.blocks import Blocks
 

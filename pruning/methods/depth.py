@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pruning.methods.method import Method, Plan, Subject
+from pruning.methods.method import Method, Plan, PruningContext
 from pruning.search.search import NoSearch, Search
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ class Depth(Method):
     """Block Influence of ShortGPT: 1 - E[cos(stream in front of a block, stream behind it)]."""
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.03853"
-    searches: ClassVar[type[NoSearch]] = NoSearch
+    search_type: ClassVar[type[NoSearch]] = NoSearch
 
     name: str = "depth"
 
@@ -31,7 +31,7 @@ class Depth(Method):
         """Count the one pass that all blocks are judged by."""
         return {"influence": float(tokens), "prune": 0.0}
 
-    def plan(self, subject: Subject) -> Plan:
+    def plan(self, subject: PruningContext) -> Plan:
         """Order the blocks by their influence on the calibration text."""
         from pruning.methods.blocks import Blocks, influence, removable
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pruning.methods.method import Method, Plan, Subject
+from pruning.methods.method import Method, Plan, PruningContext
 from pruning.search.search import LevelSearch, Search
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Leveled(Method):
     """A method whose levels depend on the dense model's activations only, not on the target."""
 
-    searches: ClassVar[type[LevelSearch]] = LevelSearch
+    search_type: ClassVar[type[LevelSearch]] = LevelSearch
     ridges = (math.inf,)  # candidates for the ridge of a weight update; infinite: none
 
     @abstractmethod
@@ -60,21 +60,21 @@ class Leveled(Method):
 
         return calibration.target is Target.dense and min(self.ridges) < math.inf
 
-    def plan(self, subject: Subject) -> Plan:
+    def plan(self, subject: PruningContext) -> Plan:
         """Turn moments into levels; let the search prepare to choose among them."""
         from pruning.calibration.moments import Moments
         from pruning.methods.plans import LevelsPlan
-        from pruning.search.problem import pose
+        from pruning.search.problem import build_problem
 
         s = subject
         assert isinstance(s.search, LevelSearch)
         assert s.speedup is not None, "Experiment asks for a ratio where there is no speedup"
         with s.clock("calibrate"):
             sites = self.sites(s.dense)
-            moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
+            moments = Moments.collect(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
         with s.clock("levels"):
-            levels = self.levels().of(s.dense, moments, self, s.table, s.cache)
+            levels = self.levels().from_moments(s.dense, moments, self, s.table, s.cache)
         with s.clock("search"), s.search.trial(s.dense, levels, s.batches) as trial:
-            problem = pose(levels, s.table, trial, s.cache, s.seed)
+            problem = build_problem(levels, s.table, trial, s.cache, s.seed)
             choose = s.search.prepare(problem, s.table.budget(s.speedup))
         return LevelsPlan(s, levels, choose, self.ridges, problem.history)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Subject:
+class PruningContext:
     """A dense model, and all that a method may use to decide what to remove from it."""
 
     dense: "PreTrainedModel"
@@ -41,10 +41,10 @@ class Subject:
 class Plan(ABC):
     """What a method would do at any latency; made once per job."""
 
-    costly = False  # to build: then drafts are timed while shapes are sought
-    given: "Shapes | None" = None  # settled by the method itself, for jobs without a speedup
+    expensive = False  # to build: then drafts are timed while shapes are sought
+    fixed_shapes: "Shapes | None" = None  # settled by the method itself, for jobs without a speedup
     history: "Sequence[dict[str, float]]" = ()  # curves of what was trained, by logged step
-    searched: "Sequence[dict[str, float]]" = ()  # losses of the candidates that were measured
+    search_history: "Sequence[dict[str, float]]" = ()  # losses of the candidates that were measured
 
     @abstractmethod
     def choose(self, budget: float) -> "Shapes | None":
@@ -57,7 +57,7 @@ class Plan(ABC):
         Where nothing is removed, parameters are shared with the dense model.
         """
 
-    def draft(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
+    def timing_model(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
         """Return a model of these shapes to time; its weights may be any."""
         return self.build(shapes)
 
@@ -68,9 +68,9 @@ class Method(Options, ABC):
 
     where = "method"
     paper: ClassVar[str]  # URL
-    searches: ClassVar[type[Search]]  # what it lets decide how much of every site goes
-    dial: ClassVar[str] = ""  # the option that may take the place of a speedup
-    again: ClassVar[bool] = True  # whether it can go on with a model that it has pruned
+    search_type: ClassVar[type[Search]]  # what it lets decide how much of every site goes
+    ratio_option: ClassVar[str] = ""  # the option that may take the place of a speedup
+    supports_gradual: ClassVar[bool] = True  # whether it can go on with a model that it has pruned
     name: str = MISSING  # that its jobs are named by
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
@@ -104,5 +104,5 @@ class Method(Options, ABC):
         return {"prune": 0.0}
 
     @abstractmethod
-    def plan(self, subject: Subject) -> Plan:
+    def plan(self, subject: PruningContext) -> Plan:
         """Do the work that does not depend on the latency."""

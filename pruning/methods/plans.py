@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Target
 from pruning.latency.table import Shapes
-from pruning.methods.method import Plan, Subject
+from pruning.methods.method import Plan, PruningContext
 from pruning.methods.sequential import sequential
 from pruning.models.sites import Allocation
 from pruning.search.options import Chooser
@@ -23,17 +23,17 @@ class LevelsPlan(Plan):
 
     def __init__(
         self,
-        subject: Subject,
+        subject: PruningContext,
         levels: Levels,
         choose: Chooser,
         ridges: Sequence[float],
         searched: Sequence[dict[str, float]] = (),
     ):
         self.subject, self.levels, self._choose = subject, levels, choose
-        self.searched = searched
+        self.search_history = searched
         self.ridges = ridges  # candidates for an update behind pruned blocks
         self._behind = subject.calibration.target is Target.dense and min(ridges) < math.inf
-        self.costly = levels.costly or self._behind
+        self.expensive = levels.expensive or self._behind
 
     def choose(self, budget: float) -> Shapes | None:
         """Return the shapes of the levels that the search chooses."""

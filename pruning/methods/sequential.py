@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Calibration, Target
 from pruning.calibration.moments import Reading, Split, block_moments, outputs
-from pruning.methods.method import Subject
-from pruning.models.blockwise import enter
-from pruning.models.shrink import shrink_, twin
+from pruning.methods.method import PruningContext
+from pruning.models.blockwise import embed
+from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import (
     Allocation,
     Site,
@@ -35,7 +35,7 @@ def passes(calibration: Calibration) -> float:
 
 @torch.no_grad()
 def sequential(
-    subject: Subject,
+    subject: PruningContext,
     ridges: Sequence[float],
     decide: Callable[[Site, Float[Tensor, "rows columns"], Split], Keep],
 ) -> tuple[PreTrainedModel, Allocation]:
@@ -48,9 +48,9 @@ def sequential(
     `calibration.target=dense` also one pass through the dense block, and its outputs at two sites.
     """
     dense, calibration, batches = subject.dense, subject.calibration, subject.batches
-    pruned, allocation = twin(dense), Allocation()
-    states = [enter(pruned, batch) for batch in batches]
-    originals = [enter(dense, b) for b in batches] if calibration.target is Target.dense else []
+    pruned, allocation = copy_sharing_weights(dense), Allocation()
+    states = [embed(pruned, batch) for batch in batches]
+    originals = [embed(dense, b) for b in batches] if calibration.target is Target.dense else []
     for index in track(range(len(blocks(pruned))), "prune: blocks"):
         of_block = [site for site in sites(dense) if site.block == index]
         targets = outputs(dense, index, originals, of_block) if originals else None

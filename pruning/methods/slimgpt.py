@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
-from pruning.methods.method import Method, Plan, Subject
+from pruning.methods.method import Method, Plan, PruningContext
 from pruning.search.search import Schedule, Search
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class SlimGPT(Method):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2412.18110"
-    searches: ClassVar[type[Schedule]] = Schedule
-    dial: ClassVar[str] = "ratio"
+    search_type: ClassVar[type[Schedule]] = Schedule
+    ratio_option: ClassVar[str] = "ratio"
 
     name: str = "slimgpt"
     ratio: float | None = None  # mean share of every block to remove; then speedup=null
@@ -101,28 +101,28 @@ class SlimGPT(Method):
 
         return {"prune": passes(calibration) * tokens}
 
-    def plan(self, subject: Subject) -> Plan:
+    def plan(self, subject: PruningContext) -> Plan:
         """Scale the schedule; blocks are pruned once the shapes are settled."""
-        return SchedulePlan.of(self, subject)
+        return SchedulePlan.from_context(self, subject)
 
 
 class SchedulePlan(Plan):
     """SlimGPT at any scale of its schedule."""
 
-    costly = True
+    expensive = True
 
     def __init__(
         self,
         method: "SlimGPT",
-        subject: Subject,
+        subject: PruningContext,
         choose: "Callable[[float], Shapes | None]",
         given: "Shapes | None",
     ):
         self.method, self.subject = method, subject
-        self._choose, self.given = choose, given
+        self._choose, self.fixed_shapes = choose, given
 
     @classmethod
-    def of(cls, method: "SlimGPT", subject: Subject) -> "SchedulePlan":
+    def from_context(cls, method: "SlimGPT", subject: PruningContext) -> "SchedulePlan":
         """Prepare the schedule."""
         from pruning.models.sites import sites
         from pruning.search.schedule import chooser, every_shape, shapes
@@ -146,10 +146,10 @@ class SchedulePlan(Plan):
 
     def draft(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
         """Cut the last units of every site: as fast as the model to come, and as large."""
-        from pruning.models.shrink import shrink_, twin
+        from pruning.models.shrink import copy_sharing_weights, shrink_
 
         allocation = {site: _first(site, shape) for site, shape in shapes.items()}
-        return shrink_(twin(self.subject.dense), allocation), allocation
+        return shrink_(copy_sharing_weights(self.subject.dense), allocation), allocation
 
     def build(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
         """Prune block after block, each on what the pruned ones before it give."""

@@ -25,8 +25,8 @@ class SVD(Leveled):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2403.07378"
-    searches: ClassVar[type[Guided]] = Guided
-    again: ClassVar[bool] = False
+    search_type: ClassVar[type[Guided]] = Guided
+    supports_gradual: ClassVar[bool] = False
 
     name: str = "svd"
     modules: str = "*"  # glob of the projections' paths within a block

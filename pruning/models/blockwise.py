@@ -43,11 +43,11 @@ class State:
 
     def advance(self, index: int, block: nn.Module) -> Hidden:
         """Replace the hidden states by those behind `block` and return them."""
-        self.hidden, self.weights = behind(block, self.hidden, self.calls[index]), None
+        self.hidden, self.weights = run_block(block, self.hidden, self.calls[index]), None
         return self.hidden
 
 
-def behind(
+def run_block(
     block: nn.Module, hidden: Hidden, call: tuple[tuple[Any, ...], dict[str, Any]]
 ) -> Hidden:
     """Return the hidden states behind `block`."""
@@ -96,14 +96,14 @@ def record(
     return hidden, [recorder.call for recorder in recorders]
 
 
-def enter(model: PreTrainedModel, batch: Batch) -> State:
+def embed(model: PreTrainedModel, batch: Batch) -> State:
     """Bring a batch in front of the first block."""
     options = {} if architecture(model).encoder else {"use_cache": False}
     return State(batch, *record(model, **batch.inputs(model.device), **options))
 
 
 @torch.no_grad()
-def leave(
+def predict(
     model: PreTrainedModel, batch: Batch, hidden: Hidden
 ) -> Float[Tensor, "predictions classes"]:
     """Run what comes behind the blocks; return its predictions."""

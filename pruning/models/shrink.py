@@ -26,7 +26,7 @@ from pruning.models.sites import (
 M = TypeVar("M", bound=PreTrainedModel)
 
 
-def twin(model: M) -> M:
+def copy_sharing_weights(model: M) -> M:
     """Copy the structure of a model but share every parameter and buffer with it."""
     shared = [*model.parameters(), *model.buffers()]
     return deepcopy(model, {id(tensor): tensor for tensor in shared})
@@ -70,7 +70,7 @@ def mask_(model: M, allocation: Allocation) -> M:
 def shrink_(model: M, allocation: Allocation) -> M:
     """Cut the units that the allocation drops out of the model.
 
-    Projections that change are new modules; no existing parameter is written, since a dense twin
+    Projections that change are new modules; no existing parameter is written, since a dense model
     may share it. Sites that keep every unit, or that are not named, are left as they are.
     """
     _check(model, allocation)

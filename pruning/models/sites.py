@@ -269,7 +269,9 @@ def add_bias_(model: PreTrainedModel, site: Site, shift: Float[Tensor, " rows"])
         model.config.output_bias = True  # type: ignore[attr-defined]
     bias = module.bias
     assert isinstance(bias, nn.Parameter)
-    module.bias = nn.Parameter(bias + shift.to(bias), bias.requires_grad)  # not a twin's
+    module.bias = nn.Parameter(
+        bias + shift.to(bias), bias.requires_grad
+    )  # not those of a model that shares them
 
 
 def shape(site: Site, keep: Bool[Tensor, " units"]) -> tuple[int, int] | int:

@@ -47,7 +47,7 @@ class Headed(Protocol):
     sequence: int  # tokens per row at most
     seed: int  # of a new head
 
-    def loading(self) -> dict[str, Any]:
+    def head_kwargs(self) -> dict[str, Any]:
         """Return options that a model with a new head is loaded with."""
         ...
 
@@ -95,7 +95,7 @@ class Model(Options):
         where = self._directory(cache)
         if Path(where).is_dir():
             check_files(Path(where))
-        config = self._config(where, **({} if task is None else task.loading()))
+        config = self._config(where, **({} if task is None else task.head_kwargs()))
         if task is not None and not getattr(ARCHITECTURES.get(config.model_type), "encoder", True):
             raise ValueError(
                 f"task={task.name} is for encoders, and model={self.name} is a decoder: leave the "

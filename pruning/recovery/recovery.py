@@ -54,7 +54,7 @@ class Loss(Options):
             raise ValueError(f"recovery.loss.temperature={self.temperature} must be above 0")
 
     @property
-    def taught(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Say whether the teacher is asked."""
         return self.logits > 0 or self.hidden > 0
 
@@ -172,7 +172,7 @@ class Training(Recovery):
 
     def cost(self) -> dict[str, float | None]:
         """Count three passes of the student and one of the teacher, where it is asked."""
-        passes = 3.0 + self.loss.taught
+        passes = 3.0 + self.loss.uses_teacher
         if self.steps is not None:
             rows = self.steps * self.accumulate * self.batch
             return {"recover": passes * rows * self.sequence}

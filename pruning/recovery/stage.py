@@ -14,7 +14,7 @@ from pruning.data.batch import digest_rows
 from pruning.models.source import fingerprint
 from pruning.recovery.recovery import Training
 from pruning.recovery.train import Distillation, Quality, in_bfloat16, train
-from pruning.recovery.worker import spread, write
+from pruning.recovery.worker import train_in_processes, write
 from pruning.system.cache import Cache
 from pruning.system.environment import machine
 from pruning.tasks.training import own
@@ -45,7 +45,7 @@ def recovered(
     key = {
         "version": 1,
         "student": fingerprint(pruned),
-        "teacher": fingerprint(given.teacher) if recovery.loss.taught else None,
+        "teacher": fingerprint(given.teacher) if recovery.loss.uses_teacher else None,
         "rows": digest_rows(given.rows),
         "recipe": recovery.recipe(),
         "bfloat16": in_bfloat16(recovery, pruned),
@@ -58,7 +58,7 @@ def recovered(
 
     def build(directory: Path) -> None:
         if recovery.launch is not None:
-            spread(recovery, given, scratch, directory)
+            train_in_processes(recovery, given, scratch, directory)
             return
         learning = replace(given, student=own(pruned))
         write(learning.student, *train(recovery, learning, scratch, quality), directory)

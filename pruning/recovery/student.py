@@ -21,7 +21,7 @@ from pruning.system.environment import resident
 GIVEN = (*INPUTS, "attention_mask")
 
 
-class Lesson:
+class DistillationLoss:
     """The loss of a batch, and what has been read so far."""
 
     def __init__(self, loss: Loss, teacher: PreTrainedModel):
@@ -42,7 +42,7 @@ class Lesson:
         parts: dict[str, Tensor] = {}
         if loss.task:
             parts["task"] = outputs.loss
-        if loss.taught:
+        if loss.uses_teacher:
             with torch.no_grad():
                 said = self.teacher(**given, **options)
         if loss.logits:
@@ -74,7 +74,7 @@ class Lesson:
 class Budget(TrainerCallback):
     """How much of steps or minutes is spent; time that went into `aside` does not count."""
 
-    def __init__(self, lesson: Lesson, steps: int, minutes: float | None):
+    def __init__(self, lesson: DistillationLoss, steps: int, minutes: float | None):
         self.lesson, self.steps, self.minutes = lesson, steps, minutes
         self.earlier = self.apart = 0.0  # seconds of a process that was killed; of evaluations
         self.start = time.monotonic()
@@ -115,7 +115,7 @@ class Budget(TrainerCallback):
             control.should_log = True
 
 
-class Watch(TrainerCallback):
+class EvaluateDuringTraining(TrainerCallback):
     """Evaluates the student every so many steps; the curve goes into the Trainer's log."""
 
     def __init__(
@@ -135,11 +135,16 @@ class Watch(TrainerCallback):
             state.log_history.append({"step": state.global_step, **metrics})
 
 
-class Student(Trainer):
+class DistillationTrainer(Trainer):
     """The Trainer with a lesson for a loss."""
 
     def __init__(
-        self, model: nn.Module, recovery: Training, lesson: Lesson, budget: Budget, **options: Any
+        self,
+        model: nn.Module,
+        recovery: Training,
+        lesson: DistillationLoss,
+        budget: Budget,
+        **options: Any,
     ):
         self.recovery, self.lesson, self.budget = recovery, lesson, budget
         super().__init__(model, **options)  # type: ignore[arg-type]

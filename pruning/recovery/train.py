@@ -18,9 +18,14 @@ from transformers.pytorch_utils import Conv1D
 from pruning.data.batch import Row
 from pruning.models.sites import architecture, blocks
 from pruning.recovery.recovery import Lora, Precision, Training
-from pruning.recovery.student import Budget, Lesson, Student, Watch
+from pruning.recovery.student import (
+    Budget,
+    DistillationLoss,
+    DistillationTrainer,
+    EvaluateDuringTraining,
+)
 from pruning.tasks.finetune import order
-from pruning.tasks.training import Guard, arguments, collator, run
+from pruning.tasks.training import NonFiniteGuard, arguments, collator, run
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ class Distillation:
     seed: int
 
 
-class Endless(Dataset[Row]):
+class RepeatedShuffle(Dataset[Row]):
     """Rows in the order that they are read: shuffled anew, as often as the steps ask for."""
 
     def __init__(self, rows: list[Row], count: int, step: int, seed: int):
@@ -71,14 +76,14 @@ def train(
             "recovery.launch: give a multiple"
         )
     steps = steps_of(r, rows)
-    lesson = Lesson(r.loss, given.teacher)
+    lesson = DistillationLoss(r.loss, given.teacher)
     budget = Budget(lesson, steps, r.minutes)
-    callbacks: list[TrainerCallback] = [Guard("recovery.rate", r.clip, directory, trained)]
+    callbacks: list[TrainerCallback] = [NonFiniteGuard("recovery.rate", r.clip, directory, trained)]
     if r.watch is not None:
-        callbacks.append(Watch(student, r.watch, quality, budget))
+        callbacks.append(EvaluateDuringTraining(student, r.watch, quality, budget))
     model = student if r.lora is None else adapted(student, r.lora)
     student.config.use_cache = False
-    trainer = Student(
+    trainer = DistillationTrainer(
         model,
         r,
         lesson,
@@ -99,7 +104,9 @@ def train(
             train_sampling_strategy="sequential",
         ),
         data_collator=collator(student),
-        train_dataset=Endless(rows, steps * r.accumulate * r.batch, r.accumulate * r.batch, seed),
+        train_dataset=RepeatedShuffle(
+            rows, steps * r.accumulate * r.batch, r.accumulate * r.batch, seed
+        ),
         callbacks=callbacks,
     )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:

@@ -30,7 +30,9 @@ from pruning.system.files import to_json
 from pruning.tasks.training import own, save_parameters
 
 
-def spread(recovery: Training, given: Distillation, scratch: Path, directory: Path) -> None:
+def train_in_processes(
+    recovery: Training, given: Distillation, scratch: Path, directory: Path
+) -> None:
     """Start the processes, and wait until the first one has written `directory`.
 
     ValueError where the command fails.

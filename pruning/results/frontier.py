@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pruning.results.charts import pictures
 from pruning.results.page.page import page
-from pruning.results.points import gather, results_of
+from pruning.results.points import gather, read_results
 from pruning.results.rows import rows_of
 from pruning.results.tables import markdown, table
 from pruning.system.drawing import png, svg
@@ -20,7 +20,7 @@ def write(study: Path, html: bool = False) -> Path | None:
     With `html` also frontier.html, which takes about two seconds more. Return the path of
     frontier.md; None where there are no results.
     """
-    points = gather(results_of(study))
+    points = gather(read_results(study))
     if not points:
         return None
     rows = rows_of(points, study)

@@ -81,7 +81,7 @@ class Point:
         return text if spread is None else f"{text} ± {spread:.2g}"
 
 
-def results_of(study: Path) -> list[Result]:
+def read_results(study: Path) -> list[Result]:
     """Read the results of all finished jobs in a directory, in the order of their names."""
     results = (read(path) for path in sorted(study.glob("*/result.json")))
     return [result for result in results if result is not None]

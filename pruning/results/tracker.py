@@ -74,10 +74,10 @@ class Tracker(Options):
         """Show the frontier of a study's results, as one run; say whether W&B took it."""
         if not self.shows:
             return False
-        from pruning.results.points import gather, results_of
+        from pruning.results.points import gather, read_results
         from pruning.results.runs import log_study
 
-        points = gather(results_of(directory))
+        points = gather(read_results(directory))
         name = f"{directory.name}-frontier"
 
         def show(run: "Run") -> None:
@@ -131,9 +131,9 @@ class Tracker(Options):
 
 def publish(study: Path) -> None:
     """Show the frontier of a study by the tracker that its first result was made with."""
-    from pruning.results.points import results_of
+    from pruning.results.points import read_results
 
-    given = results_of(study)[0].config["tracker"]
+    given = read_results(study)[0].config["tracker"]
     kinds = {"name": Service(given["name"]), "mode": Mode(given["mode"])}
     Tracker(**{"checkpoint": False, **given, **kinds}).report_study(study)
 

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from pruning.models.blockwise import behind, record
+from pruning.models.blockwise import record, run_block
 from pruning.models.modeling_pruned import block_shape, resize_block_
 from pruning.models.sites import architecture, blocks
 from pruning.runtimes.runtime import Call
@@ -19,7 +19,7 @@ from pruning.runtimes.workload import Phase, Workload
 Build = Callable[[FunctionType], Call]  # a call of these shapes
 
 
-class Held(DynamicCache):
+class FrozenCache(DynamicCache):
     """A KV cache that forgets every token that is added, so that all calls meet the same one."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
@@ -29,10 +29,10 @@ class Held(DynamicCache):
         keys, values = (torch.cat(pair, dim=-2) for pair in pairs)
         return keys, values
 
-    def of(self, groups: int, index: int = 0) -> "Held":
+    def for_groups(self, groups: int, index: int = 0) -> "FrozenCache":
         """Return a cache of one layer alone, with so many KV heads."""
         layer: Any = self.layers[index]
-        made = Held()
+        made = FrozenCache()
         if groups:
             keys, values = (
                 tensor[:, :groups].contiguous() for tensor in (layer.keys, layer.values)
@@ -50,10 +50,10 @@ def random_tokens(
     return ids.to(model.device)
 
 
-def filled(model: PreTrainedModel, work: Workload) -> Held:
+def filled(model: PreTrainedModel, work: Workload) -> FrozenCache:
     """Let a model read what is in the KV cache while it decodes."""
     ids = random_tokens(model, work.batch, work.sequence)
-    cache = Held()
+    cache = FrozenCache()
     cache.layers = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values.layers
     return cache
 
@@ -103,12 +103,12 @@ def of_block(model: PreTrainedModel, work: Workload, build: Build = plain) -> Ca
     def call(block: nn.Module, index: int = 0) -> Call:
         args, kwargs = mine = calls[index]
         if cache is not None:
-            own = cache.of(block_shape(block, architecture(model))[0], index)
+            own = cache.for_groups(block_shape(block, architecture(model))[0], index)
             mine = (
                 tuple(own if value is cache else value for value in args),
                 {key: own if value is cache else value for key, value in kwargs.items()},
             )
-        return build(lambda: behind(block, hidden, mine))
+        return build(lambda: run_block(block, hidden, mine))
 
     return call
 

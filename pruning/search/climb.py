@@ -9,7 +9,7 @@ import numpy as np
 
 from pruning.search.knapsack import Row
 from pruning.search.options import Chooser
-from pruning.search.problem import Problem, scaled
+from pruning.search.problem import Problem, calibrate_priors
 from pruning.solver.levels import dear
 from pruning.system.cache import digest
 from pruning.system.files import to_json
@@ -102,7 +102,7 @@ def calibrated(
 ) -> Chooser:
     """Solve on measured sensitivities; try mutants of the coefficients, factors e^(N/2)."""
     measured = problem.sensitivities(anchors)
-    loss = [scaled(prior, at) for prior, at in zip(problem.loss, measured, strict=True)]
+    loss = [calibrate_priors(prior, at) for prior, at in zip(problem.loss, measured, strict=True)]
     climb = _Climb(problem, loss, budget)
 
     def change(c: Coefficients) -> Coefficients:

@@ -11,7 +11,7 @@ import numpy as np
 from pruning.latency.table import LatencyTable, Shape
 from pruning.models.sites import Site
 from pruning.search.knapsack import Row, knapsack
-from pruning.search.trial import Trial
+from pruning.search.trial import CandidateEvaluator
 from pruning.solver.levels import Levels, dear
 from pruning.system.cache import Cache
 from pruning.system.files import to_json
@@ -27,7 +27,7 @@ class Problem:
     ms: list[Row]
     kept: list[Row]
     rest: float  # ms that no level changes
-    trial: Trial | None  # for searches that measure
+    trial: CandidateEvaluator | None  # for searches that measure
     cache: Cache
     identity: dict[str, Any]  # of everything that sensitivities depend on
     seed: int = 0  # of the candidates that a search draws
@@ -71,8 +71,12 @@ class Problem:
         return [{int(level): dear(loss) for level, loss in row.items()} for row in rows]
 
 
-def pose(
-    levels: Levels, table: LatencyTable, trial: Trial | None, cache: Cache, seed: int = 0
+def build_problem(
+    levels: Levels,
+    table: LatencyTable,
+    trial: CandidateEvaluator | None,
+    cache: Cache,
+    seed: int = 0,
 ) -> Problem:
     """Put losses, milliseconds and measurements together for a search."""
     sites = list(levels)
@@ -99,7 +103,7 @@ def _nearest(kept: Row, share: float) -> int:
     return 1 + int(np.abs(kept[1:] - share).argmin())
 
 
-def scaled(prior: Row, measured: dict[int, float]) -> Row:
+def calibrate_priors(prior: Row, measured: dict[int, float]) -> Row:
     """Scale prior losses so that they meet the losses measured at a few levels.
 
     The ratio measured / prior is interpolated in the logarithm of the prior between the measured

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pruning.models.sites import Site
     from pruning.search.problem import Problem
     from pruning.search.schedule import Form
-    from pruning.search.trial import Trial
+    from pruning.search.trial import CandidateEvaluator
     from pruning.solver.levels import Levels
 
 
@@ -29,7 +29,9 @@ class Search(Options):
     """What decides how much of every site goes."""
 
     where = "search"
-    again: ClassVar[bool] = True  # whether it chooses well among sites that were cut before
+    supports_gradual: ClassVar[bool] = (
+        True  # whether it chooses well among sites that were cut before
+    )
     name: str = MISSING  # that results name it by
 
     def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
@@ -50,7 +52,7 @@ class LevelSearch(Search, ABC):
 
     def trial(
         self, model: "PreTrainedModel", levels: "Levels", batches: "list[Batch]"
-    ) -> "AbstractContextManager[Trial | None]":
+    ) -> "AbstractContextManager[CandidateEvaluator | None]":
         """Open what candidates are measured with; nothing for a search that does not measure."""
         return nullcontext()
 
@@ -66,7 +68,7 @@ class Uniform(LevelSearch):
     Where the budget falls between two levels, the lower one is spread evenly over the depth.
     """
 
-    again: ClassVar[bool] = False  # blocks of unequal widths have no level in common
+    supports_gradual: ClassVar[bool] = False  # blocks of unequal widths have no level in common
 
     name: str = "uniform"
 
@@ -160,14 +162,14 @@ class Guided(LevelSearch):
 
     def trial(
         self, model: "PreTrainedModel", levels: "Levels", batches: "list[Batch]"
-    ) -> "AbstractContextManager[Trial | None]":
+    ) -> "AbstractContextManager[CandidateEvaluator | None]":
         """Measure candidates on some of the held-out calibration text."""
         from pruning.models.sites import architecture
-        from pruning.search.trial import Trial, evaluation_text
+        from pruning.search.trial import CandidateEvaluator, evaluation_text
 
         rows = architecture(model).encoder
         text = evaluation_text(batches, self.tokens, self.sequence, whole=rows)
-        return Trial(model, levels, text, self.objective)
+        return CandidateEvaluator(model, levels, text, self.objective)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.models.blockwise import State, behind, enter, leave
+from pruning.models.blockwise import State, embed, predict, run_block
 from pruning.models.modeling_pruned import replace_
 from pruning.models.sites import (
     Site,
@@ -36,7 +36,7 @@ class _Dense:
     log_p: Float[Tensor, "predictions classes"]
 
     @classmethod
-    def of(cls, logits: Float[Tensor, "predictions classes"]) -> "_Dense":
+    def from_logits(cls, logits: Float[Tensor, "predictions classes"]) -> "_Dense":
         """Turn logits into probabilities."""
         log_p = logits.log_softmax(-1)
         return cls(log_p.exp(), log_p)
@@ -61,7 +61,7 @@ class _Numbers:
         return float((logits - self.z).double().square().sum())
 
 
-class Trial:
+class CandidateEvaluator:
     """Swaps output projections in and out of the dense model; copies nothing else of it.
 
     Leave it as a context, so that the dense weights are back whatever happens.
@@ -74,12 +74,12 @@ class Trial:
             raise ValueError("search.objective=task predicts the next token: for an encoder use kl")
         self.model, self.levels, self.objective = model, levels, objective
         self.sites = list(levels)
-        self.states = [enter(model, batch) for batch in batches]
+        self.states = [embed(model, batch) for batch in batches]
         self.installed = [0] * len(self.sites)
         self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
 
-    def __enter__(self) -> "Trial":
+    def __enter__(self) -> "CandidateEvaluator":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,7 +97,7 @@ class Trial:
                 "of the held-out calibration text is not finite, so that no search can compare "
                 "with it: give model.dtype=float32, or other calibration text"
             )
-        return [_Numbers(z) if z.shape[1] == 1 else _Dense.of(z) for z in logits]
+        return [_Numbers(z) if z.shape[1] == 1 else _Dense.from_logits(z) for z in logits]
 
     @torch.no_grad()
     def evaluate(self, choice: Sequence[int]) -> float:
@@ -124,7 +124,7 @@ class Trial:
                         losses[i][level] = max(0.0, self._loss(index, hidden) - dense)
                     self._install(i, 0)
             hidden = [
-                behind(block, h, state.calls[index])
+                run_block(block, h, state.calls[index])
                 for h, state in zip(hidden, self.states, strict=True)
             ]
         return losses
@@ -161,8 +161,8 @@ class Trial:
         """Run the blocks from `start` on, and the head."""
         for index, block in enumerate(blocks(self.model)):
             if index >= start:
-                hidden = behind(block, hidden, state.calls[index])
-        return leave(self.model, state.batch, hidden).float()
+                hidden = run_block(block, hidden, state.calls[index])
+        return predict(self.model, state.batch, hidden).float()
 
     def _loss(self, start: int, hidden: Sequence[Tensor]) -> float:
         """Return the objective in nats per prediction, with `hidden` entering block `start`.

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Moment, Moments, Split
 from pruning.latency.table import LatencyTable, Shape
-from pruning.models.shrink import shrink_, twin
+from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Allocation, Site, add_bias_, projection, set_weight_, weight
 from pruning.solver.obs import least_squares
 from pruning.system.cache import Cache
@@ -61,13 +61,13 @@ class Solves(Protocol):
 class Levels(Mapping[Site, SiteLevels]):
     """The levels of all sites; weights are solved from the moments when they are asked for."""
 
-    costly = False  # to cut: then drafts have weights of no meaning
+    expensive = False  # to cut: then drafts have weights of no meaning
 
     def __init__(self, by_site: dict[Site, SiteLevels], moments: Moments, identity: str = ""):
         self._of, self._moments, self.identity = by_site, moments, identity
 
     @classmethod
-    def of(
+    def from_moments(
         cls,
         model: PreTrainedModel,
         moments: Moments,
@@ -111,8 +111,8 @@ class Levels(Mapping[Site, SiteLevels]):
     def cut(
         self, dense: PreTrainedModel, choice: Sequence[int]
     ) -> tuple[PreTrainedModel, Allocation]:
-        """Shrink a twin of the dense model, and solve the weights of the chosen levels."""
-        pruned, allocation = twin(dense), self.allocation(choice)
+        """Shrink a copy of the dense model, and solve the weights of the chosen levels."""
+        pruned, allocation = copy_sharing_weights(dense), self.allocation(choice)
         shrink_(pruned, allocation)
         for (site, keep), level in zip(allocation.items(), choice, strict=True):
             if keep.any() and not keep.all():

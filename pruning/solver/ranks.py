@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Split
 from pruning.latency.table import Shape
-from pruning.models.shrink import factor_, twin
+from pruning.models.shrink import copy_sharing_weights, factor_
 from pruning.models.sites import Allocation, Site, projection, weight
 from pruning.solver.levels import Levels, SiteLevels
 from pruning.solver.ordering import check_finite
@@ -54,7 +54,7 @@ def rank_levels(
 class Ranks(Levels):
     """The ranks of all projections; the two factors are computed when they are asked for."""
 
-    costly = True
+    expensive = True
 
     def factors(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"], fit: bool = False
@@ -77,8 +77,8 @@ class Ranks(Levels):
     def cut(
         self, dense: PreTrainedModel, choice: Sequence[int]
     ) -> tuple[PreTrainedModel, Allocation]:
-        """Put two projections in the place of each one whose rank falls, in a twin of the model."""
-        pruned = twin(dense)
+        """Put two projections in the place of each one whose rank falls, in a copy of the model."""
+        pruned = copy_sharing_weights(dense)
         for site, level in zip(self, choice, strict=True):
             if level:
                 old = projection(dense, site)
@@ -89,7 +89,7 @@ class Ranks(Levels):
         self, dense: PreTrainedModel, choice: Sequence[int]
     ) -> tuple[PreTrainedModel, Allocation]:
         """Return a model of the same shapes with any rows and columns as factors."""
-        pruned, allocation = twin(dense), self.allocation(choice)
+        pruned, allocation = copy_sharing_weights(dense), self.allocation(choice)
         for (site, keep), level in zip(allocation.items(), choice, strict=True):
             if level:
                 old, rank = projection(dense, site), int(keep.sum())

@@ -46,7 +46,7 @@ def free(path: Path) -> Iterator[bool]:
         yield _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class Turn:
+class DeviceLock:
     """This process's share of a device."""
 
     def __init__(self, device: "torch.device"):
@@ -88,13 +88,13 @@ class Turn:
         self.gate.close()
 
 
-_mine: list[Turn] = []  # of this process, while a job of it computes; a lock is the process's
+_mine: list[DeviceLock] = []  # of this process, while a job of it computes; a lock is the process's
 
 
 @contextmanager
-def sharing(device: "torch.device") -> Iterator[None]:
+def computing_on(device: "torch.device") -> Iterator[None]:
     """Compute on a device together with other jobs of this user, giving way to those that time."""
-    turn = Turn(device)
+    turn = DeviceLock(device)
     turn.share()
     _mine.append(turn)
     try:
@@ -130,10 +130,10 @@ def rest() -> None:
 
 
 @contextmanager
-def alone(device: "torch.device") -> Iterator[None]:
+def exclusive(device: "torch.device") -> Iterator[None]:
     """Let no other job of this user compute or time anything on the device meanwhile."""
     with waiting():
-        turn = Turn(device)
+        turn = DeviceLock(device)
         try:
             with turn.alone():
                 yield
@@ -145,7 +145,7 @@ _cards: list[IO[str]] = []  # open while this process lives, and so locked
 
 
 @cache
-def card(count: int) -> str:
+def claim_gpu(count: int) -> str:
     """Return which of `count` GPUs is this worker's, and no other's of its sweep, while it lives.
 
     Of those in CUDA_VISIBLE_DEVICES, where that is set. A worker of a launcher runs job after job

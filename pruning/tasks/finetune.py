@@ -14,7 +14,7 @@ from pruning.data.batch import Row, digest_rows
 from pruning.models.source import fingerprint
 from pruning.models.weights import loaded
 from pruning.system.cache import Cache
-from pruning.tasks.training import Guard, arguments, collator, own, run
+from pruning.tasks.training import NonFiniteGuard, arguments, collator, own, run
 
 CLIP = 1.0  # largest norm of the gradient
 POOL = 50  # batches whose rows are sorted by length among each other
@@ -31,7 +31,7 @@ class Schedule:
     seed: int  # of the order of the rows
 
 
-def finetuned(
+def fine_tune(
     model: PreTrainedModel,
     examples: list[Row],
     schedule: Schedule,
@@ -73,7 +73,7 @@ def finetuned(
             ),
             data_collator=collator(model),
             train_dataset=Subset(examples, rows),  # type: ignore[arg-type]
-            callbacks=[Guard("task.rate", CLIP, scratch)],
+            callbacks=[NonFiniteGuard("task.rate", CLIP, scratch)],
         )
         run(trainer, scratch)
         student.save_pretrained(directory)

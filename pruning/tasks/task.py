@@ -47,19 +47,19 @@ class Task(Options, ABC):
         """Tokenise the training rows, in order."""
 
     @abstractmethod
-    def loading(self) -> dict[str, Any]:
+    def head_kwargs(self) -> dict[str, Any]:
         """Return options that a model with a new head is loaded with."""
 
-    def teach(
+    def fine_tune(
         self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", cache: Cache
     ) -> "PreTrainedModel":
         """Return the model fine-tuned; itself where it came with a head for such a task."""
-        from pruning.tasks.finetune import Schedule, finetuned
+        from pruning.tasks.finetune import Schedule, fine_tune
 
         if type(model).__name__ in (model.config.architectures or ()):
             return model
         schedule = Schedule(self.epochs, self.batch, self.rate, self.save, self.seed)
-        return finetuned(model, self.examples(tokenizer, cache), schedule, self.recipe(), cache)
+        return fine_tune(model, self.examples(tokenizer, cache), schedule, self.recipe(), cache)
 
     def recipe(self) -> dict:
         """Return what a fine-tuned model depends on beside its rows."""
@@ -81,13 +81,13 @@ class Classification(Task):
         rows = self.train.read(cache, "task.train")
         return examples(self.train, rows, tokenizer, self.sequence, self.classes)
 
-    def loading(self) -> dict[str, Any]:
+    def head_kwargs(self) -> dict[str, Any]:
         """Return options that a model with a new head is loaded with."""
         return {"num_labels": self.classes}
 
 
 @dataclass
-class Answering(Task):
+class QuestionAnswering(Task):
     """The place in a context where the answer to a question begins, and where it ends."""
 
     head = "AutoModelForQuestionAnswering"
@@ -106,6 +106,6 @@ class Answering(Task):
         rows = windows(asked, tokenizer, self.sequence, self.stride, "task")
         return [window.labelled(asked[window.question]) for window in rows]
 
-    def loading(self) -> dict[str, Any]:
+    def head_kwargs(self) -> dict[str, Any]:
         """Return options that a model with a new head is loaded with."""
         return {"num_labels": 2}  # beginning, end

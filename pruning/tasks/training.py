@@ -31,7 +31,7 @@ def collator(model: PreTrainedModel) -> Callable[[list[Row]], Row]:
     """Return what pads rows into a batch; without labels of a task it is the next tokens."""
 
     def collate(rows: list[Row]) -> Row:
-        batch = Batch.of(rows, model.config.pad_token_id or 0)
+        batch = Batch.from_rows(rows, model.config.pad_token_id or 0)
         next_tokens = {"labels": batch.ids.masked_fill(batch.mask == 0, IGNORED)}
         return batch.inputs(batch.ids.device) | (batch.labels or next_tokens)
 
@@ -67,7 +67,7 @@ def arguments(
     made = TrainingArguments(
         output_dir=str(directory),
         max_steps=steps,
-        max_grad_norm=0.0,  # Guard clips
+        max_grad_norm=0.0,  # NonFiniteGuard clips
         logging_nan_inf_filter=False,
         save_total_limit=2,
         report_to=[],
@@ -87,7 +87,7 @@ def save_parameters(model: nn.Module, directory: Path) -> None:
     save_file(state, directory / "parameters.safetensors")
 
 
-class Guard(TrainerCallback):
+class NonFiniteGuard(TrainerCallback):
     """Clips the gradient of the weights, and stops before a step that is not finite."""
 
     def __init__(

@@ -113,7 +113,7 @@ def test_moments_of_long_and_of_short_sequences_are_two(tmp_path):
             cut = row.view(-1, sequence)
             batches.append(Batch(cut, torch.ones_like(cut), held_out=index == 1))
         given = (fingerprint(model), batches, text(), sites(model), cache)
-        found[sequence] = Moments.of(model, *given)[sites(model)[-1]].fit.H
+        found[sequence] = Moments.collect(model, *given)[sites(model)[-1]].fit.H
     assert len(list(tmp_path.glob("moments/*/"))) == 2
     apart = (found[64] - found[16]).norm() / found[64].norm()
     assert apart > 0.05  # of other tokens before them, other inputs

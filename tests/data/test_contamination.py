@@ -10,7 +10,7 @@ import torch
 from pruning.calibration.calibration import Calibration, Target, Weight
 from pruning.data.contamination import LENGTH, disjoint, windows
 from pruning.data.text import Text
-from pruning.evaluation.parts import Documents, Judged, Perplexity
+from pruning.evaluation.parts import ClassificationBenchmark, LmEvalTask, Perplexity
 from pruning.evaluation.suite import Suite
 from pruning.recovery.rows import rows_of
 from pruning.system.cache import Cache
@@ -106,7 +106,7 @@ def test_labelled_texts_are_looked_for_too(tmp_path):
     words = [f"w{i}" for i in torch.randint(2000, (4000,)).tolist()]
     (tmp_path / "text.txt").write_text(" ".join(words))
     (tmp_path / "rows.tsv").write_text("one\tlabel\n" + " ".join(words[100:200]) + "\t1\n")
-    judged = Judged(str(tmp_path / "rows.tsv"), columns=["one"])
+    judged = ClassificationBenchmark(str(tmp_path / "rows.tsv"), columns=["one"])
     found = rows_from(tmp_path, {"perplexity": None, "labelled": {"mine": judged}}, steps=30)
     whole = rows_from(tmp_path, {"perplexity": None, "labelled": {}}, steps=30)
     assert 0 < len(whole) - len(found) <= 3
@@ -119,7 +119,7 @@ def test_documents_of_lm_eval_are_looked_for_too(tmp_path):
     choices = {"text": ["one", "two"], "label": ["A", "B"]}
     rows = [{"id": "0", "question": question, "choices": choices, "answerKey": "A"}]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = {"arc_easy": Documents(str(tmp_path / "asked.jsonl"))}
+    asked = {"arc_easy": LmEvalTask(str(tmp_path / "asked.jsonl"))}
     found = rows_from(tmp_path, {"perplexity": None, "labelled": {}, "tasks": asked}, steps=30)
     whole = rows_from(tmp_path, {"perplexity": None, "labelled": {}}, steps=30)
     assert 0 < len(whole) - len(found) <= 3
@@ -130,7 +130,7 @@ def test_shares_of_the_calibration_rows_by_part(tmp_path, monkeypatch):
     (tmp_path / "judged.txt").write_text(" ".join(words[: 10 * 64]))
     (tmp_path / "rows.tsv").write_text("one\tlabel\n" + " ".join(words[:30]) + " w0 w0 w0\t1\n")
     text = Perplexity(Text(str(tmp_path / "judged.txt")), [64], None)
-    labelled = {"mine": Judged(str(tmp_path / "rows.tsv"), columns=["one"])}
+    labelled = {"mine": ClassificationBenchmark(str(tmp_path / "rows.tsv"), columns=["one"])}
     suite = Suite("tiny", text, tasks={}, labelled=labelled, limit=None, batch=1)
     tokenizer, cache = word_tokenizer(2000), Cache(tmp_path / "c")
     ids = torch.tensor(tokenizer(" ".join(words)).input_ids)

@@ -7,7 +7,7 @@ import pytest
 
 from pruning.data.questions import Questions
 from pruning.system.cache import Cache
-from pruning.tasks.task import Answering
+from pruning.tasks.task import QuestionAnswering
 from pruning.tasks.windows import windows
 from tests.helpers.tiny import word_tokenizer
 
@@ -151,9 +151,9 @@ def test_a_window_that_leaves_no_room(tmp_path):
 
 
 def test_the_rows_of_a_task(tmp_path):
-    task = Answering("mine", 14, 1.0, 2, 0.1, 5, 0, source(tmp_path), stride=4)
+    task = QuestionAnswering("mine", 14, 1.0, 2, 0.1, 5, 0, source(tmp_path), stride=4)
     rows = task.examples(word_tokenizer(), Cache(tmp_path / "cache"))
     assert len(rows) > len(ROWS)
     assert all({"input_ids", "start_positions", "end_positions"} <= set(row) for row in rows)
     with pytest.raises(ValueError, match=r"^task\.stride=0 must be at least 1"):
-        Answering("mine", stride=0)
+        QuestionAnswering("mine", stride=0)

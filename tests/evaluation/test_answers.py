@@ -16,7 +16,7 @@ from pruning.composition import compose
 from pruning.data.questions import Question
 from pruning.evaluation.answers import answers, judge, span
 from pruning.evaluation.part import Candidate
-from pruning.evaluation.parts import Answered
+from pruning.evaluation.parts import QABenchmark
 from pruning.evaluation.suite import Suite
 from pruning.system.cache import Cache
 from tests.helpers.families import ENCODERS, reader
@@ -33,7 +33,7 @@ def suite(tmp_path, rows=ROWS, **options) -> Suite:
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {"path": str(path), "sequence": 16, "stride": 5, "longest": 3} | options
-    asked = {"mine": Answered(**settings)}
+    asked = {"mine": QABenchmark(**settings)}
     return Suite("tiny", None, tasks={}, labelled={}, limit=None, batch=4, questions=asked)
 
 

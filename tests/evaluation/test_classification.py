@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from pruning.evaluation.parts import Judged
+from pruning.evaluation.parts import ClassificationBenchmark
 from pruning.evaluation.specs import Metric
 from pruning.evaluation.suite import Suite
 from pruning.models.sites import positions
@@ -32,7 +32,7 @@ def suite(tmp_path, limit: int | None = None, **task) -> Suite:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     settings = {"path": str(path), "columns": ["one"]} | task
-    labelled = {"mine": Judged(**settings)}
+    labelled = {"mine": ClassificationBenchmark(**settings)}
     return Suite("tiny", perplexity=None, tasks={}, labelled=labelled, limit=limit, batch=4)
 
 

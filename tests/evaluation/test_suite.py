@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from pruning.data.text import Text
 from pruning.evaluation.documents import documents as documents_of
-from pruning.evaluation.parts import Documents, Perplexity
+from pruning.evaluation.parts import LmEvalTask, Perplexity
 from pruning.evaluation.perplexity import token_perplexity
 from pruning.evaluation.suite import Suite
 from pruning.evaluation.tasks import TASKS, metric_name, pooled
@@ -36,7 +36,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def suite(tasks: dict[str, Documents], **more) -> Suite:
+def suite(tasks: dict[str, LmEvalTask], **more) -> Suite:
     settings = {"perplexity": None, "labelled": {}, "limit": None, "batch": 3} | more
     return Suite(name="tiny", tasks=tasks, **settings)
 
@@ -86,7 +86,7 @@ def test_sheets_are_documents_too(tmp_path, suffix):
     path = tmp_path / f"asked{suffix}"
     path.write_text("".join(mark.join(row) + "\n" for row in rows))
     found = documents_of(
-        Documents(str(path)), "path", Cache(tmp_path / "cache"), "suite.tasks.piqa"
+        LmEvalTask(str(path)), "path", Cache(tmp_path / "cache"), "suite.tasks.piqa"
     )
     (row,) = datasets.Dataset.from_parquet(str(found))
     assert row == {"goal": f"{quote}to sit down", "sol1": "a chair", "sol2": "a cloud", "label": 0}
@@ -97,7 +97,7 @@ def test_sheets_are_documents_too(tmp_path, suffix):
 def test_accuracy_is_lm_evals_own_on_the_saved_model(
     model, tokenizer, documents, tmp_path, no_network, limit
 ):
-    tiny = suite({"arc_easy": Documents(path=str(documents))}, limit=limit)
+    tiny = suite({"arc_easy": LmEvalTask(path=str(documents))}, limit=limit)
     ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
     definition = {"include": str(TASKS / "arc" / "arc_easy.yaml"), **data(test=documents)}
     theirs = lm_evals_own(model, tokenizer, tmp_path, {"arc_easy": definition}, limit)["arc_easy"]
@@ -111,7 +111,7 @@ def test_accuracy_is_lm_evals_own_on_the_saved_model(
 
 
 def test_samples_are_the_first_documents_as_they_were_asked(model, tokenizer, documents, tmp_path):
-    tiny = suite({"arc_easy": Documents(path=str(documents))}, samples=2)
+    tiny = suite({"arc_easy": LmEvalTask(path=str(documents))}, samples=2)
     found = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache"))
     assert [sample["document"] for sample in found.samples] == [0, 1]
     rows = [json.loads(line) for line in documents.read_text().splitlines()]
@@ -135,8 +135,8 @@ def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_pa
     (tmp_path / "text.txt").write_text("the sun is hot ? the ice is cold : " * 20)
     whole = suite(
         {
-            "arc_easy": Documents(path=str(tmp_path / "folder")),
-            "arc_challenge": Documents(str(documents)),
+            "arc_easy": LmEvalTask(path=str(tmp_path / "folder")),
+            "arc_challenge": LmEvalTask(str(documents)),
         },
         perplexity=Perplexity(
             text=Text(path=str(tmp_path / "text.txt")), window=[16, 8], tokens=64
@@ -162,7 +162,7 @@ def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_pa
 
 
 def test_the_average_is_over_the_tasks(model, tokenizer, documents, tmp_path):
-    of = {name: Documents(str(documents)) for name in ("arc_easy", "arc_challenge")}
+    of = {name: LmEvalTask(str(documents)) for name in ("arc_easy", "arc_challenge")}
     found = suite(of, average=[*of]).evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
     for metric in ("acc", "acc_norm"):
         values = [found[f"tiny/{task}/{metric}"] for task in of]
@@ -210,7 +210,7 @@ def test_a_folder_of_tasks_is_pooled_as_lm_eval_has_each(model, tokenizer, tmp_p
     paths = {"path": f"{tmp_path}/{{dataset_name}}-test.jsonl"}
     paths["examples"] = paths["path"].replace("-test", "-dev")
     monkeypatch.setattr("pruning.evaluation.tasks.TASKS", tmp_path / "tasks")
-    tiny = suite({"mmlu": Documents(**paths, folder="mmlu/default", shots=2)})
+    tiny = suite({"mmlu": LmEvalTask(**paths, folder="mmlu/default", shots=2)})
     ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
 
     definitions = {
@@ -230,7 +230,7 @@ def test_a_folder_of_tasks_is_pooled_as_lm_eval_has_each(model, tokenizer, tmp_p
         "tiny/mmlu/acc_chance": 0.25,
     }
     with pytest.raises(ValueError, match=r"^suite\.tasks\.mmlu\.folder='nothing' is no folder o"):
-        suite({"mmlu": Documents(folder="nothing")}).evaluate(model, tokenizer, Cache(tmp_path))
+        suite({"mmlu": LmEvalTask(folder="nothing")}).evaluate(model, tokenizer, Cache(tmp_path))
 
 
 @pytest.mark.job
@@ -240,7 +240,7 @@ def test_word_perplexity_of_a_raw_file_is_lm_evals_own(model, tokenizer, tmp_pat
         " = Rivers = \n a river moves = hot .\n",
     ]
     (tmp_path / "wiki.raw").write_text("\n" + "".join(pages))
-    tiny = suite({"wikitext": Documents(str(tmp_path / "wiki.raw"))})
+    tiny = suite({"wikitext": LmEvalTask(str(tmp_path / "wiki.raw"))})
     ours = tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
     (tmp_path / "pages.jsonl").write_text("".join(json.dumps({"page": p}) + "\n" for p in pages))
     definition = {
@@ -260,12 +260,12 @@ def test_columns_of_other_names_and_answers_that_are_none(
 ):
     cache = Cache(tmp_path / "cache")
     rows = [json.loads(line) for line in documents.read_text().splitlines()]
-    expected = suite({"arc_easy": Documents(str(documents))}).evaluate(model, tokenizer, cache)
+    expected = suite({"arc_easy": LmEvalTask(str(documents))}).evaluate(model, tokenizer, cache)
     other = [{("key" if k == "answerKey" else k): v for k, v in row.items()} for row in rows]
     datasets.Dataset.from_list(other).save_to_disk(tmp_path / "other")
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in other))
     for path in ("other", "other.jsonl"):
-        of = Documents(str(tmp_path / path), columns={"answerKey": "key"})
+        of = LmEvalTask(str(tmp_path / path), columns={"answerKey": "key"})
         found = suite({"arc_easy": of}).evaluate(model, tokenizer, cache)
         assert found.metrics == expected.metrics
         of.columns = {"answerKey": "label"}
@@ -277,7 +277,7 @@ def test_columns_of_other_names_and_answers_that_are_none(
     for answer in (True, False):
         row = {"passage": "the sun", "question": "is it hot", "answer": answer}
         (tmp_path / f"{answer}.jsonl").write_text(json.dumps(row) + "\n")
-        of = Documents(str(tmp_path / f"{answer}.jsonl"))
+        of = LmEvalTask(str(tmp_path / f"{answer}.jsonl"))
         with pytest.raises(ValueError, match=r"^suite\.tasks\.boolq: the right answer 'label' of"):
             suite({"boolq": of}).evaluate(model, tokenizer, cache)
         of.columns = {"label": "answer"}
@@ -295,8 +295,8 @@ def test_what_was_measured_before_is_not_measured_again(
     datasets.Dataset.from_list(
         [json.loads(line) for line in documents.read_text().splitlines()]
     ).save_to_disk(folder)
-    of = {"arc_easy": Documents(str(folder)), "arc_challenge": Documents(str(documents))}
-    measure, measured = Documents.measure, []
+    of = {"arc_easy": LmEvalTask(str(folder)), "arc_challenge": LmEvalTask(str(documents))}
+    measure, measured = LmEvalTask.measure, []
 
     def note(self, name, candidate):
         measured.append(name)
@@ -304,7 +304,7 @@ def test_what_was_measured_before_is_not_measured_again(
             raise KeyboardInterrupt
         return measure(self, name, candidate)
 
-    monkeypatch.setattr(Documents, "measure", note)
+    monkeypatch.setattr(LmEvalTask, "measure", note)
     given = (model, tokenizer, Cache(tmp_path / "cache"))
     with pytest.raises(KeyboardInterrupt):
         suite(of, limit=4).evaluate(*given)
@@ -338,7 +338,7 @@ def test_what_was_measured_before_is_not_measured_again(
 def test_a_part_without_data_is_named_and_the_others_go_on(model, tokenizer, documents, tmp_path):
     (tmp_path / "text.txt").write_text("the sun is hot " * 20)
     perplexity = Perplexity(text=Text(path=str(tmp_path / "text.txt")), window=[16], tokens=None)
-    of = {"arc_easy": Documents(str(documents)), "arc_challenge": Documents("./gone.jsonl")}
+    of = {"arc_easy": LmEvalTask(str(documents)), "arc_challenge": LmEvalTask("./gone.jsonl")}
     cache = Cache(tmp_path / "cache")
     left, missing = suite(of, perplexity=perplexity).available(cache)
     assert set(missing) == {"arc_challenge"}
@@ -377,24 +377,24 @@ def test_a_metric_behind_a_filter_keeps_its_stderr_suffix():
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ({"arc_eesy": Documents()}, r"suite\.tasks\.arc_eesy is not a task of lm-eval"),
+        ({"arc_eesy": LmEvalTask()}, r"suite\.tasks\.arc_eesy is not a task of lm-eval"),
         (
-            {"arc_eesy": Documents(path="x.jsonl")},
+            {"arc_eesy": LmEvalTask(path="x.jsonl")},
             r"suite\.tasks\.arc_eesy is not the name of a single",
         ),
         (
-            {"piqa": Documents(path="no.jsonl")},
+            {"piqa": LmEvalTask(path="no.jsonl")},
             r"suite\.tasks\.piqa\.path='no\.jsonl' is not there",
         ),
         (
-            {"piqa": Documents(path="tests")},
+            {"piqa": LmEvalTask(path="tests")},
             r"suite\.tasks\.piqa\.path=.*tests' cannot be read .*written by",
         ),
         (
-            {"piqa": Documents(path="{documents}")},
+            {"piqa": LmEvalTask(path="{documents}")},
             r"suite\.tasks\.piqa could not be loaded.*columns",
         ),
-        ({"piqa": Documents()}, r"suite\.tasks\.piqa could not be loaded.*remove it with '~suite"),
+        ({"piqa": LmEvalTask()}, r"suite\.tasks\.piqa could not be loaded.*remove it with '~suite"),
     ],
 )
 def test_what_cannot_be_had_is_one_plain_error(
@@ -407,7 +407,7 @@ def test_what_cannot_be_had_is_one_plain_error(
 
     small = lm_eval.tasks.TaskManager(include_defaults=False)
     monkeypatch.setattr(module, "everything", lambda: small)  # the index of all takes 20 s
-    if tasks == {"piqa": Documents()}:
+    if tasks == {"piqa": LmEvalTask()}:
         monkeypatch.setattr(datasets, "load_dataset", unreachable)
     for task in tasks.values():
         task.path = task.path and task.path.format(documents=documents)
@@ -479,6 +479,6 @@ def test_damaged_documents_are_noticed_before_anything_is_measured(tmp_path, dam
     else:
         path.write_bytes("na\u00efve".encode("latin-1"))
         said = "convert it to UTF-8"
-    task = {"piqa": Documents(path=str(path), columns=columns)}
+    task = {"piqa": LmEvalTask(path=str(path), columns=columns)}
     with pytest.raises(ValueError, match=rf"^suite\.tasks\.piqa\.path='{path}' cannot .*{said}"):
         suite(task).available(Cache(tmp_path / "cache"))

@@ -12,7 +12,7 @@ from pruning.calibration.moments import Moments, collect
 from pruning.data.batch import Batch
 from pruning.latency.grid import heads, widths
 from pruning.latency.table import LatencyTable
-from pruning.methods.method import Subject
+from pruning.methods.method import PruningContext
 from pruning.methods.plans import LevelsPlan
 from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.sites import projection, sites, weight
@@ -91,7 +91,7 @@ def levels_plan(
     table, cache, clock = linear_table(model), Cache("nowhere"), Stopwatch()
     search = NoSearch("none")
     given = batches or []
-    subject = Subject(
+    subject = PruningContext(
         model, "", given, lambda n: given, text(target), table, search, 1.5, 0, cache, clock
     )
     return LevelsPlan(subject, levels, choose, ridges)

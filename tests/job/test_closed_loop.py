@@ -3,14 +3,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from pruning.job.closed_loop import SpeedTarget, meet, timed_again
+from pruning.job.closed_loop import SpeedTarget, prune_to_speedup, timed_again
 from pruning.latency.clock import Timing
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
 from pruning.models.sites import Kind, sites, weight
 from pruning.runtimes.torch_eager import EAGER
 from pruning.runtimes.workload import Phase
-from pruning.search.problem import pose
+from pruning.search.problem import build_problem
 from pruning.search.search import Uniform
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
@@ -68,7 +68,7 @@ def case(tmp_path_factory):
     directory = tmp_path_factory.mktemp("meet")
     table = linear_table(model)
     levels = solve_levels(model, BATCHES, directory, table, ridges=(0.1,))
-    problem = pose(levels, table, None, Cache(directory))
+    problem = build_problem(levels, table, None, Cache(directory))
     return model, levels, table, lambda budget: problem.solve(problem.loss, budget)
 
 
@@ -82,7 +82,9 @@ def fake(table, *factors: float) -> Fake:
 def test_a_constant_factor_is_corrected(case, speedup, factor):
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
-    met = meet(model, plan, table, SpeedTarget(speedup, fake(table, factor)), Stopwatch())
+    met = prune_to_speedup(
+        model, plan, table, SpeedTarget(speedup, fake(table, factor)), Stopwatch()
+    )
     assert met.measured == pytest.approx(speedup, rel=0.02)
     assert len(met.rounds) <= 4
     assert [entry["confirms"] for entry in met.rounds] == [*[False] * (len(met.rounds) - 1), True]
@@ -99,7 +101,7 @@ def test_the_nearest_round_is_kept_when_none_is_near_enough(case, caplog):
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
     here = fake(table, 0.7, 1.4, 0.7, 1.4, 1.1)
-    met = meet(model, plan, table, SpeedTarget(1.5, here), Stopwatch())
+    met = prune_to_speedup(model, plan, table, SpeedTarget(1.5, here), Stopwatch())
     *chosen, last = met.rounds
     assert len(chosen) == 4
     nearest = min(chosen, key=lambda r: abs(r["measured"] - 1.5))
@@ -114,7 +116,9 @@ def test_what_chose_a_round_is_not_what_is_reported(case):
     """A lucky timing of the right speedup chooses; the next one, of that model, is the result."""
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
-    met = meet(model, plan, table, SpeedTarget(1.5, fake(table, 1.0, 1.01)), Stopwatch())
+    met = prune_to_speedup(
+        model, plan, table, SpeedTarget(1.5, fake(table, 1.0, 1.01)), Stopwatch()
+    )
     assert [entry["confirms"] for entry in met.rounds] == [False, True]
     assert met.rounds[0]["measured"] == pytest.approx(met.predicted)
     assert met.measured == met.rounds[1]["measured"] == pytest.approx(1.01 * met.predicted)
@@ -126,7 +130,7 @@ def test_a_confirmation_outside_the_tolerance_is_followed_by_another_round(case)
     """The first timing was lucky: 1.0 of what is predicted, where 0.9 is the truth."""
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
-    met = meet(model, plan, table, SpeedTarget(1.5, fake(table, 1.0, 0.9)), Stopwatch())
+    met = prune_to_speedup(model, plan, table, SpeedTarget(1.5, fake(table, 1.0, 0.9)), Stopwatch())
     confirms = [entry["confirms"] for entry in met.rounds]
     assert confirms[:2] == [False, True]
     assert confirms[2] is False
@@ -140,8 +144,13 @@ def test_a_costly_model_is_timed_itself_when_its_draft_is_confirmed(case):
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
     built = []
-    plan.costly, plan.build = True, lambda shapes: built.append(shapes) or plan.draft(shapes)
-    met = meet(model, plan, table, SpeedTarget(1.5, fake(table, 1.0, 1.0, 1.2)), Stopwatch())
+    plan.expensive, plan.build = (
+        True,
+        lambda shapes: built.append(shapes) or plan.timing_model(shapes),
+    )
+    met = prune_to_speedup(
+        model, plan, table, SpeedTarget(1.5, fake(table, 1.0, 1.0, 1.2)), Stopwatch()
+    )
     assert len(built) == 1
     assert [entry["confirms"] for entry in met.rounds] == [False, True, True]
     assert met.measured == met.rounds[-1]["measured"] == pytest.approx(1.2 * met.predicted)
@@ -150,7 +159,7 @@ def test_a_costly_model_is_timed_itself_when_its_draft_is_confirmed(case):
 def test_other_weights_are_timed_anew_and_that_alone_counts(case):
     model, levels, table, choose = case
     here = fake(table, 1.0, 1.01, 1.2)
-    met = meet(
+    met = prune_to_speedup(
         model, levels_plan(model, levels, choose), table, SpeedTarget(1.5, here), Stopwatch()
     )
     former, rounds = met, list(met.rounds)
@@ -172,9 +181,9 @@ def test_a_confirmation_takes_more_pairs(case):
 def test_what_no_search_reaches_is_an_error(case, tmp_path):
     model, levels, table, _ = case
     uniform = Uniform(name="uniform")
-    choose = uniform.prepare(pose(levels, table, None, Cache(tmp_path)), table.budget(3.0))
+    choose = uniform.prepare(build_problem(levels, table, None, Cache(tmp_path)), table.budget(3.0))
     with pytest.raises(ValueError, match=r"^speedup=3 cannot be met with this search.*calibrated"):
-        meet(
+        prune_to_speedup(
             model,
             levels_plan(model, levels, choose),
             table,
@@ -186,7 +195,7 @@ def test_what_no_search_reaches_is_an_error(case, tmp_path):
 def test_a_correction_that_cannot_be_met_keeps_the_nearest(case, caplog):
     model, levels, table, choose = case
     speedup = table.most(sites(model)) * 0.98
-    met = meet(
+    met = prune_to_speedup(
         model,
         levels_plan(model, levels, choose),
         table,
@@ -202,7 +211,7 @@ def test_a_correction_that_cannot_be_met_keeps_the_nearest(case, caplog):
 def test_speedup_one_is_the_dense_model(case):
     model, levels, table, choose = case
     plan = levels_plan(model, levels, choose)
-    met = meet(model, plan, table, SpeedTarget(1.0, fake(table, 0.9)), Stopwatch())
+    met = prune_to_speedup(model, plan, table, SpeedTarget(1.0, fake(table, 0.9)), Stopwatch())
     assert [entry["confirms"] for entry in met.rounds] == [True]
     assert all(keep.all() for keep in met.allocation.values())
     ids = BATCHES[0].ids

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pruning.composition import compose
-from pruning.evaluation.parts import Documents
-from pruning.job.dry_run import rehearse
+from pruning.evaluation.parts import LmEvalTask
+from pruning.job.dry_run import dry_run
 from pruning.system.cache import Cache
 from tests.helpers.place import Place
 
@@ -69,8 +69,8 @@ def test_a_text_that_was_read_takes_no_time_where_a_task_was_not(place, capsys, 
     experiment = compose([*given, f"cache={place.root / 'other'}"])
     device, cache = torch.device("cpu"), Cache(experiment.cache)
     experiment.suite.evaluate(*experiment.model.load(cache, device), cache)
-    experiment.suite.tasks["arc_easy"] = Documents(str(rows))
-    rehearse(experiment, "job")
+    experiment.suite.tasks["arc_easy"] = LmEvalTask(str(rows))
+    dry_run(experiment, "job")
     out = capsys.readouterr().out
     assert states(out)["evaluate the dense model"] == "to compute"
     assert seconds(out)["evaluate the dense model"] == ""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruning.composition import compose
-from pruning.evaluation.parts import Judged
+from pruning.evaluation.parts import ClassificationBenchmark
 from pruning.evaluation.suite import Suite
 from pruning.job.preflight import check_ids, preflight
 from pruning.system.cache import Cache
@@ -67,7 +67,7 @@ def test_tokens_beyond_the_embedding_count_where_they_occur(tmp_path):
 @pytest.mark.parametrize("size", [125, 140])
 def test_tokens_of_labelled_rows(tmp_path, size):
     (tmp_path / "rows.tsv").write_text("text\tlabel\nw1\t0\nw125 w2\t1\n")
-    labelled = {"mine": Judged(str(tmp_path / "rows.tsv"), columns=["text"])}
+    labelled = {"mine": ClassificationBenchmark(str(tmp_path / "rows.tsv"), columns=["text"])}
     suite = Suite("tiny", None, tasks={}, labelled=labelled, limit=None, batch=1)
     experiment = compose(["calibration=task", "task=sst2"])
     experiment.task.train = labelled["mine"]

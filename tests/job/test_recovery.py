@@ -41,7 +41,7 @@ def given(place, *overrides: str, outputs: str) -> list[str]:
 
 def test_a_killed_recovery_goes_on_and_is_reported(place, jobs):
     arguments = given(place, "recovery=distill", "recovery.watch=6", "speedup=1.5", outputs="one")
-    step = "pruning.recovery.student:Student.compute_loss"
+    step = "pruning.recovery.student:DistillationTrainer.compute_loss"
     killed = jobs(*arguments, kill_at=step, call=7)  # two steps after a checkpoint
     assert killed.returncode == -9
     (left,) = (place.root / "one").glob("*/pruned/met.json")

@@ -14,7 +14,7 @@ from pruning.latency.analytic import Counter
 from pruning.latency.elsewhere import Counted, File, Proxy, Roofline
 from pruning.latency.imported import at_batch, from_text
 from pruning.latency.table import LatencyTable
-from pruning.models.shrink import shrink_, twin
+from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Kind, architecture, linears, sites
 from pruning.runtimes.calls import end_to_end
 from pruning.runtimes.workload import Phase, Workload
@@ -45,7 +45,7 @@ def test_parameters_are_those_of_the_pruned_model(family, tmp_path):
             : left[1] if isinstance(left, tuple) else left,
         ] = True
         allocation[site] = keep.flatten()
-    pruned = shrink_(twin(model), allocation)
+    pruned = shrink_(copy_sharing_weights(model), allocation)
 
     def matrices(of) -> int:
         inside = of.get_submodule(architecture(of).blocks).named_parameters()

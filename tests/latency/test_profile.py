@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, OPTConfig
 
-from pruning.job.closed_loop import SpeedTarget, meet
-from pruning.latency.anchors import anchors
+from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
+from pruning.latency.anchors import reference_models
 from pruning.latency.clock import SECONDS, Timing
 from pruning.latency.grid import heads, widths
 from pruning.latency.local import Local
@@ -18,13 +18,13 @@ from pruning.latency.measurement import Measurement
 from pruning.latency.profile import NOTHING, profile, within
 from pruning.latency.shapes import spent
 from pruning.latency.table import LatencyTable
-from pruning.models.shrink import shrink_, twin
+from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
 from pruning.models.source import Attention, Dtype, Model
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import EAGER
 from pruning.runtimes.workload import Phase
-from pruning.search.problem import pose
+from pruning.search.problem import build_problem
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.helpers.allocations import mixed
@@ -146,7 +146,7 @@ def clock_of(shapes_of_anchors):
 def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
     """On a fake clock, where parts alone are slower or faster by known factors."""
     model = llama()
-    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model), 16)}
+    known = {anchor.name: anchor.shapes for anchor in reference_models(model, sites(model), 16)}
     monkeypatch.setattr("pruning.latency.profile.interleaved", clock_of(known))
     table = profile(model, how(model), sites(model))
     assert table.rest == pytest.approx(REST)
@@ -184,7 +184,7 @@ def test_the_runtime_is_part_of_what_was_timed(tmp_path):
 
 def test_a_slow_width_is_never_offered(monkeypatch):
     model = llama()
-    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model), 16)}
+    known = {anchor.name: anchor.shapes for anchor in reference_models(model, sites(model), 16)}
     timed = clock_of(known)
 
     def with_slow_width(calls, *_, **__) -> dict:
@@ -204,7 +204,7 @@ def test_a_slow_width_is_never_offered(monkeypatch):
 
 def test_a_noisy_profile_is_refused_with_the_figure(monkeypatch):
     model = llama()
-    known = {anchor.name: anchor.shapes for anchor in anchors(model, sites(model), 16)}
+    known = {anchor.name: anchor.shapes for anchor in reference_models(model, sites(model), 16)}
     timed = clock_of(known)
 
     def noisy(calls, *_, **__) -> dict:
@@ -276,7 +276,9 @@ def test_generate_is_the_sum_of_its_steps():
     dense = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)}
     assert table.predict(dense) == pytest.approx(table.dense, rel=1e-9)
     assert {name.split(":")[0] for name in table.raw} == {"prefill 2 x 16", "decode 2 x 19"}
-    times = how(model, phase=Phase.generate).compare(model, shrink_(twin(model), mixed(model)))
+    times = how(model, phase=Phase.generate).compare(
+        model, shrink_(copy_sharing_weights(model), mixed(model))
+    )
     assert all(of.p50 > 0 for of in times)
 
 
@@ -325,7 +327,7 @@ def test_a_profile_does_not_depend_on_what_takes_no_time(tmp_path):
 def test_a_model_without_half_of_itself_is_faster():
     """Two of six sub-blocks are gone and some are cut: the clock must notice."""
     dense = llama()
-    pruned = shrink_(twin(dense), mixed(dense))
+    pruned = shrink_(copy_sharing_weights(dense), mixed(dense))
     times = how(dense, repetitions=15, sequence=64, tolerance=0.05).compare(dense, pruned)
     assert times[0].p50 > 1.05 * times[1].p50
     assert 15 <= len(times[0].values) == len(times[1].values)
@@ -362,9 +364,9 @@ def test_profile_and_meet_on_cuda(tmp_path):
     assert most > 1
     speedup = 1 + (most - 1) / 2
     levels = solve_levels(model, padded_batches(), tmp_path / "moments", linear_table(model, 16))
-    problem = pose(levels, table, None, Cache(tmp_path))
+    problem = build_problem(levels, table, None, Cache(tmp_path))
     plan = levels_plan(model, levels, lambda b: problem.solve(problem.loss, b))
-    met = meet(model, plan, table, SpeedTarget(speedup, here), Stopwatch())
+    met = prune_to_speedup(model, plan, table, SpeedTarget(speedup, here), Stopwatch())
     assert 1 <= len(met.rounds) <= 3
     assert met.measured > 1
     assert next(met.pruned.parameters()).is_cuda

@@ -121,7 +121,7 @@ def test_flap_leaves_the_mean_of_the_outputs_where_it_was(family, tmp_path):
     level = {site: len(of[site].shapes) // 2 for site in of}
     target = Target.dense  # says nothing to a method without an update
     plan = levels_plan(model, levels, lambda budget: None, batches, target, method.ridges)
-    assert not plan.costly
+    assert not plan.expensive
     shapes = {site: of[site].shapes[level[site]] for site in of}
     pruned, allocation = plan.build(shapes)
     for site, keep in allocation.items():

@@ -35,7 +35,7 @@ def adaptive(**values):
 def gated(model, tmp_path, full: bool = False):
     """Insert gates in half of the terms, or in all of them."""
     method = adaptive()
-    of, tokens = method.sites(model), Tokens.of(BATCHES, model, ENDS)
+    of, tokens = method.sites(model), Tokens.from_batches(BATCHES, model, ENDS)
     ranks = {s: s.units for s in of} if full else half(of)
     ranks |= {site: site.units if full else max(1, site.units // 2) for site in tokens.sizes}
     made = gated_(deepcopy(model), moments_of(model, of, tmp_path), ranks, method, tokens)
@@ -44,7 +44,7 @@ def gated(model, tmp_path, full: bool = False):
 
 def test_clusters_are_by_frequency():
     model = FAMILIES["llama"]()
-    tokens = Tokens.of(BATCHES, model, ENDS)
+    tokens = Tokens.from_batches(BATCHES, model, ENDS)
     assert list(tokens.sizes.values()) == [13, 51, 64]  # of 128
     assert [site.name for site in tokens.sizes] == ["embedding.0", "embedding.1", "embedding.2"]
     ids = [i for batch in BATCHES for row in batch.rows() for i in row["input_ids"].tolist()]
@@ -54,7 +54,7 @@ def test_clusters_are_by_frequency():
     E = model.get_input_embeddings().weight
     first = tokens.rows(model)[next(iter(tokens.sizes))]
     assert torch.equal(first, E[tokens.position.argsort()[:13]])
-    assert list(Tokens.of(BATCHES, model, []).sizes.values()) == [128]
+    assert list(Tokens.from_batches(BATCHES, model, []).sizes.values()) == [128]
 
 
 def test_directions_are_those_of_the_weighted_svd():
@@ -107,7 +107,7 @@ def test_what_is_cut_gives_what_the_gated_one_gives_and_a_stranger_loads_it(fami
     embedding = pruned.get_input_embeddings()
     kept = [int(keep.sum()) for site, keep in allocation.items() if site.kind is Kind.EMBEDDING]
     hidden = dense.get_input_embeddings().weight.shape[1]
-    sizes = list(Tokens.of(BATCHES, dense, ENDS).sizes.values())
+    sizes = list(Tokens.from_batches(BATCHES, dense, ENDS).sizes.values())
     assert embedding.sizes == sizes
     wholes = [kept[i] == min(sizes[i], hidden) for i in range(3)]
     assert embedding.ranks == [hidden if w else r for w, r in zip(wholes, kept, strict=True)]

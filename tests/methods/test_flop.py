@@ -20,7 +20,7 @@ from pruning.methods.flop.gating import gated_, product, restored_
 from pruning.methods.flop.learned import LearnedPlan
 from pruning.methods.flop.recipe import Embedding
 from pruning.methods.flop.training import Goal, train
-from pruning.methods.method import Subject
+from pruning.methods.method import PruningContext
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, projection, weight
 from pruning.search.options import Objective
@@ -136,27 +136,27 @@ TABLE = LatencyTable(
 
 
 def test_costs_by_hand():
-    cost = Cost.of(TABLE, SITES)
+    cost = Cost.from_table(TABLE, SITES)
     ranks = {SITES[0]: torch.tensor(3.0), SITES[1]: torch.tensor(1.5)}
     # a: between 2.5 ms at 2 and 4 at 4; b: rank 1 cannot cost more than rank 2 does, 1.2
     assert float(cost.saved(ranks)) == pytest.approx(1 - (2 + 3.25 + 1.2) / 10, rel=1e-5)
     ranks = {SITES[0]: torch.tensor(8.0), SITES[1]: torch.tensor(0.5)}
     # a: beyond 6 on at 1 ms per rank, but the dense projection takes 5; b: half of 1.2
     assert float(cost.saved(ranks)) == pytest.approx(1 - (2 + 5 + 0.6) / 10, rel=1e-5)
-    cost = Cost.of(counts({SITES[0]: (8, 20), SITES[1]: (4, 4)}, TABLE), SITES)
+    cost = Cost.from_table(counts({SITES[0]: (8, 20), SITES[1]: (4, 4)}, TABLE), SITES)
     ranks = {SITES[0]: torch.tensor(3.0), SITES[1]: torch.tensor(1.0)}
     assert float(cost.saved(ranks)) == pytest.approx(1 - (3 * 28 + 8) / 176, rel=1e-5)
 
 
 def test_a_site_too_small_for_ranks_costs_what_it_is():
     small = LatencyTable({"a": {8: 5.0}}, 2.0, 1, 1.0, 7.0)
-    cost = Cost.of(small, SITES[:1])
+    cost = Cost.from_table(small, SITES[:1])
     assert float(cost.saved({SITES[0]: torch.tensor(8.0)})) == pytest.approx(0)
 
 
 def test_the_constraint_is_climbed_and_descended():
     """Gradients against finite differences: gates lower the penalty, multipliers raise it."""
-    cost, lagrangian = Cost.of(TABLE, SITES), Lagrangian(0.0).double()
+    cost, lagrangian = Cost.from_table(TABLE, SITES), Lagrangian(0.0).double()
     with torch.no_grad():
         lagrangian.linear.fill_(0.7)
         lagrangian.quadratic.fill_(2.0)
@@ -248,7 +248,7 @@ def test_a_budget_is_met_by_ranks_that_the_table_offers(tmp_path):
 def test_a_sparsity_is_met(sparsity, tmp_path):
     dense = llama()
     plan = plan_of(dense, tmp_path, sparsity=sparsity)
-    pruned, _ = plan.build(plan.given)
+    pruned, _ = plan.build(plan.fixed_shapes)
     whole = sum(weight(projection(dense, site)).numel() for site in plan.gated)
     total = [sum(p.numel() for p in model.parameters()) for model in (dense, pruned)]
     assert (total[0] - total[1]) / whole == pytest.approx(sparsity, abs=0.01)
@@ -299,7 +299,7 @@ def test_gates_stay_exact_in_a_model_of_any_type(cast, embedding, tmp_path):
     dense, method = llama(), flop(sparsity=0.5, embedding=embedding, clusters=[0.1, 0.5])
     of, ranks, tokens = method.sites(dense), half(method.sites(dense)), None
     if embedding is not Embedding.none:
-        tokens = Tokens.of(BATCHES, dense, method.ends())
+        tokens = Tokens.from_batches(BATCHES, dense, method.ends())
         ranks |= dict.fromkeys(tokens.sizes, 12)
     model = gated_(deepcopy(dense), moments_of(dense, of, tmp_path), ranks, method, tokens)
     generator = torch.Generator().manual_seed(4)
@@ -311,7 +311,7 @@ def test_gates_stay_exact_in_a_model_of_any_type(cast, embedding, tmp_path):
     before = {site: product(model, site).gates.log_alpha.clone() for site in ranks}
     model = CASTS[cast](model).eval()
     assert model.dtype is not torch.float32
-    cost = Cost.of(table_of(list(ranks)), list(ranks))
+    cost = Cost.from_table(table_of(list(ranks)), list(ranks))
     saved = cost.saved({site: product(model, site).gates.rank() for site in ranks})
     assert float(saved) == pytest.approx(float(cost.saved(expected)), abs=1e-6)
     save_parameters(model, tmp_path)
@@ -351,7 +351,7 @@ def test_what_training_of_a_bfloat16_model_learned_is_what_its_plan_counts(tmp_p
     dense = llama().to(torch.bfloat16)
     method = flop(sparsity=0.4, steps=4)
     search = Spdy("spdy", Objective.kl, tokens=24, sequence=12, steps=0, mutation=0.1, inits=1)
-    subject = Subject(
+    subject = PruningContext(
         dense, "tiny", BATCHES, lambda tokens: BATCHES,
         Calibration("tiny", weight=Weight.none, target=Target.local, sequence=12, held_out=0.3),
         table_of(method.sites(dense)), search, None, 0, Cache(tmp_path), Stopwatch(),
@@ -372,7 +372,7 @@ def trained(directory: Path, moments: Path, **values):
     of = method.sites(dense)
     model = gated_(dense, moments_of(dense, of, moments), half(of), method)
     sizes = {s: (len(projection(model, s).B), projection(model, s).A.shape[1]) for s in of}
-    goal = Goal(Cost.of(counts(sizes, table_of(of)), of), 0.5, 6)
+    goal = Goal(Cost.from_table(counts(sizes, table_of(of)), of), 0.5, 6)
     history = train(model, goal, method, BATCHES, 0, directory)
     return model, history
 
@@ -392,7 +392,7 @@ def test_an_encoder_is_trained_on_the_labels_of_its_task(tmp_path):
     labelled = [replace(b, labels={"labels": b.ids[:, 0] % 3}) for b in BATCHES]
     of = method.sites(dense)
     model = gated_(deepcopy(dense), moments_of(dense, of, tmp_path), half(of), method)
-    goal = Goal(Cost.of(table_of(of), of), 0.5, 8)
+    goal = Goal(Cost.from_table(table_of(of), of), 0.5, 8)
     history = train(model, goal, method, labelled, 0, tmp_path / "run")
     assert history[-1]["task_loss"] < 0.3 * history[0]["task_loss"]
     assert history[-1]["saved"] > history[0]["saved"] + 0.02

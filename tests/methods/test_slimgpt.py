@@ -8,7 +8,7 @@ import torch
 
 from pruning.calibration.calibration import Target
 from pruning.latency.local import Local
-from pruning.methods.method import Subject
+from pruning.methods.method import PruningContext
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SchedulePlan, SlimGPT
 from pruning.models.sites import Kind, projection, set_weight_, shape, sites, weight
 from pruning.runtimes.workload import Phase
@@ -41,12 +41,12 @@ def slimgpt(**changes) -> SlimGPT:
     return replace(method, **changes)
 
 
-def subject(model, tmp_path, search=None, target=Target.local) -> Subject:
+def subject(model, tmp_path, search=None, target=Target.local) -> PruningContext:
     table = linear_table(model)
     search = search or Schedule("schedule", ramp=Ramp.log, first=0.0625, last=0.25)
     cache = Cache(tmp_path)
     given = BATCHES, lambda tokens: BATCHES, text(target), table, search
-    return Subject(model, "", *given, 1.5, 0, cache, Stopwatch())
+    return PruningContext(model, "", *given, 1.5, 0, cache, Stopwatch())
 
 
 @pytest.mark.job
@@ -169,7 +169,7 @@ def test_a_draft_is_as_large_as_the_model_to_come(score, tmp_path):
     posed = subject(model, tmp_path)
     plan = slimgpt(score=score).plan(posed)
     left = plan.choose(posed.table.budget(1.4))
-    (draft, kept), (built, allocation) = plan.draft(left), plan.build(left)
+    (draft, kept), (built, allocation) = plan.timing_model(left), plan.build(left)
     assert [s for s in sites(draft)] == [s for s in sites(built)]
     assert {s: int(k.sum()) for s, k in kept.items()} == {
         s: int(k.sum()) for s, k in allocation.items()
@@ -181,13 +181,13 @@ def test_a_ratio_is_cut_within_half_a_unit_of_every_sub_block(tmp_path):
     plan = slimgpt(ratio=0.2).plan(replace(subject(model, tmp_path), speedup=None))
     uniform = Schedule("schedule", ramp=Ramp.uniform, first=0.1, last=0.1)
     even = slimgpt(ratio=0.2).plan(replace(subject(model, tmp_path, uniform), speedup=None))
-    for site, left in even.given.items():
+    for site, left in even.fixed_shapes.items():
         units = site.units if site.kind is Kind.FFN else 1
         # the nearest there is: half a channel, or half the gap between head counts
         gap = 1 / units if site.kind is Kind.FFN else 1 / 4
         assert abs(share(site, left) - 0.8) <= gap / 2 + 1e-9
-    assert plan.given is not None
-    assert plan.given != even.given
+    assert plan.fixed_shapes is not None
+    assert plan.fixed_shapes != even.fixed_shapes
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_values_out_of_range(field):
 
 @pytest.mark.job
 def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
-    from pruning.job.closed_loop import SpeedTarget, meet
+    from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
 
     model = llama()
     work = {"phase": Phase.auto, "batch": 1, "sequence": 8, "tokens": 2, "alignment": 1}
@@ -223,7 +223,7 @@ def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
     built = []
     build = SchedulePlan.build
     monkeypatch.setattr(SchedulePlan, "build", lambda p, s: built.append(s) or build(p, s))
-    met = meet(model, plan, posed.table, SpeedTarget(1.3, hardware), Stopwatch())
+    met = prune_to_speedup(model, plan, posed.table, SpeedTarget(1.3, hardware), Stopwatch())
     assert len(built) == 1
     assert met.measured == met.rounds[-1]["measured"]
     assert len(met.rounds) >= 2  # drafts, then the model itself

@@ -5,7 +5,7 @@ import torch
 
 from pruning.data.batch import Batch, cut, pack, pad
 from pruning.data.bos import Bos
-from pruning.models.blockwise import behind, enter, leave
+from pruning.models.blockwise import embed, predict, run_block
 from pruning.models.sites import blocks
 from tests.helpers.families import ENCODERS, EVERY, FAMILIES, reader
 from tests.helpers.tiny import padded_batches, word_tokenizer
@@ -20,14 +20,14 @@ def test_blocks_one_by_one_give_the_model_s_logits(family):
     model = EVERY[family]()
     layers = list(blocks(model))
     for batch in padded_batches(2):
-        state = enter(model, batch)
+        state = embed(model, batch)
         for index, block in enumerate(blocks(model)):
             state.advance(index, block)
         expected = model(input_ids=batch.ids, attention_mask=batch.mask).logits
         if family in FAMILIES:  # a prediction for every real token, not for every row
             expected = expected[batch.mask.bool()]
         # the same operations on other shapes of a matrix product: float32 rounding only
-        found = leave(model, batch, state.hidden)
+        found = predict(model, batch, state.hidden)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         assert expected.std() > 0.1
     assert list(blocks(model)) == layers
@@ -35,11 +35,11 @@ def test_blocks_one_by_one_give_the_model_s_logits(family):
 
 def test_a_call_can_be_repeated_from_any_block():
     model = FAMILIES["mistral"]()
-    state = enter(model, padded_batches(1)[0])
+    state = embed(model, padded_batches(1)[0])
     entered = state.hidden
     with torch.no_grad():
         first = state.advance(0, blocks(model)[0])
-        assert torch.equal(behind(blocks(model)[0], entered, state.calls[0]), first)
+        assert torch.equal(run_block(blocks(model)[0], entered, state.calls[0]), first)
 
 
 def test_pack_joins_shuffled_documents_and_loses_no_token():
@@ -111,7 +111,7 @@ def test_rows_of_pairs_come_back_from_a_batch():
         }
         for length in (3, 1, 2)
     ]
-    batch = Batch.of(rows, filler=5)
+    batch = Batch.from_rows(rows, filler=5)
     assert batch.ids.tolist() == [[7, 0, 9], [7, 5, 5], [7, 0, 5]]
     assert batch.tokens == 6
     for taken, expected in ((batch.rows(), rows), (batch.take(slice(1, 3)).rows(), rows[1:])):
@@ -128,12 +128,12 @@ def test_the_second_text_of_a_pair_is_known_by_its_types():
     model = ENCODERS["bert"]()
     plain = padded_batches(1)[0]
     batch = replace(plain, types=plain.mask * (torch.arange(plain.ids.shape[1]) > 3))
-    state = enter(model, batch)
+    state = embed(model, batch)
     for index, block in enumerate(blocks(model)):
         state.advance(index, block)
     inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "token_type_ids": batch.types}
     expected = model(**inputs).logits
-    torch.testing.assert_close(leave(model, batch, state.hidden), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(predict(model, batch, state.hidden), expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(expected, model(batch.ids, batch.mask).logits, rtol=1e-3)
 
 
@@ -142,10 +142,10 @@ def test_the_second_text_of_a_pair_is_known_by_its_types():
 def test_a_reader_predicts_two_places_a_row_and_never_padding(family):
     model, batch = reader(family), padded_batches(1)[0]
     assert not batch.mask.all()
-    state = enter(model, batch)
+    state = embed(model, batch)
     for index, block in enumerate(blocks(model)):
         state.advance(index, block)
-    found = leave(model, batch, state.hidden).softmax(-1)
+    found = predict(model, batch, state.hidden).softmax(-1)
     out = model(input_ids=batch.ids, attention_mask=batch.mask)
     rows = zip(batch.mask.sum(1), torch.arange(len(batch.ids)), strict=True)
     for real, row in rows:

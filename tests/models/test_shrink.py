@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from pruning.data.batch import Batch
-from pruning.models.blockwise import behind, enter
-from pruning.models.shrink import mask_, shrink_, twin
+from pruning.models.blockwise import embed, run_block
+from pruning.models.shrink import copy_sharing_weights, mask_, shrink_
 from pruning.models.sites import (
     Kind,
     Site,
@@ -77,14 +77,14 @@ def test_biases_of_llama_survive():
 
 def test_shrinking_twice_is_shrinking_once_more(model):
     allocation = {s: k for s, k in mixed(model).items() if k.any()}
-    once = shrink_(twin(model), allocation)
+    once = shrink_(copy_sharing_weights(model), allocation)
     site = next(s for s in sites(once) if s.kind is Kind.FFN)
     drop = torch.ones(site.units, dtype=torch.bool)
     drop[0] = False
     dense_site = Site(site.block, Kind.FFN, model_width(model), 1)
     both = allocation[dense_site].clone()
     both[both.nonzero()[0]] = False
-    at_once = shrink_(twin(model), allocation | {dense_site: both})
+    at_once = shrink_(copy_sharing_weights(model), allocation | {dense_site: both})
     assert torch.equal(logits(shrink_(once, {site: drop})), logits(at_once))
 
 
@@ -103,7 +103,7 @@ def test_keeping_all_is_bit_identical(model):
 def test_a_twin_shares_parameters_and_shrinking_it_leaves_them(model):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     dense = logits(model)
-    other = twin(model)
+    other = copy_sharing_weights(model)
     shared = {id(p) for p in other.parameters()}
     assert shared == {id(p) for p in model.parameters()}
     shrink_(other, mixed(model))
@@ -135,11 +135,11 @@ def test_the_first_attention_of_a_decoder_stays(decoder):
 def test_an_encoder_loses_the_norm_with_its_sub_block(family):
     """ALGORITHMS.md 1.3: the whole of attention or FFN, norm included, becomes the identity."""
     model = ENCODERS[family]()
-    state = enter(model, Batch(IDS, torch.ones_like(IDS)))
+    state = embed(model, Batch(IDS, torch.ones_like(IDS)))
     gone = {s: torch.zeros(s.units, dtype=torch.bool) for s in sites(model) if s.block == 0}
     assert all(site.removable for site in gone)
     block = blocks(shrink_(model, gone))[0]
-    assert torch.equal(behind(block, state.hidden, state.calls[0]), state.hidden)
+    assert torch.equal(run_block(block, state.hidden, state.calls[0]), state.hidden)
     assert not list(block.parameters())
 
 

@@ -199,12 +199,12 @@ def test_pruned_and_fine_tuned_models_go_the_same_way(tmp_path, monkeypatch):
     row = {"input_ids": [3, 4], "attention_mask": [1, 1], "labels": 0}
     rows = [{key: torch.tensor(value) for key, value in row.items()}] * 4
     monkeypatch.setattr(Classification, "examples", lambda *_: rows)
-    taught = CLASSES.teach(bert, tokenizer, Cache(tmp_path))
+    taught = CLASSES.fine_tune(bert, tokenizer, Cache(tmp_path))
     (entry,) = (p.parent for p in tmp_path.glob("finetune/*/config.json"))
     assert same(type(bert).from_pretrained(entry), taught)
     weights(entry, lambda t: {n: w for n, w in t.items() if "pooler" not in n})
     with pytest.raises(ValueError, match=r"fine-tuned.*lacks bert.pooler.dense.bias"):
-        CLASSES.teach(bert, tokenizer, Sealed(tmp_path))
+        CLASSES.fine_tune(bert, tokenizer, Sealed(tmp_path))
 
 
 class Sealed(Cache):

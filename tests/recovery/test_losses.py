@@ -11,7 +11,7 @@ from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, sites
 from pruning.recovery.losses import distance, divergence
 from pruning.recovery.recovery import Loss
-from pruning.recovery.student import Lesson
+from pruning.recovery.student import DistillationLoss
 from pruning.tasks.training import own
 from tests.helpers.families import ENCODERS, EVERY, FAMILIES, reader
 from tests.helpers.tiny import padded_batches
@@ -74,7 +74,9 @@ def test_the_distance_counts_real_tokens_alone(relative):
 def test_a_student_that_is_its_teacher_has_the_tasks_loss_alone(family):
     """All sub-blocks kept: at step 0 recovery changes nothing of the loss."""
     teacher = EVERY[family]()
-    lesson = Lesson(Loss(task=1.0, logits=1.0, hidden=1.0, temperature=2.0, relative=True), teacher)
+    lesson = DistillationLoss(
+        Loss(task=1.0, logits=1.0, hidden=1.0, temperature=2.0, relative=True), teacher
+    )
     for batch in BATCHES:
         given = inputs(batch, family)
         loss, _ = lesson(own(teacher).eval(), given)
@@ -96,7 +98,7 @@ def test_gradients_reach_every_parameter_that_is_left_and_none_of_the_teacher(fa
             keep[site.units // 2 if site.kind is Kind.FFN else 0 :] = False
         allocation[site] = keep
     student = own(shrink_(deepcopy(teacher), allocation))
-    loss, _ = Lesson(DISTILL, teacher)(student, inputs(BATCHES[0], family))
+    loss, _ = DistillationLoss(DISTILL, teacher)(student, inputs(BATCHES[0], family))
     loss.backward()
     positions = ("wpe", "embed_positions", "position_embeddings")  # rows beyond the text
     for name, parameter in student.named_parameters():

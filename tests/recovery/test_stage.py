@@ -17,7 +17,7 @@ from pruning.models.sites import Kind, architecture, blocks, linears, projection
 from pruning.recovery import worker
 from pruning.recovery.recovery import Lora, Loss, Precision, Shape, Training
 from pruning.recovery.stage import recovered
-from pruning.recovery.student import Student
+from pruning.recovery.student import DistillationTrainer
 from pruning.recovery.train import Distillation, steps_of, train
 from pruning.system.cache import Cache
 from tests.helpers.families import ENCODERS, EVERY, llama
@@ -105,7 +105,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_steps(lora, tmp_path, 
     class Killed(BaseException):
         """As good as kill -9 for what is on disk: nothing catches it."""
 
-    normal, steps = Student.compute_loss, []
+    normal, steps = DistillationTrainer.compute_loss, []
 
     def dies(self, *args, **kwargs):
         steps.append(self.state.global_step)
@@ -113,7 +113,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_steps(lora, tmp_path, 
             raise Killed
         return normal(self, *args, **kwargs)
 
-    monkeypatch.setattr(Student, "compute_loss", dies)
+    monkeypatch.setattr(DistillationTrainer, "compute_loss", dies)
     given = (
         training(lora=lora),
         Distillation(pruned, dense, ROWS, 0),
@@ -211,13 +211,13 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now, self.steps = 1000.0, 0
-        normal = Student.compute_loss
+        normal = DistillationTrainer.compute_loss
 
         def ticking(*args, **kwargs):
             self.now, self.steps = self.now + 1, self.steps + 1
             return normal(*args, **kwargs)
 
-        monkeypatch.setattr(Student, "compute_loss", ticking)
+        monkeypatch.setattr(DistillationTrainer, "compute_loss", ticking)
         monkeypatch.setattr("pruning.recovery.student.time", self)
 
     def monotonic(self) -> float:
@@ -231,7 +231,7 @@ def test_a_killed_training_has_the_minutes_that_are_left(tmp_path, monkeypatch):
     class Killed(BaseException):
         """As good as kill -9 for what is on disk: nothing catches it."""
 
-    normal = Student.compute_loss
+    normal = DistillationTrainer.compute_loss
 
     def dies(self, *args, **kwargs):
         if self.state.global_step == 5:
@@ -239,7 +239,7 @@ def test_a_killed_training_has_the_minutes_that_are_left(tmp_path, monkeypatch):
         return normal(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Student, "compute_loss", dies)
+        patch.setattr(DistillationTrainer, "compute_loss", dies)
         with pytest.raises(Killed):
             train(recovery, Distillation(half(dense), dense, ROWS, 0), tmp_path, nothing)
     assert clock.steps == 5

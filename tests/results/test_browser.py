@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from pruning.results import frontier
-from pruning.results.points import gather, metrics, results_of
+from pruning.results.points import gather, metrics, read_results
 
 pytestmark = pytest.mark.job
 
@@ -69,7 +69,7 @@ def click(driver, head: str) -> str | None:
 
 
 def test_points_drawn_are_the_results(opened, varied):
-    results = results_of(varied)
+    results = read_results(varied)
     keys = metrics(gather(results))
     assert keys == [LONG, ACC]
     for index, key in enumerate(keys):

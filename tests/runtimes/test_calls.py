@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruning.models.shrink import shrink_, twin
+from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import architecture, blocks
-from pruning.runtimes.calls import Held, end_to_end, filled, of_block, random_tokens
+from pruning.runtimes.calls import FrozenCache, end_to_end, filled, of_block, random_tokens
 from pruning.runtimes.workload import Phase, Workload
 from tests.helpers.allocations import mixed
 from tests.helpers.families import EVERY, llama
@@ -32,7 +32,7 @@ def prompt(model, work=DECODE):
 def test_a_decode_call_is_the_last_token_of_the_whole_text(family, pruned):
     model = EVERY[family]()
     if pruned:
-        model = shrink_(twin(model), mixed(model))
+        model = shrink_(copy_sharing_weights(model), mixed(model))
     expected = model(input_ids=prompt(model), use_cache=False).logits[:, -1]
     call = end_to_end(model, DECODE)
     for _ in range(3):  # the cache does not grow
@@ -93,9 +93,9 @@ def test_every_family_compiles():
 @torch.no_grad()
 def test_a_cache_of_fewer_groups_has_the_first_ones():
     cache = filled(llama(), DECODE)
-    assert isinstance(cache, Held)
+    assert isinstance(cache, FrozenCache)
     assert cache.get_seq_length() == 9
-    small = cache.of(3)
+    small = cache.for_groups(3)
     assert small.layers[0].keys.shape == (2, 3, 9, 8)
     assert torch.equal(small.layers[0].keys, cache.layers[0].keys[:, :3])
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pruning.methods.method import Subject
+from pruning.methods.method import PruningContext
 from pruning.methods.ziplm import Score
 from pruning.models.sites import Kind
 from pruning.search.options import Objective
-from pruning.search.problem import pose
+from pruning.search.problem import build_problem
 from pruning.search.search import Calibrated, Spdy
-from pruning.search.trial import Trial, _Dense, _Numbers, evaluation_text
+from pruning.search.trial import CandidateEvaluator, _Dense, _Numbers, evaluation_text
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.helpers.families import EVERY
@@ -93,7 +93,7 @@ def test_evaluate_is_the_loss_of_the_whole_model(case, objective):
     family, model, levels = case
     refused_for_encoders(case, objective)
     seen = []
-    with Trial(model, levels, BATCHES, objective) as trial:
+    with CandidateEvaluator(model, levels, BATCHES, objective) as trial:
         for choice in choices(levels):
             found = trial.evaluate(choice)
             copy = masked(family, _dense(case), levels, choice)
@@ -110,7 +110,7 @@ def refused_for_encoders(case, objective):
     """Skip what has no meaning for a classifier, once it was refused."""
     if case[0] == "bert" and objective is Objective.task:
         with pytest.raises(ValueError, match=r"search\.objective=task .* for an encoder use kl"):
-            Trial(case[1], case[2], BATCHES, objective)
+            CandidateEvaluator(case[1], case[2], BATCHES, objective)
         pytest.skip("next-token loss")
 
 
@@ -124,7 +124,7 @@ def test_sensitivities_are_those_of_single_changes(case, objective):
     family, model, levels = case
     refused_for_encoders(case, objective)
     anchors = [sorted({1, len(of.shapes) - 1}) for of in levels.values()]
-    with Trial(model, levels, BATCHES, objective) as trial:
+    with CandidateEvaluator(model, levels, BATCHES, objective) as trial:
         found = trial.sensitivities(anchors)
     dense = _dense(case)
     base = reference(objective, dense, dense, BATCHES)
@@ -147,13 +147,13 @@ def test_weights_are_back_bit_by_bit(case):
         return any(not torch.equal(before[n], t) for n, t in model.state_dict().items())
 
     last = choices(levels)[-1]
-    with Trial(model, levels, BATCHES[:1], Objective.kl) as trial:
+    with CandidateEvaluator(model, levels, BATCHES[:1], Objective.kl) as trial:
         trial.evaluate(last)
         assert changed()
     assert not changed()
     with (  # noqa: PT012 - the exception is the test's own
         pytest.raises(KeyboardInterrupt),
-        Trial(model, levels, BATCHES[:1], Objective.kl) as trial,
+        CandidateEvaluator(model, levels, BATCHES[:1], Objective.kl) as trial,
     ):
         trial.evaluate(last)
         assert changed()
@@ -168,7 +168,7 @@ def test_solved_weights_are_what_is_evaluated(tmp_path):
     levels = solve_levels(model, BATCHES, tmp_path, linear_table(model, 8), ridges=(0.1,))
     choice = choices(levels)[1]
     assert any(choice)
-    with Trial(model, levels, BATCHES, Objective.kl) as trial:
+    with CandidateEvaluator(model, levels, BATCHES, Objective.kl) as trial:
         found = trial.evaluate(choice)
     updated = deepcopy(model)
     layers, *paths = OUTPUTS["llama"]
@@ -212,8 +212,8 @@ def test_divergence_of_near_twins_is_not_lost_in_rounding():
     near = z + 0.05 * torch.randn(z.shape, generator=generator)
     p, q = z.double().log_softmax(-1), near.double().log_softmax(-1)
     expected = float(F.kl_div(q, p, reduction="sum", log_target=True))
-    assert _Dense.of(z).divergence(near) == pytest.approx(expected, rel=1e-3)
-    assert _Dense.of(z).divergence(z) == pytest.approx(0, abs=1e-9)
+    assert _Dense.from_logits(z).divergence(near) == pytest.approx(expected, rel=1e-3)
+    assert _Dense.from_logits(z).divergence(z) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_classifier_is_judged_on_whole_rows():
@@ -254,8 +254,8 @@ def test_what_overflows_is_infinitely_dear(tmp_path):
     assert not pruned(BATCHES[2].ids, attention_mask=BATCHES[2].mask).logits.isfinite().all()
 
     cache = Cache(tmp_path / "cache")
-    with Trial(model, levels, evaluation_text(BATCHES, 64, 12), Objective.kl) as trial:
-        problem = pose(levels, table, trial, cache)
+    with CandidateEvaluator(model, levels, evaluation_text(BATCHES, 64, 12), Objective.kl) as trial:
+        problem = build_problem(levels, table, trial, cache)
         found = problem.sensitivities([0.5, 0.0])
         assert found[2][last[2]] == INF
         others = [loss for i, row in enumerate(found) for loss in row.values() if i != 2]
@@ -276,7 +276,7 @@ def test_a_dense_model_that_overflows_is_no_reference(tmp_path):
     levels = solve_levels(model, BATCHES, tmp_path, linear_table(model, 8), ridges=(INF,))
     model.transformer.h[1].attn.c_proj.bias.data[7] = 0
     with pytest.raises(ValueError, match=r"^model\.dtype=float16: .* not finite"):
-        Trial(model, levels, BATCHES, Objective.kl).evaluate([0] * len(levels))
+        CandidateEvaluator(model, levels, BATCHES, Objective.kl).evaluate([0] * len(levels))
 
 
 def test_a_job_draws_its_candidates_by_its_seed(tmp_path):
@@ -286,8 +286,8 @@ def test_a_job_draws_its_candidates_by_its_seed(tmp_path):
     def tried(seed: int) -> list[float]:
         table, cache = linear_table(model, 8), Cache(tmp_path)
         given = BATCHES, lambda tokens: BATCHES, text(), table, search
-        plan = method.plan(Subject(model, "", *given, 1.5, seed, cache, Stopwatch()))
-        return [entry["loss"] for entry in plan.searched]
+        plan = method.plan(PruningContext(model, "", *given, 1.5, seed, cache, Stopwatch()))
+        return [entry["loss"] for entry in plan.search_history]
 
     assert tried(0) == tried(0)
     assert tried(0) != tried(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.methods.baselines import Flap, WandaSp
-from pruning.methods.method import Subject
+from pruning.methods.method import PruningContext
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
 from pruning.methods.ziplm import Score
 from pruning.models.sites import Kind, projection, set_weight_, sites, weight
@@ -242,7 +242,7 @@ def test_slimgpt_takes_dead_units_first(score, ffn_score, family, tmp_path):
     model = kill_(FAMILIES[family]())
     search = Schedule("schedule", ramp=Ramp.log, first=0.1, last=0.25)
     given = BATCHES, lambda tokens: BATCHES, text(), linear_table(model), search
-    subject = Subject(model, "", *given, 1.5, 0, Cache(tmp_path), Stopwatch())
+    subject = PruningContext(model, "", *given, 1.5, 0, Cache(tmp_path), Stopwatch())
     plan = replace(SLIMGPT, score=score, ffn_score=ffn_score).plan(subject)
     live_groups = 3 if family == "llama" else 6
     heads = 2 if family == "llama" else 1

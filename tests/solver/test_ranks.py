@@ -7,7 +7,7 @@ from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, Reading, Split, block_moments, collect
 from pruning.latency.table import LatencyTable
 from pruning.methods.svd import SVD
-from pruning.models.blockwise import enter
+from pruning.models.blockwise import embed
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, blocks, linears, projection, sites, weight
 from pruning.solver.ranks import Ranks, components, rank_levels
@@ -131,7 +131,7 @@ def test_moments_that_stop_early_are_the_same(family, weighting):
     """The second call runs only what comes in front of the site, and knows its weights."""
     model = EVERY[family]()
     attention, ffn = sites(model)[:2]
-    states, others = ([enter(model, batch) for batch in BATCHES] for _ in range(2))
+    states, others = ([embed(model, batch) for batch in BATCHES] for _ in range(2))
     block_moments(model, 0, states, Reading([attention], weighting), advance=False)
     ran = []
     projection(model, ffn).register_forward_hook(lambda *_: ran.append(1))

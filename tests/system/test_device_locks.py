@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pruning.system.cache import Cache
-from pruning.system.device_locks import alone, card, free, locked, rest, sharing
+from pruning.system.device_locks import claim_gpu, computing_on, exclusive, free, locked, rest
 
 pytestmark = pytest.mark.job
 
@@ -21,7 +21,7 @@ fork = multiprocessing.get_context("fork")
 
 def _computes(path: Path, seconds: float) -> None:
     """Compute in small steps, and note when."""
-    with sharing(CPU), path.open("a") as file:
+    with computing_on(CPU), path.open("a") as file:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             start = time.monotonic()
@@ -32,9 +32,9 @@ def _computes(path: Path, seconds: float) -> None:
 
 
 def _times(path: Path, count: int) -> None:
-    with sharing(CPU), path.open("a") as file:
+    with computing_on(CPU), path.open("a") as file:
         for _ in range(count):
-            with alone(CPU):
+            with exclusive(CPU):
                 start = time.monotonic()
                 time.sleep(0.05)
                 file.write(f"time {start} {time.monotonic()}\n")
@@ -73,10 +73,10 @@ def _builds(root: Path, log: Path) -> None:
         for _ in range(20):
             time.sleep(0.01)
             rest()
-        with alone(CPU):  # as a profile does
+        with exclusive(CPU):  # as a profile does
             (directory / "content").write_text("42")
 
-    with sharing(CPU):
+    with computing_on(CPU):
         assert (Cache(root).stage("stage", {"a": 1}, build) / "content").read_text() == "42"
 
 
@@ -99,7 +99,7 @@ def test_a_job_that_died_leaves_no_lock(tmp_path):
         time.sleep(0.01)
     job.kill()
     job.join()
-    with alone(CPU), locked(tmp_path / "lock"):
+    with exclusive(CPU), locked(tmp_path / "lock"):
         pass
 
 
@@ -112,17 +112,17 @@ def test_a_lock_that_is_held_is_not_free(tmp_path):
 
 def test_jobs_that_see_different_gpus_do_not_wait_for_one_another(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with alone(torch.device("cuda:0")):
+    with exclusive(torch.device("cuda:0")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-        with alone(torch.device("cuda:0")):
+        with exclusive(torch.device("cuda:0")):
             pass
 
 
 def _works(jobs: int, told, end) -> None:
     """Stand for a worker of a launcher: job after job, and then no longer there."""
-    card.cache_clear()
+    claim_gpu.cache_clear()
     for _ in range(jobs):
-        told.put((os.getpid(), card(2)))
+        told.put((os.getpid(), claim_gpu(2)))
     end.wait(20)
 
 
@@ -156,6 +156,6 @@ def test_a_worker_keeps_its_gpu_and_shares_it_with_nobody(monkeypatch, tmp_path,
 @pytest.mark.parametrize("count", [-1, 0, 2])
 def test_jobs_are_a_number_of_gpus(monkeypatch, count):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    card.cache_clear()
+    claim_gpu.cache_clear()
     with pytest.raises(ValueError, match=rf"^hydra\.launcher\.n_jobs={count} must be .* the 1 of"):
-        card(count)
+        claim_gpu(count)

@@ -70,14 +70,14 @@ def test_a_new_head_is_that_of_the_tasks_seed_alone(task, tmp_path):
 def test_a_model_learns_the_task_once(task, tmp_path, monkeypatch):
     cache = Cache(tmp_path / "cache")
     given = (word_tokenizer(), cache)
-    taught = task.teach(encoder(), *given)
+    taught = task.fine_tune(encoder(), *given)
     assert accuracy(taught, task, cache) > 0.95 > 0.8 > accuracy(encoder(), task, cache)
     assert not taught.training
     assert type(taught).__name__ in taught.config.architectures
     monkeypatch.setattr("pruning.tasks.finetune.Trainer", None)  # is not needed any more
-    again = task.teach(encoder(), *given)
+    again = task.fine_tune(encoder(), *given)
     assert all(torch.equal(a, b) for a, b in zip(taught.parameters(), again.parameters()))  # noqa: B905
-    assert task.teach(taught, *given) is taught  # it has a head of its own
+    assert task.fine_tune(taught, *given) is taught  # it has a head of its own
     assert list((tmp_path / "cache" / "checkpoints").iterdir()) == []
 
 
@@ -85,7 +85,7 @@ def test_a_fine_tuned_model_has_the_attention_that_was_asked_for(task, tmp_path)
     task.epochs, before, cache = 0.25, encoder(), Cache(tmp_path / "cache")
     before.set_attn_implementation("eager")
     for _ in range(2):  # trained, and found
-        taught = task.teach(before, word_tokenizer(), cache)
+        taught = task.fine_tune(before, word_tokenizer(), cache)
         assert taught.config._attn_implementation == "eager"
 
 
@@ -93,7 +93,7 @@ def test_weights_of_bfloat16_are_trained_in_float32(task, tmp_path, monkeypatch)
     """Steps of this size are lost in bfloat16, where 1 + 1e-4 is 1."""
     task.rate = 1e-4
     before = encoder().to(torch.bfloat16)
-    taught = task.teach(before, word_tokenizer(), Cache(tmp_path / "cache"))
+    taught = task.fine_tune(before, word_tokenizer(), Cache(tmp_path / "cache"))
     assert taught.dtype == before.dtype == torch.bfloat16
     (saved,) = (tmp_path / "cache" / "finetune").glob("*/model.safetensors")
     gains = load_file(saved)["bert.encoder.layer.0.output.LayerNorm.weight"]
@@ -106,7 +106,7 @@ def test_weights_of_bfloat16_are_trained_in_float32(task, tmp_path, monkeypatch)
 def test_a_killed_training_goes_on_and_ends_the_same(task, tmp_path, monkeypatch):
     from transformers import Trainer
 
-    whole = task.teach(encoder(), word_tokenizer(), Cache(tmp_path / "whole"))
+    whole = task.fine_tune(encoder(), word_tokenizer(), Cache(tmp_path / "whole"))
     steps = []
     step = Trainer.training_step
 
@@ -119,8 +119,8 @@ def test_a_killed_training_goes_on_and_ends_the_same(task, tmp_path, monkeypatch
     monkeypatch.setattr(Trainer, "training_step", killed)
     cache = Cache(tmp_path / "cache")
     with pytest.raises(KeyboardInterrupt):
-        task.teach(encoder(), word_tokenizer(), cache)
-    resumed = task.teach(encoder(), word_tokenizer(), cache)
+        task.fine_tune(encoder(), word_tokenizer(), cache)
+    resumed = task.fine_tune(encoder(), word_tokenizer(), cache)
     assert steps == [*range(13), *range(10, 32)]  # from the checkpoint at 10; 64 rows * 4 / 8
     for name, parameter in resumed.named_parameters():
         torch.testing.assert_close(parameter, whole.get_parameter(name))
@@ -144,7 +144,7 @@ def test_numbers_that_are_not_finite_stop_training(task, tmp_path):
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"^task\.rate=.*left the finite numbers at step 1; lower"):
-        task.teach(model, word_tokenizer(), Cache(tmp_path / "cache"))
+        task.fine_tune(model, word_tokenizer(), Cache(tmp_path / "cache"))
 
 
 def test_what_counts_for_the_result_makes_another_training(task, tmp_path):
@@ -154,16 +154,16 @@ def test_what_counts_for_the_result_makes_another_training(task, tmp_path):
         return sum(path.is_dir() for path in (tmp_path / "cache" / "finetune").iterdir())
 
     task.epochs = 0.25
-    task.teach(encoder(), word_tokenizer(), cache)
+    task.fine_tune(encoder(), word_tokenizer(), cache)
     assert entries() == 1
     other = deepcopy(task)
     other.save, other.name = 50, "renamed"
-    other.teach(encoder(), word_tokenizer(), cache)
+    other.fine_tune(encoder(), word_tokenizer(), cache)
     assert entries() == 1
     other.rate = 0.02
-    other.teach(encoder(), word_tokenizer(), cache)
+    other.fine_tune(encoder(), word_tokenizer(), cache)
     other.seed = 1
-    other.teach(encoder(), word_tokenizer(), cache)
+    other.fine_tune(encoder(), word_tokenizer(), cache)
     assert entries() == 3
 
 

@@ -25,7 +25,7 @@ class Cost:
     whole: float  # of the dense model
 
     @classmethod
-    def of(cls, table: LatencyTable, sites: list[Site]) -> "Cost":
+    def from_table(cls, table: LatencyTable, sites: list[Site]) -> "Cost":
         """Take what a table says of factorised projections at every rank."""
         ranks, costs = {}, {}
         for site in sites:

@@ -34,7 +34,9 @@ class Tokens:
     hidden: int
 
     @classmethod
-    def of(cls, batches: list[Batch], model: PreTrainedModel, ends: Sequence[float]) -> "Tokens":
+    def from_batches(
+        cls, batches: list[Batch], model: PreTrainedModel, ends: Sequence[float]
+    ) -> "Tokens":
         """Count the tokens of a text, and cut where shares `ends` of the vocabulary are reached."""
         embedding: Any = model.get_input_embeddings()
         vocabulary, hidden = embedding.weight.shape

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.flop.recipe import Embedding, Recipe
-from pruning.methods.method import Method, Plan, Subject
+from pruning.methods.method import Method, Plan, PruningContext
 from pruning.search.search import Guided, Search
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ class FLOP(Recipe, Method):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1910.04732"
-    searches: ClassVar[type[Guided]] = Guided
-    again: ClassVar[bool] = False
-    dial: ClassVar[str] = "sparsity"
+    search_type: ClassVar[type[Guided]] = Guided
+    supports_gradual: ClassVar[bool] = False
+    ratio_option: ClassVar[str] = "sparsity"
 
     name: str = "flop"
 
@@ -59,7 +59,7 @@ class FLOP(Recipe, Method):
         start = {"moments": float(tokens), "levels": 0.0, **searched}
         return {**start, "training": rows, "prune": 0.0}
 
-    def plan(self, subject: Subject) -> Plan:
+    def plan(self, subject: PruningContext) -> Plan:
         """Train; what is kept of every projection then follows from its gates."""
         from pruning.methods.flop.learned import LearnedPlan
         from pruning.models.sites import architecture
@@ -69,4 +69,4 @@ class FLOP(Recipe, Method):
                 f"method={self.name} trains an encoder on the labels of its task: leave out the "
                 "calibration, and give a task such as task=sst2"
             )
-        return LearnedPlan.of(self, subject)
+        return LearnedPlan.from_context(self, subject)

@@ -18,10 +18,10 @@ from pruning.methods.flop.embedding import Tokens, fold_
 from pruning.methods.flop.gating import gated_, product, restored_
 from pruning.methods.flop.recipe import Embedding, Recipe
 from pruning.methods.flop.training import Goal, train
-from pruning.methods.method import Plan, Subject
+from pruning.methods.method import Plan, PruningContext
 from pruning.methods.svd import SVD
 from pruning.models.modeling_pruned import replace_
-from pruning.models.shrink import factor_, twin
+from pruning.models.shrink import copy_sharing_weights, factor_
 from pruning.models.sites import (
     Allocation,
     Kind,
@@ -57,10 +57,12 @@ class LearnedPlan(Plan):
         self.dense, self.trained, self.table, self.history = dense, trained, table, history
         self.gated = {site: product(trained, site) for site in sites}
         if sparsity is not None:
-            self.given = self._largest(self._exact, lambda left: self._sparsity(left) >= sparsity)
+            self.fixed_shapes = self._largest(
+                self._exact, lambda left: self._sparsity(left) >= sparsity
+            )
 
     @classmethod
-    def of(cls, method: Recipe, subject: Subject) -> "LearnedPlan":
+    def from_context(cls, method: Recipe, subject: PruningContext) -> "LearnedPlan":
         """Factorise, insert gates and train; or find all that in the cache."""
         s = subject
         sites = chosen_linears(s.dense, method.modules)
@@ -68,11 +70,11 @@ class LearnedPlan(Plan):
         if method.sparsity is not None:  # parameters are what is to be saved
             s = replace(s, table=counts(sizes, s.table), speedup=1 / (1 - method.sparsity))
         with s.clock("calibrate"):
-            moments = Moments.of(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
+            moments = Moments.collect(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
         ranks, tokens = _start(method, s), None
         if method.embedding is not Embedding.none:
             assert method.sparsity is not None, "FLOP asks for it"
-            tokens = Tokens.of(s.batches, s.dense, method.ends())
+            tokens = Tokens.from_batches(s.batches, s.dense, method.ends())
             wide = {site: (tokens.hidden, size) for site, size in tokens.sizes.items()}
             s = replace(s, table=counts(sizes | wide, subject.table))
             ranks |= {
@@ -91,7 +93,7 @@ class LearnedPlan(Plan):
     @torch.no_grad()
     def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
         """Fold the gates in: two projections, or one where the rank is full again."""
-        pruned = twin(self.trained)
+        pruned = copy_sharing_weights(self.trained)
         allocation = Allocation()
         for site, module in self.gated.items():
             rank = shapes[site]
@@ -166,7 +168,7 @@ def _share(left: float, rows: int, columns: int) -> int:
     return max(1, int(left * rows * columns / (rows + columns)))
 
 
-def _start(method: Recipe, subject: Subject) -> Shapes:
+def _start(method: Recipe, subject: PruningContext) -> Shapes:
     """Return the ranks that `method=svd` would choose."""
     s = subject
     assert s.speedup is not None
@@ -181,7 +183,7 @@ def _start(method: Recipe, subject: Subject) -> Shapes:
 
 
 def _trained(
-    method: Recipe, subject: Subject, ranks: Shapes, moments: Moments, tokens: Tokens | None
+    method: Recipe, subject: PruningContext, ranks: Shapes, moments: Moments, tokens: Tokens | None
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     """Return the trained model with gates and the curves of its training, from the cache if there.
 
@@ -190,7 +192,7 @@ def _trained(
     s, sites = subject, list(ranks)
     assert s.speedup is not None
     warmup = round(method.warmup * method.steps)
-    goal = Goal(Cost.of(s.table, sites), 1 - 1 / s.speedup, warmup)
+    goal = Goal(Cost.from_table(s.table, sites), 1 - 1 / s.speedup, warmup)
     share = 1 - s.calibration.held_out
     batches = s.text(round(method.steps * method.batch * s.calibration.sequence / share))
     key = {

@@ -13,7 +13,7 @@ from pruning.data.batch import Batch
 from pruning.methods.flop.constraint import Cost, Lagrangian
 from pruning.methods.flop.gating import product
 from pruning.methods.flop.recipe import Recipe
-from pruning.tasks.training import Guard, arguments, collator, run
+from pruning.tasks.training import NonFiniteGuard, arguments, collator, run
 
 
 @dataclass
@@ -133,7 +133,7 @@ def train(
         ),
         data_collator=collator(model),
         train_dataset=[row for batch in batches if not batch.held_out for row in batch.rows()],
-        callbacks=[Guard("method.rate", method.clip, directory, weights)],
+        callbacks=[NonFiniteGuard("method.rate", method.clip, directory, weights)],
     )
     model.config.use_cache = False
     run(trainer, directory)
