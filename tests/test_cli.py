@@ -61,6 +61,6 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch, tmp_path):
     def fails(*_):
         raise RuntimeError("ours")
 
-    monkeypatch.setattr("pruning.results.points.results_of", fails)
+    monkeypatch.setattr("pruning.results.points.read_results", fails)
     with pytest.raises(RuntimeError, match="ours"):
         cli.main(["sync", str(tmp_path)])

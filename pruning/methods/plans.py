@@ -43,9 +43,9 @@ class LevelsPlan(Plan):
         pairs = zip(self.levels.items(), choice, strict=True)
         return {site: levels.shapes[level] for (site, levels), level in pairs}
 
-    def draft(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
+    def timing_model(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
         """Return a model to time."""
-        return self.levels.draft(self.subject.dense, self._chosen(shapes))
+        return self.levels.timing_model(self.subject.dense, self._chosen(shapes))
 
     def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
         """Cut the levels; for dense targets, solve their weights behind pruned blocks."""

@@ -144,7 +144,7 @@ class SchedulePlan(Plan):
         """Return the shapes of the least ratios that fit a budget."""
         return self._choose(budget)
 
-    def draft(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
+    def timing_model(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
         """Cut the last units of every site: as fast as the model to come, and as large."""
         from pruning.models.shrink import copy_sharing_weights, shrink_
 

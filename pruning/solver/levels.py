@@ -124,7 +124,7 @@ class Levels(Mapping[Site, SiteLevels]):
                     add_bias_(pruned, site, shift)
         return pruned, allocation
 
-    def draft(
+    def timing_model(
         self, dense: PreTrainedModel, choice: Sequence[int]
     ) -> tuple[PreTrainedModel, Allocation]:
         """Return a model of the same shapes, to time."""

@@ -85,7 +85,7 @@ class Ranks(Levels):
                 factor_(pruned, site, *self.factors(site, level, weight(old)), old.bias)  # type: ignore[arg-type]
         return pruned, self.allocation(choice)
 
-    def draft(
+    def timing_model(
         self, dense: PreTrainedModel, choice: Sequence[int]
     ) -> tuple[PreTrainedModel, Allocation]:
         """Return a model of the same shapes with any rows and columns as factors."""

@@ -111,9 +111,9 @@ def test_the_cut_model_gives_what_the_product_gives(family, tmp_path):
         logits = pruned(**inputs).logits
         torch.testing.assert_close(logits, reference(**inputs).logits, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(before[name], p) for name, p in dense.state_dict().items())
-    draft, same = levels.draft(dense, choice)
+    drafted, same = levels.timing_model(dense, choice)
     shapes = {name: p.shape for name, p in pruned.named_parameters()}
-    assert {name: p.shape for name, p in draft.named_parameters()} == shapes
+    assert {name: p.shape for name, p in drafted.named_parameters()} == shapes
     assert all(torch.equal(same[site], keep) for site, keep in allocation.items())
 
 
