@@ -169,17 +169,6 @@ def test_the_shell_fits_on_a_page():
     assert len((ROOT / "launch.py").read_text().splitlines()) <= 60
 
 
-@pytest.mark.xfail(strict=False, reason="run() is being rewritten")
-def test_the_main_line_reads_like_a_paragraph():
-    """A job is carried out by `run` and nothing beside it in its file that is longer."""
-    lines = {
-        function.name: (function.end_lineno or 0) - function.lineno + 1
-        for function in functions((PACKAGE / "job" / "run.py").read_text())
-    }
-    assert max(lines.values()) <= 30, lines
-
-
-@pytest.mark.xfail(strict=False, reason="the words are renamed in one go, later")
 def test_nothing_is_named_by_a_word_that_says_nothing():
     empty = {
         f"{path}: {name}"
