@@ -42,7 +42,7 @@ class NotCached(Exception):
 
 
 class ReadOnlyCache(Cache):
-    """A cache that builds nothing: a stage that is not there raises Absent."""
+    """A cache that builds nothing: a stage that is not there raises NotCached."""
 
     def stage(self, name: str, key: Any, build: Callable[[Path], None]) -> Path:
         """Return a finished stage."""
@@ -79,10 +79,10 @@ def dry_run(experiment: Experiment, name: str) -> Estimate:
     """Print what a job would compute, and about how long that takes and how much memory."""
     device = experiment.hardware.open()
     with computing_on(device):
-        return _rehearse(experiment, name, device)
+        return _dry_run(experiment, name, device)
 
 
-def _rehearse(experiment: Experiment, name: str, device: torch.device) -> Estimate:
+def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimate:
     job = Job(Path(name), device, ReadOnlyCache(experiment.cache), Stopwatch(), experiment.seed)
     cache, console = job.cache, Console()
     dense, tokenizer = experiment.model.load(cache, device, experiment.task)

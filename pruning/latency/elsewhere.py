@@ -34,11 +34,7 @@ class File(Hardware):
         at_least(self, "batch")
 
     def profile(
-        self,
-        model: "PreTrainedModel",
-        sites: "list[Site]",
-        cache: Cache,
-        runtime: Runtime = EAGER,
+        self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER
     ) -> "LatencyTable":
         """Read the table, or interpolate tables; ValueError where none is of these shapes."""
         from pruning.latency.imported import at_batch, read
@@ -93,11 +89,7 @@ class Roofline(Working):
                 raise ValueError(f"hardware.{name}={value} must not be negative")
 
     def profile(
-        self,
-        model: "PreTrainedModel",
-        sites: "list[Site]",
-        cache: Cache,
-        runtime: Runtime = EAGER,
+        self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER
     ) -> "LatencyTable":
         """Estimate every level; ValueError for a dtype without a peak."""
         from pruning.latency.analytic import Cost, estimate
@@ -134,11 +126,7 @@ class Proxy(Working):
     counts: Counted = MISSING  # what is counted
 
     def profile(
-        self,
-        model: "PreTrainedModel",
-        sites: "list[Site]",
-        cache: Cache,
-        runtime: Runtime = EAGER,
+        self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER
     ) -> "LatencyTable":
         """Count every level."""
         from pruning.latency.analytic import Cost, estimate

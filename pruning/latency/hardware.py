@@ -55,11 +55,7 @@ class Hardware(Options, ABC):
 
     @abstractmethod
     def profile(
-        self,
-        model: "PreTrainedModel",
-        sites: "list[Site]",
-        cache: Cache,
-        runtime: Runtime = EAGER,
+        self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER
     ) -> "LatencyTable":
         """Return what the sites cost at every level, and all that is beside them."""
 

@@ -43,11 +43,7 @@ class Local(Working):
             raise ValueError(f"hardware.noise={self.noise} must lie between 0 and 1, or be null")
 
     def profile(
-        self,
-        model: "PreTrainedModel",
-        sites: "list[Site]",
-        cache: Cache,
-        runtime: Runtime = EAGER,
+        self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER
     ) -> "LatencyTable":
         """Time what the sites have at every level, once per shape and environment."""
         from pruning.latency.profile import profile

@@ -22,11 +22,7 @@ class Depth(Method):
     name: str = "depth"
 
     def cost(
-        self,
-        model: "PreTrainedModel",
-        tokens: int,
-        calibration: "Calibration",
-        search: Search,
+        self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:
         """Count the one pass that all blocks are judged by."""
         return {"influence": float(tokens), "prune": 0.0}

@@ -40,25 +40,14 @@ class Leveled(Method):
         return Levels
 
     def cost(
-        self,
-        model: "PreTrainedModel",
-        tokens: int,
-        calibration: "Calibration",
-        search: Search,
+        self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:
         """Count the passes of moments and of the search, and of updates behind pruned blocks."""
-        from pruning.methods.sequential import passes
-        from pruning.models.sites import blocks
+        from pruning.methods.sequential import passes, updates_behind
 
-        searched = search.cost(self.sites(model), len(blocks(model)))
-        updates = passes(calibration) * tokens if self.updates_behind(calibration) else 0.0
-        return {"moments": float(tokens), "levels": 0.0, **searched, "prune": updates}
-
-    def updates_behind(self, calibration: "Calibration") -> bool:
-        """Say whether weights are solved once more, behind the pruned blocks."""
-        from pruning.calibration.calibration import Target
-
-        return calibration.target is Target.dense and min(self.ridges) < math.inf
+        again = updates_behind(calibration, self.ridges)
+        updates = {"prune": passes(calibration) * tokens if again else 0.0}
+        return cost_of_levels(self, model, tokens, search) | updates
 
     def plan(self, subject: PruningContext) -> Plan:
         """Turn moments into levels; let the search prepare to choose among them."""
@@ -78,3 +67,13 @@ class Leveled(Method):
             problem = build_problem(levels, s.table, trial, s.cache, s.seed)
             choose = s.search.prepare(problem, s.table.budget(s.speedup))
         return LevelsPlan(s, levels, choose, self.ridges, problem.history)
+
+
+def cost_of_levels(
+    method: Method, model: "PreTrainedModel", tokens: int, search: Search
+) -> dict[str, float | None]:
+    """Return the tokens of the stages up to the choice of levels, as `Method.cost` does."""
+    from pruning.models.sites import blocks
+
+    searched = search.cost(method.sites(model), len(blocks(model)))
+    return {"moments": float(tokens), "levels": 0.0, **searched}

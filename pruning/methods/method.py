@@ -1,5 +1,6 @@
 """What a pruning method is: the config group `method`."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,19 @@ class Plan(ABC):
         return self.build(shapes)
 
 
+def default_ridges() -> list[float]:
+    """Return candidates for the ridge of a weight update; infinite: no update."""
+    return [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, math.inf]
+
+
+def check_ridges(damp: float, ridges: list[float]) -> None:
+    """Raise ValueError where the ridge of a score, or a candidate for the update's, cannot be."""
+    if isinstance(damp, float) and damp < 0:
+        raise ValueError(f"method.damp={damp} must be at least 0")
+    if isinstance(ridges, list) and (not ridges or sorted(ridges) != ridges or ridges[0] < 0):
+        raise ValueError(f"method.ridges={ridges} must be ascending and not negative")
+
+
 @dataclass
 class Method(Options, ABC):
     """A way to make a smaller model of a dense one."""
@@ -90,11 +104,7 @@ class Method(Options, ABC):
         return prunable
 
     def cost(
-        self,
-        model: "PreTrainedModel",
-        tokens: int,
-        calibration: "Calibration",
-        search: Search,
+        self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:
         """Return how many tokens each stage brings through the whole model, None if not known.
 

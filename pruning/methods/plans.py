@@ -1,16 +1,14 @@
 """What methods with levels do once shapes are chosen."""
 
-import math
 from collections.abc import Sequence
 
 from jaxtyping import Bool
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.calibration.calibration import Target
 from pruning.latency.table import Shapes
 from pruning.methods.method import Plan, PruningContext
-from pruning.methods.sequential import sequential
+from pruning.methods.sequential import sequential, updates_behind
 from pruning.models.sites import Allocation
 from pruning.search.options import Chooser
 from pruning.solver.levels import Levels
@@ -32,7 +30,7 @@ class LevelsPlan(Plan):
         self.subject, self.levels, self._choose = subject, levels, choose
         self.search_history = searched
         self.ridges = ridges  # candidates for an update behind pruned blocks
-        self._behind = subject.calibration.target is Target.dense and min(ridges) < math.inf
+        self._behind = updates_behind(subject.calibration, ridges)
         self.expensive = levels.expensive or self._behind
 
     def choose(self, budget: float) -> Shapes | None:

@@ -1,5 +1,6 @@
 """Pruning block by block: the pruned blocks give the inputs that the next one is pruned on."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,6 +32,11 @@ Keep = Bool[Tensor, " units"]
 def passes(calibration: Calibration) -> float:
     """Return how often `sequential` brings the text through the model."""
     return 3.0 + (calibration.target is Target.dense)
+
+
+def updates_behind(calibration: Calibration, ridges: Sequence[float]) -> bool:
+    """Say whether weights of levels are solved once more, behind the pruned blocks."""
+    return calibration.target is Target.dense and min(ridges) < math.inf
 
 
 @torch.no_grad()

@@ -1,12 +1,17 @@
 """SlimGPT: sequential structured pruning by batched greedy OBS (arXiv:2412.18110)."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
-from pruning.methods.method import Method, Plan, PruningContext
+from pruning.methods.method import (
+    Method,
+    Plan,
+    PruningContext,
+    check_ridges,
+    default_ridges,
+)
 from pruning.search.search import Schedule, Search
 
 if TYPE_CHECKING:
@@ -56,24 +61,17 @@ class SlimGPT(Method):
     decay: int = 512  # a group has half the size of the one before, less half of this
     damp: float = 0.01  # ridge of the scores, as a share of each input's energy
     # candidates for the ridge of the update, ascending; per site by held-out error
-    ridges: list[float] = field(
-        default_factory=lambda: [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, math.inf]
-    )
+    ridges: list[float] = field(default_factory=default_ridges)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.ratio, float) and not 0 < self.ratio < 1:
             raise ValueError(f"method.ratio={self.ratio} must lie between 0 and 1, or be null")
-        if isinstance(self.damp, float) and self.damp < 0:
-            raise ValueError(f"method.damp={self.damp} must be at least 0")
+        check_ridges(self.damp, self.ridges)
         for name in ("largest", "smallest"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"method.{name}={value} must be at least 1")
-        if isinstance(self.ridges, list) and (
-            not self.ridges or sorted(self.ridges) != self.ridges or self.ridges[0] < 0
-        ):
-            raise ValueError(f"method.ridges={self.ridges} must be ascending and not negative")
 
     def group_sizes(self, channels: int) -> list[int]:
         """Return the Dynamic Group Size: how many of `channels` leave in each step.
@@ -90,11 +88,7 @@ class SlimGPT(Method):
         return sizes
 
     def cost(
-        self,
-        model: "PreTrainedModel",
-        tokens: int,
-        calibration: "Calibration",
-        search: Search,
+        self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:
         """Count the passes of pruning block by block."""
         from pruning.methods.sequential import passes

@@ -1,12 +1,12 @@
 """ZipLM: inference-aware structured pruning (arXiv:2302.04089)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.leveled import Leveled
+from pruning.methods.method import check_ridges, default_ridges
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,18 +42,11 @@ class ZipLM(Leveled):
     ffn_score: Score = Score.wanda
     damp: float = 0.01  # ridge of the obs score, as a share of each input's energy
     # candidates for the ridge of the update, ascending; per site by held-out error
-    ridges: list[float] = field(
-        default_factory=lambda: [0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, math.inf]
-    )
+    ridges: list[float] = field(default_factory=default_ridges)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.damp, float) and self.damp < 0:
-            raise ValueError(f"method.damp={self.damp} must be at least 0")
-        if isinstance(self.ridges, list) and (
-            not self.ridges or sorted(self.ridges) != self.ridges or self.ridges[0] < 0
-        ):
-            raise ValueError(f"method.ridges={self.ridges} must be ascending and not negative")
+        check_ridges(self.damp, self.ridges)
 
     def site_levels(
         self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"

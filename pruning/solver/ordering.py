@@ -145,8 +145,8 @@ def _lattice(
         columns = keep.repeat_interleave(site.width).to(W.device)
         W_K, H_K = least_squares(W, H, columns, damp), H[columns][:, columns]
         partition = torch.arange(left).repeat_interleave(per_group)
-        leaving = Units(site.width, left * (per_group - least), partition)
-        order = remove(W_K, H_K, leaving).order.cpu()
+        heads_leave = Units(site.width, left * (per_group - least), partition)
+        order = remove(W_K, H_K, heads_leave).order.cpu()
         units = keep.nonzero().flatten()
         for heads in range(per_group - 1, least - 1, -1):
             fewer = keep.clone()

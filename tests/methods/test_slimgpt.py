@@ -27,18 +27,7 @@ RIDGE = 0.1
 
 
 def slimgpt(**changes) -> SlimGPT:
-    method = SlimGPT(
-        "slimgpt",
-        ratio=None,
-        score=HeadScore.exact,
-        ffn_score=ChannelScore.obs,
-        largest=1024,
-        smallest=8,
-        decay=0,
-        damp=0.01,
-        ridges=[RIDGE],
-    )
-    return replace(method, **changes)
+    return replace(SlimGPT(smallest=8, decay=0, ridges=[RIDGE]), **changes)
 
 
 def subject(model, tmp_path, search=None, target=Target.local) -> PruningContext:

@@ -219,17 +219,7 @@ def test_weights_on_dead_inputs_count_nowhere(name, family, moments):
             torch.testing.assert_close(V[:, live], V_other[:, live])
 
 
-SLIMGPT = SlimGPT(
-    "slimgpt",
-    ratio=None,
-    score=HeadScore.exact,
-    ffn_score=ChannelScore.obs,
-    largest=1024,
-    smallest=8,
-    decay=0,
-    damp=0.01,
-    ridges=RIDGES,
-)
+SLIMGPT = SlimGPT(smallest=8, decay=0, ridges=RIDGES)
 
 
 @pytest.mark.job

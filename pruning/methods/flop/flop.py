@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.flop.recipe import Embedding, Recipe
+from pruning.methods.leveled import cost_of_levels
 from pruning.methods.method import Method, Plan, PruningContext
 from pruning.search.search import Guided, Search
 
@@ -45,18 +46,11 @@ class FLOP(Recipe, Method):
         return chosen_linears(model, self.modules)
 
     def cost(
-        self,
-        model: "PreTrainedModel",
-        tokens: int,
-        calibration: "Calibration",
-        search: Search,
+        self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:
         """Count what `method=svd` costs, and three passes of every row that is trained on."""
-        from pruning.models.sites import blocks
-
-        searched = search.cost(self.sites(model), len(blocks(model)))
         rows = 3.0 * self.steps * self.batch * calibration.sequence
-        start = {"moments": float(tokens), "levels": 0.0, **searched}
+        start = cost_of_levels(self, model, tokens, search)
         return {**start, "training": rows, "prune": 0.0}
 
     def plan(self, subject: PruningContext) -> Plan:
