@@ -23,12 +23,12 @@ from transformers import PreTrainedModel
 
 from pruning.composition import compose
 from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
-from pruning.latency import clock
-from pruning.latency.clock import Timing, in_turns
+from pruning.latency import timer
 from pruning.latency.grid import heads
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
 from pruning.latency.table import LatencyTable, Shapes
+from pruning.latency.timer import Timing, in_turns
 from pruning.methods.method import Plan
 from pruning.models.sites import Allocation, Kind, Site
 from pruning.runtimes.runtime import Runtime
@@ -93,7 +93,7 @@ class Simulated(Local):
             return call
 
         device = torch.device("meta")  # neither CUDA nor a CPU that others take away
-        with patch.multiple(clock, time=self.now, track=lambda rounds, *_, **__: rounds):
+        with patch.multiple(timer, time=self.now, track=lambda rounds, *_, **__: rounds):
             return in_turns((passing(dense), passing(pruned)), device, *pairs, "")
 
 

@@ -16,9 +16,9 @@ import torch
 
 from pruning.calibration.moments import Moments
 from pruning.composition import compose
-from pruning.latency.clock import Rounds, interleaved
 from pruning.latency.local import Local
 from pruning.latency.table import Shapes
+from pruning.latency.timer import Rounds, interleaved
 from pruning.methods.flop.flop import FLOP
 from pruning.methods.flop.gates import GatedLowRank
 from pruning.methods.flop.gating import gated_

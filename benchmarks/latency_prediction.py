@@ -16,8 +16,8 @@ from statistics import fmean
 import torch
 
 from pruning.composition import compose
-from pruning.latency.clock import speedup
 from pruning.latency.table import LatencyTable, Shapes
+from pruning.latency.timer import speedup
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Kind, Site, sites
 from pruning.system.cache import Cache

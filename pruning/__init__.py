@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pruning.data.text import Text
     from pruning.evaluation.parts import Perplexity
     from pruning.evaluation.suite import Suite
-    from pruning.latency.elsewhere import File, Proxy, Roofline
+    from pruning.latency.cost_models import File, Proxy, Roofline
     from pruning.latency.local import Local
     from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
     from pruning.methods.dense import Dense
@@ -40,7 +40,7 @@ _HOMES = {
     "pruning.methods.depth": ("Depth",),
     "pruning.methods.dense": ("Dense",),
     "pruning.latency.local": ("Local",),
-    "pruning.latency.elsewhere": ("File", "Roofline", "Proxy"),
+    "pruning.latency.cost_models": ("File", "Roofline", "Proxy"),
     "pruning.runtimes.torch_eager": ("TorchEager",),
     "pruning.runtimes.torch_compile": ("TorchCompile",),
     "pruning.calibration.calibration": ("Calibration", "Wikipedia"),

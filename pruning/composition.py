@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from pruning.calibration.calibration import Calibration, Wikipedia
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment, run_name
-from pruning.latency.elsewhere import File, Proxy, Roofline
+from pruning.latency.cost_models import File, Proxy, Roofline
 from pruning.latency.local import Local
 from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
 from pruning.methods.dense import Dense

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 
 import pruning
 from pruning import Calibration, Text, prune
-from pruning.latency.elsewhere import Counted
+from pruning.latency.cost_models import Counted
 from tests.helpers.families import GATED, llama, random_model
 from tests.helpers.tiny import word_tokenizer
 

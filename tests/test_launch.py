@@ -211,7 +211,7 @@ def test_damaged_cache_files_are_noticed_and_rebuilt(place, job, jobs):
 
 SPARSE = ("method=flop", "method.sparsity=0.35", "speedup=null")
 KILLS = {  # where: what is being called, which call, and the stages finished before
-    "profile": ("pruning.latency.clock:milliseconds", 40, 0),
+    "profile": ("pruning.latency.timer:milliseconds", 40, 0),
     "evaluate dense": ("pruning.evaluation.suite:Suite.evaluate", 1, 1),
     "overlap": ("pruning.evaluation.suite:Suite.shared", 1, 2),
     "moments": ("pruning.calibration.moments:Moments.write", 2, 3),

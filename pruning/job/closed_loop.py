@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from pruning.latency.clock import Timing
-from pruning.latency.clock import speedup as ratio
 from pruning.latency.hardware import Hardware
 from pruning.latency.measurement import Measurement
 from pruning.latency.table import LatencyTable, Shapes
+from pruning.latency.timer import Timing
+from pruning.latency.timer import speedup as ratio
 from pruning.methods.method import Plan
 from pruning.models.sites import Allocation, shape
 from pruning.results.result import times

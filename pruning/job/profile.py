@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pruning.composition import compose
-from pruning.latency.picture import draw, tables
+from pruning.latency.plot import draw, tables
 from pruning.latency.table import LatencyTable
 from pruning.system.cache import Cache
 from pruning.system.files import write_text

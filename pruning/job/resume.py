@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import ClosedLoopResult
-from pruning.latency.clock import Timing
+from pruning.latency.timer import Timing
 from pruning.models import checkpoint
 from pruning.models.sites import Kind, Site
 from pruning.recovery.recovery import Training

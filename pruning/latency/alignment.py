@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import PreTrainedModel
 
-from pruning.latency.clock import Rounds, Timing, interleaved
 from pruning.latency.measurement import Measurement
 from pruning.latency.shapes import largest
+from pruning.latency.timer import Rounds, Timing, interleaved
 from pruning.models.sites import Kind, Site, sites
 from pruning.runtimes.calls import resized
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from pruning.latency.clock import Timing, in_turns
+from pruning.latency.timer import Timing, in_turns
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.workload import Workload
 from pruning.system.device_locks import exclusive

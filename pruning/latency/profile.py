@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from pruning.latency import shapes
 from pruning.latency.alignment import aligned
-from pruning.latency.anchors import reference_models, scales
-from pruning.latency.clock import Rounds, Timing, interleaved
 from pruning.latency.grid import Levels, Shape, monotone
 from pruning.latency.measurement import Measurement
+from pruning.latency.reference_models import reference_models, scales
 from pruning.latency.shapes import by_part, largest, spent
 from pruning.latency.table import LatencyTable, combine, text
+from pruning.latency.timer import Rounds, Timing, interleaved
 from pruning.models.modeling_pruned import factorise_
 from pruning.models.sites import Kind, Site, blocks, projection, weight
 from pruning.runtimes.calls import randomised_, resized
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 NOTHING = ""  # the part of a block that is left when both halves are gone
 OFTEN = 5  # times that what is fast is timed in a round
-Name = tuple[str, Shape]  # a part of a block at a level; or an anchor by its name, and 0
+Name = tuple[str, Shape]  # a part of a block at a level; or a reference model by its name, and 0
 
 
 def profile(model: PreTrainedModel, how: Measurement, sites: list[Site]) -> LatencyTable:
@@ -68,14 +68,14 @@ def _profile(
     work, runtime = how.work, how.runtime
     calls: dict[Name, Call] = {}
     whole = reference_models(model, sites, alignment)
-    for anchor in whole:
-        calls[anchor.name, 0] = runtime.end_to_end(anchor.model, work)
+    for reference in whole:
+        calls[reference.name, 0] = runtime.end_to_end(reference.model, work)
     calls |= levels(model, sites, runtime, work, alignment)
     rounds = Rounds(how.repetitions, most=OFTEN, strict=how.noise is not None)
     timings = interleaved(calls, model.device, rounds, f"profile: {work.phase}")
     if how.noise is not None:
         _refuse_noise(timings, how.noise)
-    ends = {anchor.name: timings.pop((anchor.name, 0)) for anchor in whole}
+    ends = {reference.name: timings.pop((reference.name, 0)) for reference in whole}
 
     parts: dict[str, Levels] = {}
     lowered: dict[str, float] = {}
@@ -114,8 +114,8 @@ def _profile(
     of_levels = {f"{part} {text(level)}".strip(): t for (part, level), t in timings.items()}
     for name, timing in (of_levels | ends).items():
         table.raw[name], table.quantiles[name] = timing.values, timing.quantiles
-    for anchor in whole:
-        table.anchors[anchor.name] = [ends[anchor.name].p50, table.total(anchor.shapes)]
+    for reference in whole:
+        table.anchors[reference.name] = [ends[reference.name].p50, table.total(reference.shapes)]
     off = {name: f"{share:+.1%}" for name, share in table.residuals().items()}
     log.info("profile: the table is off by %s", off)
     return table

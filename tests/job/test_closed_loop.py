@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pruning.job.closed_loop import SpeedTarget, prune_to_speedup, timed_again
-from pruning.latency.clock import Timing
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
+from pruning.latency.timer import Timing
 from pruning.models.sites import Kind, sites, weight
 from pruning.runtimes.torch_eager import EAGER
 from pruning.runtimes.workload import Phase

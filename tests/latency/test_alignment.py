@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pruning.latency.alignment import CANDIDATES, aligned, finest, width
-from pruning.latency.clock import Timing
 from pruning.latency.measurement import Measurement
 from pruning.latency.profile import profile
+from pruning.latency.timer import Timing
 from pruning.models.sites import linears, sites
 from pruning.runtimes.torch_eager import EAGER
 from pruning.runtimes.workload import Phase, Workload

@@ -10,14 +10,14 @@ import torch
 from transformers import LlamaConfig, MistralConfig, OPTConfig
 
 from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
-from pruning.latency.anchors import reference_models
-from pruning.latency.clock import SECONDS, Timing
 from pruning.latency.grid import heads, widths
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
 from pruning.latency.profile import NOTHING, profile, within
+from pruning.latency.reference_models import reference_models
 from pruning.latency.shapes import spent
 from pruning.latency.table import LatencyTable
+from pruning.latency.timer import SECONDS, Timing
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
 from pruning.models.source import Attention, Dtype, Model

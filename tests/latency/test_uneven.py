@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from tests.latency.test_elsewhere import file
 
-from pruning.latency.clock import Timing
-from pruning.latency.elsewhere import Counted, Proxy
+from pruning.latency.cost_models import Counted, Proxy
 from pruning.latency.profile import NOTHING, profile
+from pruning.latency.timer import Timing
 from pruning.methods.dense import Dense
 from pruning.methods.svd import SVD
 from pruning.methods.ziplm import Score
@@ -18,7 +19,6 @@ from pruning.system.cache import Cache
 from tests.helpers.allocations import mixed
 from tests.helpers.families import EVERY, llama
 from tests.helpers.tiny import ziplm
-from tests.latency.test_elsewhere import file
 from tests.latency.test_profile import how
 
 PHASES = [(f, p) for f in EVERY for p in ("prefill", "decode")]

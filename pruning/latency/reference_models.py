@@ -16,7 +16,7 @@ from pruning.models.shrink import copy_sharing_weights
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
 from pruning.runtimes.calls import randomised_
 
-SHARE = 4  # the rank of projections in an anchor is a full one over this
+SHARE = 4  # the rank of projections in a reference model is a full one over this
 
 
 @dataclass
@@ -89,8 +89,8 @@ def scales(
 ) -> dict[str, float]:
     """Return by how much longer each part takes within a model than alone.
 
-    Least squares over all anchors, in the milliseconds that each saves on the dense model. Parts
-    that no anchor tells apart, such as the projections of a block, have one factor. Where an anchor
+    Least squares over all reference models, in the milliseconds that each saves on the dense model. Parts
+    that no reference model tells apart, such as the projections of a block, have one factor. Where one
     saves nothing measurable, parts are taken as they are.
     """
     dense = whole[0]
@@ -99,13 +99,13 @@ def scales(
     ]
     groups = [together] if together else [[part] for part in parts]
     rows, saved = [], []
-    for anchor in whole[1:]:
+    for reference in whole[1:]:
         row = [0.0] * len(groups)
-        for site, left in anchor.shapes.items():
+        for site, left in reference.shapes.items():
             group = next(i for i, names in enumerate(groups) if site.part in names)
             row[group] += parts[site.part][dense.shapes[site]] - parts[site.part][left]
         rows.append(row)
-        saved.append(ms[dense.name] - ms[anchor.name])
+        saved.append(ms[dense.name] - ms[reference.name])
     if not rows:
         return dict.fromkeys(parts, 1.0)
     solution = np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0]

@@ -16,7 +16,7 @@ from pruning.system.cache import Cache
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pruning.latency.analytic import Count
+    from pruning.latency.op_counts import Count
     from pruning.latency.table import LatencyTable
     from pruning.models.sites import Site
 
@@ -37,7 +37,7 @@ class File(Hardware):
         self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER
     ) -> "LatencyTable":
         """Read the table, or interpolate tables; ValueError where none is of these shapes."""
-        from pruning.latency.imported import at_batch, read
+        from pruning.latency.importers import at_batch, read
 
         tables = [read(path, sites) for path in local(Path(self.path)) or [Path(self.path)]]
         for table in tables:
@@ -92,7 +92,7 @@ class Roofline(Working):
         self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER
     ) -> "LatencyTable":
         """Estimate every level; ValueError for a dtype without a peak."""
-        from pruning.latency.analytic import Cost, estimate
+        from pruning.latency.op_counts import Cost, estimate
 
         dtype = self.dtype or str(model.dtype).removeprefix("torch.")
         if dtype not in self.flops:
@@ -129,7 +129,7 @@ class Proxy(Working):
         self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER
     ) -> "LatencyTable":
         """Count every level."""
-        from pruning.latency.analytic import Cost, estimate
+        from pruning.latency.op_counts import Cost, estimate
 
         name = str(self.counts)
         work, dtype = self.workload(model), str(model.dtype).removeprefix("torch.")

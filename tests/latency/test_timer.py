@@ -3,17 +3,17 @@ import time
 import pytest
 import torch
 
-from pruning.latency import clock
-from pruning.latency.clock import Rounds, Timing, interleaved
+from pruning.latency import timer
+from pruning.latency.timer import Rounds, Timing, interleaved
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Make calls that take known times on a clock of our own, and note their order."""
+    """Make calls that take known times on a timer of our own, and note their order."""
     now, order = [0], []
-    monkeypatch.setattr(clock.time, "perf_counter_ns", lambda: now[0])
+    monkeypatch.setattr(timer.time, "perf_counter_ns", lambda: now[0])
 
     def taking(name: str, ms: float):
         def call():
@@ -49,13 +49,13 @@ def test_what_is_fast_is_timed_more_often(calls):
 
 @pytest.mark.parametrize(("wanted", "rounds"), [(1, 6), (8, 8), (100, 12)])
 def test_more_rounds_until_enough_and_at_most_twice_as_many(calls, monkeypatch, wanted, rounds):
-    monkeypatch.setattr(clock, "SECONDS", 0.0)
+    monkeypatch.setattr(timer, "SECONDS", 0.0)
     found = interleaved(calls[0], CPU, Rounds(6, lambda f: len(f["a"].values) >= wanted), "test")
     assert all(len(timing.values) == rounds for timing in found.values())
 
 
 def test_calls_that_take_no_time_go_on_for_seconds(calls, monkeypatch):
-    monkeypatch.setattr(clock, "SECONDS", 0.3)
+    monkeypatch.setattr(timer, "SECONDS", 0.3)
     start = time.perf_counter()
     found = interleaved(calls[0], CPU, Rounds(6, lambda f: False), "test")
     assert 0.3 < time.perf_counter() - start < 3
@@ -72,7 +72,7 @@ def test_rounds_in_which_others_took_a_cpu_are_timed_again(calls, monkeypatch, c
         left[0] -= 1
         return left[0] >= 0
 
-    monkeypatch.setattr(clock.Interruptions, "many", many)
+    monkeypatch.setattr(timer.Interruptions, "many", many)
     found = interleaved(of, CPU, Rounds(6), "test")
     assert all(len(timing.values) == 6 for timing in found.values())
     again = min(disturbed, 6)  # then they count
@@ -83,10 +83,10 @@ def test_rounds_in_which_others_took_a_cpu_are_timed_again(calls, monkeypatch, c
 @pytest.mark.parametrize(("seconds", "count", "many"), [(1.0, 50, False), (1.0, 200, True)])
 def test_interruptions_are_counted_per_second_and_thread(monkeypatch, seconds, count, many):
     now, taken = [0.0], [7]
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(clock.torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(clock.Interruptions, "_count", lambda self: taken[0])
-    interruptions = clock.Interruptions()
+    monkeypatch.setattr(timer.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timer.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(timer.Interruptions, "_count", lambda self: taken[0])
+    interruptions = timer.Interruptions()
     now[0], taken[0] = seconds, 7 + count
     assert interruptions.many() == many
 

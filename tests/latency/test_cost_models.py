@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from pruning.composition import compose
-from pruning.latency.analytic import Counter
-from pruning.latency.elsewhere import Counted, File, Proxy, Roofline
-from pruning.latency.imported import at_batch, from_text
+from pruning.latency.cost_models import Counted, File, Proxy, Roofline
+from pruning.latency.importers import at_batch, from_text
+from pruning.latency.op_counts import Counter
 from pruning.latency.table import LatencyTable
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Kind, architecture, linears, sites
