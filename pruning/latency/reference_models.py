@@ -89,9 +89,9 @@ def scales(
 ) -> dict[str, float]:
     """Return by how much longer each part takes within a model than alone.
 
-    Least squares over all reference models, in the milliseconds that each saves on the dense model. Parts
-    that no reference model tells apart, such as the projections of a block, have one factor. Where one
-    saves nothing measurable, parts are taken as they are.
+    Least squares over all reference models, in the milliseconds that each saves on the dense one.
+    Parts that none of them tells apart, such as the projections of a block, have one factor. Where
+    one saves nothing measurable, parts are taken as they are.
     """
     dense = whole[0]
     together = [

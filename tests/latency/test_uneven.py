@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.latency.test_elsewhere import file
+from tests.latency.test_cost_models import file
 
 from pruning.latency.cost_models import Counted, Proxy
 from pruning.latency.profile import NOTHING, profile
