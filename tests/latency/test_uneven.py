@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.latency.test_cost_models import file
 
 from pruning.latency.cost_models import Counted, Proxy
 from pruning.latency.profile import NOTHING, profile
@@ -19,6 +18,7 @@ from pruning.system.cache import Cache
 from tests.helpers.allocations import mixed
 from tests.helpers.families import EVERY, llama
 from tests.helpers.tiny import ziplm
+from tests.latency.test_cost_models import file
 from tests.latency.test_profile import how
 
 PHASES = [(f, p) for f in EVERY for p in ("prefill", "decode")]
