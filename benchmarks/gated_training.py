@@ -22,8 +22,8 @@ from pruning.latency.timer import Rounds, interleaved
 from pruning.methods.flop.flop import FLOP
 from pruning.methods.flop.gates import GatedLowRank
 from pruning.methods.flop.gating import gated_
+from pruning.models.loaded import LoadedModel
 from pruning.models.sites import projection, weight
-from pruning.models.source import fingerprint
 from pruning.system.cache import Cache
 
 CLOSED, OPEN = -50.0, 50.0  # log_alpha beyond any noise
@@ -41,9 +41,9 @@ def main() -> None:
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     sites = experiment.method.sites(model)
-    moments = Moments.collect(
-        model, fingerprint(model), batches, experiment.calibration, sites, cache
-    )
+    weighting = experiment.calibration.weight
+    loaded = LoadedModel(model, tokenizer)
+    moments = Moments.collect(loaded, batches, weighting, sites, cache)
     ranks: Shapes = {}
     for site in sites:
         rows, columns = weight(projection(model, site)).shape

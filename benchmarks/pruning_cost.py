@@ -14,15 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
+from pathlib import Path
 
 import torch
 
 from pruning.composition import compose
 from pruning.methods.method import PruningContext
-from pruning.models.source import fingerprint
+from pruning.models.loaded import LoadedModel
 from pruning.system.cache import Cache
 from pruning.system.environment import peaks
+from pruning.system.job import Job
 from pruning.system.stopwatch import Stopwatch
 
 METHODS = "ziplm,slimgpt,uniform_ffn,depth,flap,wanda_sp,magnitude,random"
@@ -46,35 +47,25 @@ def cost(method: str, overrides: list[str]) -> dict:
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     table = experiment.hardware.profile(model, experiment.method.sites(model), cache)
     seed = experiment.seed
-    batches = experiment.calibration.batches(tokenizer, cache, seed)
+    text = experiment.calibration.load(tokenizer, cache, seed)
     assert experiment.speedup is not None
-    before = forward(model, batches)
+    before = forward(model, text.batches)
     with tempfile.TemporaryDirectory() as fresh:
-        subject = PruningContext(
-            model,
-            fingerprint(model),
-            batches,
-            partial(experiment.calibration.up_to, tokenizer=tokenizer, cache=cache, seed=seed),
-            experiment.calibration,
-            table,
-            experiment.search,
-            experiment.speedup,
-            seed,
-            Cache(fresh),
-            clock,
-        )
-        plan = experiment.method.plan(subject)
+        job = Job(Path(fresh), model.device, Cache(fresh), clock, seed)
+        choice = table, experiment.search, experiment.speedup
+        context = PruningContext(LoadedModel(model, tokenizer), text, *choice, job)
+        plan = experiment.method.plan(context)
         shapes = plan.choose(table.budget(experiment.speedup))
         assert shapes is not None
         with clock("prune"):
             plan.build(shapes)
-    after = forward(model, batches)
+    after = forward(model, text.batches)
     unit, seconds = (before + after) / 2, clock.seconds
     total = sum(seconds.get(stage, 0.0) for stage in PASSES)
     solves = sum(seconds.get(stage, 0.0) for stage in SOLVES)
     return {
         "method": method,
-        "tokens": sum(batch.tokens for batch in batches),
+        "tokens": sum(batch.tokens for batch in text.batches),
         "forward_s": round(unit, 1),
         "forward_spread": round(abs(after - before) / unit, 3),
         "seconds": {stage: round(spent, 1) for stage, spent in seconds.items()},

@@ -18,7 +18,7 @@ import torch
 from pruning.calibration.moments import Moments
 from pruning.composition import compose
 from pruning.methods.leveled import Leveled
-from pruning.models.source import fingerprint
+from pruning.models.loaded import LoadedModel
 from pruning.search.options import Objective
 from pruning.search.problem import build_problem
 from pruning.search.search import LevelSearch
@@ -49,9 +49,9 @@ def main() -> None:
     sites = experiment.method.sites(model)
     table = experiment.hardware.profile(model, sites, cache)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
-    moments = Moments.collect(
-        model, fingerprint(model), batches, experiment.calibration, sites, cache
-    )
+    weighting = experiment.calibration.weight
+    loaded = LoadedModel(model, tokenizer)
+    moments = Moments.collect(loaded, batches, weighting, sites, cache)
     levels = Levels.from_moments(model, moments, experiment.method, table, cache)
     held_out = [batch for batch in batches if batch.held_out]
     fresh = evaluation_text(held_out[1:], JUDGE_TOKENS, 512)  # searches read the first batch

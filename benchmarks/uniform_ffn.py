@@ -9,11 +9,12 @@ calibration.target=dense the kept ones are solved for the dense outputs, behind 
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from pruning.calibration.calibration import Target
+from pruning.calibration.calibration import CalibrationData, Target
 from pruning.calibration.moments import Moments
 from pruning.composition import compose
 from pruning.data.batch import Batch
@@ -24,10 +25,11 @@ from pruning.latency.table import LatencyTable
 from pruning.methods.leveled import Leveled
 from pruning.methods.method import PruningContext
 from pruning.methods.sequential import sequential
+from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Allocation, Kind, projection, set_weight_, sites, weight
-from pruning.models.source import fingerprint
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
+from pruning.system.job import Job
 from pruning.system.progress import track
 from pruning.system.stopwatch import Stopwatch
 
@@ -36,25 +38,21 @@ WINDOW, WINDOWS = 1024, 8
 
 
 def behind(
-    experiment: Experiment, model: PreTrainedModel, batches: list[Batch], keeps: Allocation
+    experiment: Experiment, dense: LoadedModel, batches: list[Batch], keeps: Allocation
 ) -> PreTrainedModel:
     """Prune block by block, each solved for the dense model's outputs behind the pruned ones."""
     assert isinstance(experiment.method, Leveled)
-    subject = PruningContext(
-        dense=model,
-        identity="",
-        batches=batches,
-        text=lambda tokens: batches,
-        calibration=experiment.calibration,
+    job = Job(Path(), dense.model.device, Cache(experiment.cache), Stopwatch(), experiment.seed)
+    context = PruningContext(
+        dense=dense,
+        calibration=CalibrationData(experiment.calibration, batches, lambda tokens: batches),
         table=LatencyTable({}, 0.0, 0, 0.0, 0.0),  # no latency takes part
         search=experiment.search,
         speedup=None,
-        seed=experiment.seed,
-        cache=Cache(experiment.cache),
-        clock=Stopwatch(),
+        job=job,
     )
-    whole = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)} | keeps
-    pruned, _ = sequential(subject, experiment.method.ridges, lambda site, W, split: whole[site])
+    whole = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(dense.model)} | keeps
+    pruned, _ = sequential(context, experiment.method.ridges, lambda site, W, split: whole[site])
     return pruned
 
 
@@ -81,9 +79,9 @@ def main() -> None:
         tokens = tokenize(encode, [file.read()], None)[: WINDOW * WINDOWS]
     dense = token_perplexity(model, tokens, WINDOW, 1)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
-    moments = Moments.collect(
-        model, fingerprint(model), batches, experiment.calibration, sites(model), cache
-    )
+    weighting = experiment.calibration.weight
+    loaded = LoadedModel(model, tokenizer)
+    moments = Moments.collect(loaded, batches, weighting, sites(model), cache)
     chosen, keeps, originals = {}, {}, {}
     for site in track([s for s in sites(model) if s.kind is Kind.FFN], "sites"):
         module = projection(model, site)
@@ -98,7 +96,7 @@ def main() -> None:
     if experiment.calibration.target is Target.dense:  # the same channels, solved once more
         for site, W in originals.items():
             set_weight_(projection(model, site), W)
-        model = behind(experiment, model, batches, keeps)
+        model = behind(experiment, loaded, batches, keeps)
     after = token_perplexity(model, tokens, WINDOW, 1)
     print(
         json.dumps(

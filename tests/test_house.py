@@ -1,10 +1,13 @@
 """One direction of imports, and how long the main line and lists of parameters may be."""
 
 import ast
+from dataclasses import fields
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from pruning.methods.method import PruningContext
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pruning"
@@ -167,6 +170,19 @@ def test_no_function_takes_more_than_six_parameters():
 
 def test_the_shell_fits_on_a_page():
     assert len((ROOT / "launch.py").read_text().splitlines()) <= 60
+
+
+def test_the_main_line_reads_in_thirty_lines():
+    long = {
+        function.name: length
+        for function in functions((PACKAGE / "job" / "run.py").read_text())
+        if (length := (function.end_lineno or 0) - function.lineno + 1) > 30
+    }
+    assert long == {}
+
+
+def test_a_method_is_given_six_things():
+    assert len(fields(PruningContext)) == 6
 
 
 def test_nothing_is_named_by_a_word_that_says_nothing():

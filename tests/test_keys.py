@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruning.calibration.calibration import Weight
+from pruning.calibration.calibration import CalibrationData, Weight
 from pruning.calibration.moments import Moments
 from pruning.data.batch import Batch
 from pruning.data.bos import Bos
@@ -28,6 +28,7 @@ from pruning.methods.flop.embedding import Tokens
 from pruning.methods.flop.learned import _trained
 from pruning.methods.method import PruningContext
 from pruning.methods.ziplm import Score, ZipLM
+from pruning.models.loaded import LoadedModel
 from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
 from pruning.recovery.recovery import Loss, Precision, Shape
@@ -43,11 +44,10 @@ from pruning.search.search import NoSearch
 from pruning.search.trial import CandidateEvaluator
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache, digest
-from pruning.system.stopwatch import Stopwatch
 from pruning.system.wheel import fetch
 from pruning.tasks.task import Classification
 from tests.helpers.families import bert, llama
-from tests.helpers.tiny import linear_table, padded_batches, text, word_tokenizer, ziplm
+from tests.helpers.tiny import job_with, linear_table, padded_batches, text, word_tokenizer, ziplm
 from tests.latency.test_profile import hardware
 from tests.methods.test_flop import flop
 from tests.recovery.test_stage import ROWS, half, nothing, training
@@ -128,6 +128,10 @@ class Given:
         (self.root / "one.gguf").write_bytes(b"GGUF")
         self.source = Model("x", str(self.root / "one.gguf"), None, None, None, Dtype.float32)
 
+    def loaded(self) -> LoadedModel:
+        """Return the model with its tokenizer, hashed anew."""
+        return LoadedModel(self.model, self.tokenizer)
+
     def tasks(self) -> None:
         """Let the suite be one task of lm-eval in the place of a text."""
         tasks = {"arc_easy": LmEvalTask(str(self.table_of_rows))}
@@ -135,10 +139,8 @@ class Given:
 
 
 def moments(g: Given, cache: Cache) -> Any:
-    identity = fingerprint(g.model)
-    return Moments.collect(
-        g.model, identity, g.batches, g.calibration, g.method.sites(g.model), cache
-    )
+    weighting, places = g.calibration.weight, g.method.sites(g.model)
+    return Moments.collect(g.loaded(), g.batches, weighting, places, cache)
 
 
 def levels(g: Given, cache: Cache) -> Any:
@@ -160,13 +162,11 @@ def search(g: Given, cache: Cache) -> Any:
 
 def train(g: Given, cache: Cache) -> Any:
     found = Moments(Path(fingerprint(g.model)))  # FLOP's tests build real ones
-    search, clock = NoSearch("none"), Stopwatch()
-    subject = PruningContext(
-        *(g.model, fingerprint(g.model), g.batches, lambda n: g.batches, g.calibration, g.flat),
-        *(search, g.speedup, g.seed, cache, clock),
-    )
+    job, search = replace(job_with(cache), seed=g.seed), NoSearch("none")
+    given = CalibrationData(g.calibration, g.batches, lambda n: g.batches)
+    context = PruningContext(g.loaded(), given, g.flat, search, g.speedup, job)
     tokens = Tokens.from_batches(g.batches, g.model, []) if g.counts else None
-    return _trained(g.flop, subject, g.ranks, found, tokens)
+    return _trained(g.flop, context, g.ranks, found, tokens)
 
 
 def recover(g: Given, cache: Cache) -> Any:
@@ -184,7 +184,7 @@ STAGES: dict[str, Callable[[Given, Cache], Any]] = {
     "levels": levels,
     "sensitivities": sensitivities,
     "search": search,
-    "influence": lambda g, cache: influence(g.model, fingerprint(g.model), g.batches, cache),
+    "influence": lambda g, cache: influence(g.loaded(), g.batches, cache),
     "training": train,
     "finetune": lambda g, cache: g.task.fine_tune(g.encoder, g.tokenizer, cache),
     "recovery": recover,

@@ -1,7 +1,9 @@
 """Which text a model is calibrated on, and how its tokens are weighted."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from omegaconf import MISSING
@@ -68,6 +70,17 @@ class Calibration(Options):
                 f"calibration.held_out={self.held_out} must lie between 0 and 1: a share of the "
                 "calibration tokens judges the update that the others give"
             )
+
+    def load(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        cache: Cache,
+        seed: int,
+        task: Examples | None = None,
+    ) -> "CalibrationData":
+        """Return the batches, and what gives more of the same text."""
+        source: Any = {"tokenizer": tokenizer, "cache": cache, "seed": seed, "task": task}
+        return CalibrationData(self, self.batches(**source), partial(self.up_to, **source))
 
     def batches(
         self,
@@ -138,6 +151,15 @@ class Calibration(Options):
         filler: Any = tokenizer.pad_token_id or 0
         rows = pad(cut(encode, documents, self.sequence, seed), tokens, filler)
         return replace(rows, head=len(encode.head))
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """The calibration text, tokenised."""
+
+    options: Calibration  # how its tokens are weighted, and what targets they give
+    batches: list["Batch"]  # `calibration.tokens` of it
+    up_to: Callable[[int], list["Batch"]]  # so many tokens, or all there are; the first the same
 
 
 @dataclass

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.calibration.calibration import Calibration, Weight
+from pruning.calibration.calibration import Weight
 from pruning.calibration.moment import Accumulator, Moment, Split
 from pruning.data.batch import Batch
 from pruning.models.blockwise import State, embed, run_block
+from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Kind, Site, a_norm, blocks, projection, sub_block, summing_norms
 from pruning.models.sites import weight as matrix
 from pruning.system.cache import Cache
@@ -208,10 +209,9 @@ class Moments:
     @classmethod
     def collect(
         cls,
-        model: PreTrainedModel,
-        identity: str,
+        dense: LoadedModel,
         batches: list[Batch],
-        calibration: Calibration,
+        weighting: Weight,
         sites: list[Site],
         cache: Cache,
     ) -> "Moments":
@@ -219,14 +219,14 @@ class Moments:
 
         def build(directory: Path) -> None:
             moments = cls(directory)
-            for index, block in enumerate(collect(model, batches, calibration.weight, sites)):
+            for index, block in enumerate(collect(dense.model, batches, weighting, sites)):
                 moments.write(index, block)
 
         key = {
             "version": 4,
-            "model": identity,
+            "model": dense.fingerprint,
             "batches": [batch.digest() for batch in batches],
-            "weight": calibration.weight,
+            "weight": weighting,
             "reads": sorted({site.reads for site in sites}),
         }
         return cls(cache.stage("moments", key, build))

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,8 @@ from rich.table import Table
 
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
-from pruning.job.preflight import check_ids, preflight
-from pruning.methods.method import PruningContext
+from pruning.job import stages
+from pruning.methods.method import Method, PruningContext
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import sites
 from pruning.system.cache import Cache, digest
@@ -84,32 +83,26 @@ def dry_run(experiment: Experiment, name: str) -> Estimate:
 
 def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimate:
     job = Job(Path(name), device, ReadOnlyCache(experiment.cache), Stopwatch(), experiment.seed)
-    cache, console = job.cache, Console()
-    dense, tokenizer = experiment.model.load(cache, device, experiment.task)
-    suite, _ = experiment.suite.for_task(experiment.task).available(cache)
-    preflight(experiment, suite, dense, tokenizer, cache)
-    source = {"tokenizer": tokenizer, "cache": cache, "seed": job.seed, "task": experiment.task}
-    batches = experiment.calibration.batches(**source)
-    check_ids((batch.ids for batch in batches), dense, tokenizer, "calibration")
-    estimate = Estimate(0.0)
-    if experiment.task is not None:
-        try:
-            dense = experiment.task.fine_tune(dense, tokenizer, cache)
-        except NotCached:
-            estimate.rows.append(("finetune", "to compute; what follows depends on it", None))
-            console.print(estimate.table(name))
-            return estimate
-    estimate.seconds_per_token = _forward(dense, batches[0])
-    loaded = LoadedModel(dense, tokenizer)
-    table = _add_measured(estimate, experiment, suite, loaded, job)
+    estimate, console = Estimate(0.0), Console()
+    suite, _ = experiment.suite.for_task(experiment.task).available(job.cache)
+    dense = stages.load(experiment, suite, job)
+    text = stages.read_calibration(experiment, dense, job)
+    try:
+        dense = stages.fine_tune(experiment, dense, job)
+    except NotCached:
+        estimate.rows.append(("finetune", "to compute; what follows depends on it", None))
+        console.print(estimate.table(name))
+        return estimate
+    estimate.seconds_per_token = _forward(dense.model, text.batches[0])
+    table = _add_measured(estimate, experiment, suite, dense, job)
     reached = "profile"  # the stage that a job would have to compute first
     if table is not None:
-        text = partial(experiment.calibration.up_to, **source)
-        reached = _reached(experiment, loaded, job, batches, text, table)
-    tokens = sum(batch.tokens for batch in batches)
+        context = experiment.search, experiment.speedup, job
+        reached = _reached(experiment.method, PruningContext(dense, text, table, *context))
+    tokens = sum(batch.tokens for batch in text.batches)
     given = experiment.calibration, experiment.search
     cached = reached != "profile"
-    for stage, cost in experiment.method.cost(dense, tokens, *given).items():
+    for stage, cost in experiment.method.cost(dense.model, tokens, *given).items():
         cached = cached and stage not in (reached, "prune")
         estimate.add(stage, cached, cost)
     for stage, cost in experiment.recovery.cost().items():
@@ -120,7 +113,7 @@ def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimat
     total = sum(seconds or 0.0 for _, _, seconds in estimate.rows)
     console.print(
         f"about {total / 60:.0f} minutes, solves, profile and lm-eval's tasks not counted; about "
-        f"{_memory(dense, batches) / GIB:.1f} GiB of memory at the peak"
+        f"{_memory(dense.model, text.batches) / GIB:.1f} GiB of memory at the peak"
     )
     return estimate
 
@@ -139,21 +132,10 @@ def _add_measured(
     return table
 
 
-def _reached(
-    experiment: Experiment,
-    loaded: LoadedModel,
-    job: Job,
-    batches: "list[Batch]",
-    text: "Callable[[int], list[Batch]]",
-    table: "LatencyTable",
-) -> str:
+def _reached(method: Method, context: PruningContext) -> str:
     """Go the way of `run` as far as finished stages lead; return the first that is not."""
-    subject = PruningContext(
-        *(loaded.model, loaded.fingerprint, batches, text, experiment.calibration, table),
-        *(experiment.search, experiment.speedup, job.seed, job.cache, job.stopwatch),
-    )
     try:
-        experiment.method.plan(subject)
+        method.plan(context)
     except NotCached as absent:
         return str(absent)
     return "prune"

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
+from pruning.evaluation.part import Measured
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import ClosedLoopResult
 from pruning.latency.profile import break_even
 from pruning.latency.table import LatencyTable
 from pruning.methods.method import Plan
 from pruning.models.checkpoint import auto_class
+from pruning.models.loaded import LoadedModel
 from pruning.models.modeling_pruned import block_shape, ranks
 from pruning.models.sites import Allocation, Kind, architecture, blocks, shape, sites
 from pruning.results.result import (
@@ -33,52 +35,76 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """What the suite says of the dense model, of the pruned one, and of that after recovery."""
+
+    dense: Measured
+    one_shot: Measured
+    pruned: Measured  # the same where nothing was trained
+    missing: dict[str, str]  # by part of the suite, what was wrong with its data
+    shared: dict[str, float]  # by part, the share of calibration rows that hold evaluated text
+
+    def evaluation(self) -> Evaluation:
+        """Return it as results have it."""
+        trained = self.pruned is not self.one_shot
+        return Evaluation(
+            dense=self.dense.metrics,
+            pruned=self.pruned.metrics,
+            read=self.pruned.read,
+            not_run=self.missing,
+            one_shot=self.one_shot.metrics if trained else {},
+            shared=self.shared,
+            windows=self.dense.windows,
+        )
+
+
+@dataclass(frozen=True)
 class PruningOutcome:
     """What a job made and measured."""
 
-    dense: PreTrainedModel
-    met: ClosedLoopResult
+    dense: LoadedModel
+    made: ClosedLoopResult
     table: LatencyTable
     plan: Plan
-    evaluation: Evaluation
-    recovered: "Recovered | None" = None
+    quality: Quality
+    trained: "Recovered | None" = None
 
 
 def compose(experiment: Experiment, outcome: PruningOutcome, job: Job, command: str) -> Result:
     """Gather what a job found out; the seconds are those until now."""
-    dense, met, table, trained = outcome.dense, outcome.met, outcome.table, outcome.recovered
+    dense, made, table = outcome.dense.model, outcome.made, outcome.table
     setting = table.setting
     basis = "measured"
-    if met.measured is None:
+    if made.measured is None:
         basis = table.predicts
     before, after = (
         Latency(t.p50, t.p90, len(t.values), t.values)
         if basis == "measured"
         else Latency(t.p50, t.p50, 0, [])
-        for t in (met.dense_timing, met.pruned_timing)
+        for t in (made.dense_timing, made.pruned_timing)
     )
     latency = {key: setting[key] for key in ("phase", "batch", "sequence", "tokens")}
     latency["runtime"] = table.runtime
-    whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, met.pruned))
+    whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, made.pruned))
     return Result(
         name=job.out.name,
         study=experiment.study,
         config=json.loads(json.dumps(asdict(experiment))),  # enums become their values
-        speedup=Speedup(met.target, met.predicted, met.measured, list(met.rounds), basis),
+        speedup=Speedup(made.target, made.predicted, made.measured, list(made.rounds), basis),
         latency=Latencies(before, after, unit=table.unit, **latency),
         params=Params(whole, left, left / whole),
-        evaluation=outcome.evaluation,
+        evaluation=outcome.quality.evaluation(),
         seconds=job.stopwatch.total(),
         memory=Memory(*peaks()),
-        allocation=kept(dense, met.allocation),
+        allocation=kept(dense, made.allocation),
         environment=environment(),
         break_even=break_even(dense, experiment.method.sites(dense), table),
-        embedding=ranks_of_embedding(met.allocation),
+        embedding=ranks_of_embedding(made.allocation),
         training=list(outcome.plan.history),
         search=list(outcome.plan.search_history),
-        recovery={} if trained is None else trained.cost | {"curve": trained.curve},
+        recovery=outcome.trained.facts() if outcome.trained else {},
         command=command,
-        loader=auto_class(type(met.pruned).__name__),
+        loader=auto_class(type(made.pruned).__name__),
         table={} if basis == "measured" else {"setting": setting, "environment": table.environment},
     )
 

@@ -31,7 +31,7 @@ def recovery_rows(
 
 def recover(
     experiment: Experiment,
-    met: ClosedLoopResult,
+    made: ClosedLoopResult,
     dense: LoadedModel,
     rows: list[Row],
     suite: Suite,
@@ -40,7 +40,7 @@ def recover(
     """Train the pruned model and time it again; without recovery return what was given."""
     recovery = experiment.recovery
     if not isinstance(recovery, Training):
-        return met, None
+        return made, None
 
     def quality(student: PreTrainedModel) -> dict[str, float]:
         return suite.evaluate(student, dense.tokenizer, job.cache).metrics
@@ -49,13 +49,13 @@ def recover(
         from pruning.recovery.stage import recovered  # peft takes a second to import
         from pruning.recovery.train import Distillation
 
-        given = Distillation(met.pruned, dense.model, rows, _seed(experiment))
+        given = Distillation(made.pruned, dense.model, rows, _seed(experiment))
         trained = recovered(recovery, given, job.cache, quality, suite.identity(dense.tokenizer))
-    met = replace(met, pruned=trained.model)
+    made = replace(made, pruned=trained.model)
     if (how := experiment.hardware.measurement(dense.model, experiment.runtime)) is not None:
         with job.stopwatch("measure"):
-            met = timed_again(met, dense.model, how)
-    return met, trained
+            made = timed_again(made, dense.model, how)
+    return made, trained
 
 
 def _seed(experiment: Experiment) -> int:

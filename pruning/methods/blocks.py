@@ -11,6 +11,7 @@ from pruning.data.batch import Batch
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.method import Plan
 from pruning.models.blockwise import embed
+from pruning.models.loaded import LoadedModel
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Allocation, blocks, sites
 from pruning.system.cache import Cache
@@ -47,15 +48,17 @@ def removable(model: PreTrainedModel) -> list[int]:
     return [index for index in range(len(blocks(model))) if index not in kept]
 
 
-def influence(
-    model: PreTrainedModel, identity: str, batches: list[Batch], cache: Cache
-) -> list[float]:
+def influence(dense: LoadedModel, batches: list[Batch], cache: Cache) -> list[float]:
     """Return the Block Influence of every block, from one pass of the text; cached."""
 
     def build(directory: Path) -> None:
-        (directory / "influence.json").write_text(json.dumps(_influence(model, batches)))
+        (directory / "influence.json").write_text(json.dumps(_influence(dense.model, batches)))
 
-    key = {"version": 1, "model": identity, "batches": [batch.digest() for batch in batches]}
+    key = {
+        "version": 1,
+        "model": dense.fingerprint,
+        "batches": [batch.digest() for batch in batches],
+    }
     return json.loads((cache.stage("influence", key, build) / "influence.json").read_text())
 
 

@@ -28,8 +28,8 @@ class Dense(Method):
 
         return sites(model)
 
-    def plan(self, subject: PruningContext) -> Plan:
+    def plan(self, context: PruningContext) -> Plan:
         """Plan to keep everything."""
         from pruning.methods.blocks import Blocks
 
-        return Blocks(subject.dense, [], subject.table)
+        return Blocks(context.dense.model, [], context.table)

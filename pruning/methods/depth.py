@@ -27,12 +27,12 @@ class Depth(Method):
         """Count the one pass that all blocks are judged by."""
         return {"influence": float(tokens), "prune": 0.0}
 
-    def plan(self, subject: PruningContext) -> Plan:
+    def plan(self, context: PruningContext) -> Plan:
         """Order the blocks by their influence on the calibration text."""
         from pruning.methods.blocks import Blocks, influence, removable
 
-        s = subject
-        with s.clock("calibrate"):
-            scores = influence(s.dense, s.identity, s.batches, s.cache)
-        order = sorted(removable(s.dense), key=lambda index: scores[index])
-        return Blocks(s.dense, order, s.table)
+        with context.job.stopwatch("calibrate"):
+            scores = influence(context.dense, context.calibration.batches, context.job.cache)
+        dense = context.dense.model
+        order = sorted(removable(dense), key=lambda index: scores[index])
+        return Blocks(dense, order, context.table)

@@ -49,24 +49,25 @@ class Leveled(Method):
         updates = {"prune": passes(calibration) * tokens if again else 0.0}
         return cost_of_levels(self, model, tokens, search) | updates
 
-    def plan(self, subject: PruningContext) -> Plan:
+    def plan(self, context: PruningContext) -> Plan:
         """Turn moments into levels; let the search prepare to choose among them."""
         from pruning.calibration.moments import Moments
         from pruning.methods.plans import LevelsPlan
         from pruning.search.problem import build_problem
 
-        s = subject
-        assert isinstance(s.search, LevelSearch)
-        assert s.speedup is not None, "Experiment asks for a ratio where there is no speedup"
-        with s.clock("calibrate"):
-            sites = self.sites(s.dense)
-            moments = Moments.collect(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
-        with s.clock("levels"):
-            levels = self.levels().from_moments(s.dense, moments, self, s.table, s.cache)
-        with s.clock("search"), s.search.trial(s.dense, levels, s.batches) as trial:
-            problem = build_problem(levels, s.table, trial, s.cache, s.seed)
-            choose = s.search.prepare(problem, s.table.budget(s.speedup))
-        return LevelsPlan(s, levels, choose, self.ridges, problem.history)
+        c, dense, batches = context, context.dense.model, context.calibration.batches
+        clock, cache = c.job.stopwatch, c.job.cache
+        assert isinstance(c.search, LevelSearch)
+        assert c.speedup is not None, "Experiment asks for a ratio where there is no speedup"
+        with clock("calibrate"):
+            weighting, sites = c.calibration.options.weight, self.sites(dense)
+            moments = Moments.collect(c.dense, batches, weighting, sites, cache)
+        with clock("levels"):
+            levels = self.levels().from_moments(dense, moments, self, c.table, cache)
+        with clock("search"), c.search.trial(dense, levels, batches) as trial:
+            problem = build_problem(levels, c.table, trial, cache, c.job.seed)
+            choose = c.search.prepare(problem, c.table.budget(c.speedup))
+        return LevelsPlan(c, levels, choose, self.ridges, problem.history)
 
 
 def cost_of_levels(

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,29 +14,23 @@ from pruning.system.options import Options
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from pruning.calibration.calibration import Calibration
-    from pruning.data.batch import Batch
+    from pruning.calibration.calibration import Calibration, CalibrationData
     from pruning.latency.table import LatencyTable, Shapes
+    from pruning.models.loaded import LoadedModel
     from pruning.models.sites import Allocation, Site
-    from pruning.system.cache import Cache
-    from pruning.system.stopwatch import Stopwatch
+    from pruning.system.job import Job
 
 
 @dataclass
 class PruningContext:
     """A dense model, and all that a method may use to decide what to remove from it."""
 
-    dense: "PreTrainedModel"
-    identity: str  # fingerprint of the dense model
-    batches: "list[Batch]"  # calibration text
-    text: "Callable[[int], list[Batch]]"  # up to so many tokens of it, the first the same
-    calibration: "Calibration"
+    dense: "LoadedModel"
+    calibration: "CalibrationData"
     table: "LatencyTable"
     search: Search
-    speedup: float | None
-    seed: int
-    cache: "Cache"
-    clock: "Stopwatch"
+    speedup: float | None  # None: the method has a ratio
+    job: "Job"
 
 
 class Plan(ABC):
@@ -114,5 +108,5 @@ class Method(Options, ABC):
         return {"prune": 0.0}
 
     @abstractmethod
-    def plan(self, subject: PruningContext) -> Plan:
+    def plan(self, context: PruningContext) -> Plan:
         """Do the work that does not depend on the latency."""

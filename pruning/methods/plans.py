@@ -21,16 +21,16 @@ class LevelsPlan(Plan):
 
     def __init__(
         self,
-        subject: PruningContext,
+        context: PruningContext,
         levels: Levels,
         choose: Chooser,
         ridges: Sequence[float],
         searched: Sequence[dict[str, float]] = (),
     ):
-        self.subject, self.levels, self._choose = subject, levels, choose
+        self.context, self.levels, self._choose = context, levels, choose
         self.search_history = searched
         self.ridges = ridges  # candidates for an update behind pruned blocks
-        self._behind = updates_behind(subject.calibration, ridges)
+        self._behind = updates_behind(context.calibration.options, ridges)
         self.expensive = levels.expensive or self._behind
 
     def choose(self, budget: float) -> Shapes | None:
@@ -43,15 +43,15 @@ class LevelsPlan(Plan):
 
     def timing_model(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
         """Return a model to time."""
-        return self.levels.timing_model(self.subject.dense, self._chosen(shapes))
+        return self.levels.timing_model(self.context.dense.model, self._chosen(shapes))
 
     def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
         """Cut the levels; for dense targets, solve their weights behind pruned blocks."""
         choice = self._chosen(shapes)
         if not self._behind:
-            return self.levels.cut(self.subject.dense, choice)
+            return self.levels.cut(self.context.dense.model, choice)
         keeps = self.levels.allocation(choice)
-        return sequential(self.subject, self.ridges, lambda site, W, split: keeps[site])
+        return sequential(self.context, self.ridges, lambda site, W, split: keeps[site])
 
     def _chosen(self, shapes: Shapes) -> list[int]:
         return [levels.shapes.index(shapes[site]) for site, levels in self.levels.items()]

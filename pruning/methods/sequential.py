@@ -41,7 +41,7 @@ def updates_behind(calibration: Calibration, ridges: Sequence[float]) -> bool:
 
 @torch.no_grad()
 def sequential(
-    subject: PruningContext,
+    context: PruningContext,
     ridges: Sequence[float],
     decide: Callable[[Site, Float[Tensor, "rows columns"], Split], Keep],
 ) -> tuple[PreTrainedModel, Allocation]:
@@ -53,7 +53,8 @@ def sequential(
     Three passes of the calibration text through every block, one block's moments in memory; with
     `calibration.target=dense` also one pass through the dense block, and its outputs at two sites.
     """
-    dense, calibration, batches = subject.dense, subject.calibration, subject.batches
+    dense, batches = context.dense.model, context.calibration.batches
+    calibration = context.calibration.options
     pruned, allocation = copy_sharing_weights(dense), Allocation()
     states = [embed(pruned, batch) for batch in batches]
     originals = [embed(dense, b) for b in batches] if calibration.target is Target.dense else []
@@ -63,7 +64,7 @@ def sequential(
         for site in of_block:
             reading = Reading([site], calibration.weight, targets)
             split = block_moments(pruned, index, states, reading, advance=False)[site]
-            with subject.clock("solve"):
+            with context.job.stopwatch("solve"):
                 W = weight(projection(dense, site))
                 check_finite(site, W, split)
                 W = W.to(split.fit.H.dtype)

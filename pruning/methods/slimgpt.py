@@ -95,9 +95,9 @@ class SlimGPT(Method):
 
         return {"prune": passes(calibration) * tokens}
 
-    def plan(self, subject: PruningContext) -> Plan:
+    def plan(self, context: PruningContext) -> Plan:
         """Scale the schedule; blocks are pruned once the shapes are settled."""
-        return SchedulePlan.from_context(self, subject)
+        return SchedulePlan.from_context(self, context)
 
 
 class SchedulePlan(Plan):
@@ -108,22 +108,22 @@ class SchedulePlan(Plan):
     def __init__(
         self,
         method: "SlimGPT",
-        subject: PruningContext,
+        context: PruningContext,
         choose: "Callable[[float], Shapes | None]",
         given: "Shapes | None",
     ):
-        self.method, self.subject = method, subject
+        self.method, self.context = method, context
         self._choose, self.fixed_shapes = choose, given
 
     @classmethod
-    def from_context(cls, method: "SlimGPT", subject: PruningContext) -> "SchedulePlan":
+    def from_context(cls, method: "SlimGPT", context: PruningContext) -> "SchedulePlan":
         """Prepare the schedule."""
         from pruning.models.sites import sites
         from pruning.search.schedule import chooser, every_shape, shapes
 
-        search, table = subject.search, subject.table
+        search, table = context.search, context.table
         assert isinstance(search, Schedule)
-        prunable = sites(subject.dense)
+        prunable = sites(context.dense.model)
         given = None
         if method.ratio is not None:
             given = shapes(
@@ -132,7 +132,7 @@ class SchedulePlan(Plan):
         choose = chooser(
             search.form(), {site: table.levels(site) for site in prunable}, table.total
         )
-        return cls(method, subject, choose, given)
+        return cls(method, context, choose, given)
 
     def choose(self, budget: float) -> "Shapes | None":
         """Return the shapes of the least ratios that fit a budget."""
@@ -143,7 +143,7 @@ class SchedulePlan(Plan):
         from pruning.models.shrink import copy_sharing_weights, shrink_
 
         allocation = {site: _first(site, shape) for site, shape in shapes.items()}
-        return shrink_(copy_sharing_weights(self.subject.dense), allocation), allocation
+        return shrink_(copy_sharing_weights(self.context.dense.model), allocation), allocation
 
     def build(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
         """Prune block after block, each on what the pruned ones before it give."""
@@ -155,7 +155,7 @@ class SchedulePlan(Plan):
             H, damp = split.all.H, self.method.damp
             return kept_units(site, W, H, [shapes[site]], self._remove, damp)[0]
 
-        return sequential(self.subject, self.method.ridges, decide)
+        return sequential(self.context, self.method.ridges, decide)
 
     def _remove(self, W: "Tensor", H: "Tensor", units: "Units") -> "Removal":
         from pruning.solver.obs import batched, by_wanda, greedy

@@ -28,6 +28,10 @@ class Recovered:
     curve: list[dict[str, float]]  # by logged step
     cost: dict[str, Any]  # kind, steps, tokens, seconds, tokens_per_s, peaks of memory
 
+    def facts(self) -> dict[str, Any]:
+        """Return them as results have them."""
+        return self.cost | {"curve": self.curve}
+
 
 def recovered(
     recovery: Training,

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from pruning.calibration.calibration import Calibration, Target, Weight
+from pruning.calibration.calibration import Calibration, CalibrationData, Target, Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.data.batch import Batch
 from pruning.latency.grid import heads, widths
@@ -15,9 +15,10 @@ from pruning.latency.table import LatencyTable
 from pruning.methods.method import PruningContext
 from pruning.methods.plans import LevelsPlan
 from pruning.methods.ziplm import Score, ZipLM
+from pruning.models.loaded import LoadedModel
 from pruning.models.sites import projection, sites, weight
 from pruning.search.options import Chooser
-from pruning.search.search import NoSearch
+from pruning.search.search import NoSearch, Search
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 from pruning.system.job import Job
@@ -79,6 +80,19 @@ def text(target: Target = Target.local) -> Calibration:
     return Calibration("tiny", weight=Weight.none, target=target)
 
 
+def pruning_context(
+    model: PreTrainedModel,
+    batches: list[Batch],
+    search: Search,
+    job: Job,
+    calibration: Calibration | None = None,
+) -> PruningContext:
+    """Return what a method is given, for 1.5x by a linear table."""
+    given = CalibrationData(calibration or text(), batches, lambda tokens: batches)
+    dense = LoadedModel(model, word_tokenizer())
+    return PruningContext(dense, given, linear_table(model), search, 1.5, job)
+
+
 def levels_plan(
     model: PreTrainedModel,
     levels: Levels,
@@ -88,13 +102,9 @@ def levels_plan(
     ridges: Sequence[float] = (INF,),
 ) -> LevelsPlan:
     """Make the plan of some levels."""
-    table, cache, clock = linear_table(model), Cache("nowhere"), Stopwatch()
-    search = NoSearch("none")
-    given = batches or []
-    subject = PruningContext(
-        model, "", given, lambda n: given, text(target), table, search, 1.5, 0, cache, clock
-    )
-    return LevelsPlan(subject, levels, choose, ridges)
+    search, job = NoSearch("none"), job_with(Cache("nowhere"))
+    context = pruning_context(model, batches or [], search, job, text(target))
+    return LevelsPlan(context, levels, choose, ridges)
 
 
 def solve_levels(

@@ -11,12 +11,13 @@ from pruning.latency.grid import heads, widths
 from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
 from pruning.methods.blocks import Blocks, influence, removable
 from pruning.models import checkpoint
+from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Kind, Site, projection, shape, sites, weight
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 from tests.helpers.data import inputs, moment, weights
 from tests.helpers.families import FAMILIES, llama
-from tests.helpers.tiny import INF, levels_plan, linear_table, padded_batches
+from tests.helpers.tiny import INF, levels_plan, linear_table, padded_batches, word_tokenizer
 
 FFN = Site(0, Kind.FFN, 40, 1)
 HEADS = Site(1, Kind.ATTENTION, units=6, width=4, groups=6)
@@ -170,7 +171,7 @@ def test_block_influence_is_that_of_the_hidden_states(family, tmp_path):
             a, b = (streams[2 * i + side][real].double() for side in (0, 1))
             total[i] += float(((a * b).sum(1) / a.norm(dim=1) / b.norm(dim=1)).sum())
         tokens += int(real.sum())
-    found = influence(model, "tiny", batches, Cache(tmp_path))
+    found = influence(LoadedModel(model, word_tokenizer()), batches, Cache(tmp_path))
     np.testing.assert_allclose(found, 1 - total / tokens, rtol=1e-6, atol=1e-9)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pruning.calibration.calibration import Calibration, Target, Weight
+from pruning.calibration.calibration import Calibration, Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.latency.table import LatencyTable
 from pruning.methods.flop.constraint import Cost, Lagrangian, counts
@@ -20,17 +20,15 @@ from pruning.methods.flop.gating import gated_, product, restored_
 from pruning.methods.flop.learned import LearnedPlan
 from pruning.methods.flop.recipe import Embedding
 from pruning.methods.flop.training import Goal, train
-from pruning.methods.method import PruningContext
 from pruning.models.modeling_pruned import LowRank
 from pruning.models.sites import Kind, Site, projection, weight
 from pruning.search.options import Objective
 from pruning.search.search import Spdy
 from pruning.system.cache import Cache
-from pruning.system.stopwatch import Stopwatch
 from pruning.tasks.training import own, save_parameters
 from tests.helpers.data import inputs, weights
 from tests.helpers.families import ENCODERS, EVERY, FAMILIES, llama
-from tests.helpers.tiny import padded_batches
+from tests.helpers.tiny import job_with, padded_batches, pruning_context
 
 BATCHES = padded_batches()
 
@@ -351,12 +349,9 @@ def test_what_training_of_a_bfloat16_model_learned_is_what_its_plan_counts(tmp_p
     dense = llama().to(torch.bfloat16)
     method = flop(sparsity=0.4, steps=4)
     search = Spdy("spdy", Objective.kl, tokens=24, sequence=12, steps=0, mutation=0.1, inits=1)
-    subject = PruningContext(
-        dense, "tiny", BATCHES, lambda tokens: BATCHES,
-        Calibration("tiny", weight=Weight.none, target=Target.local, sequence=12, held_out=0.3),
-        table_of(method.sites(dense)), search, None, 0, Cache(tmp_path), Stopwatch(),
-    )  # fmt: skip
-    plan = method.plan(subject)
+    options = Calibration("tiny", weight=Weight.none, sequence=12, held_out=0.3)
+    context = pruning_context(dense, BATCHES, search, job_with(Cache(tmp_path)), options)
+    plan = method.plan(replace(context, table=table_of(method.sites(dense)), speedup=None))
     assert isinstance(plan, LearnedPlan)
     (path,) = tmp_path.glob("training/*/parameters.safetensors")
     state = load_file(path)

@@ -20,7 +20,7 @@ from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.helpers.data import lstsq
 from tests.helpers.families import FAMILIES, llama
-from tests.helpers.tiny import linear_table, padded_batches, text
+from tests.helpers.tiny import job_with, linear_table, padded_batches, pruning_context, text
 
 BATCHES = padded_batches(count=9)
 RIDGE = 0.1
@@ -30,12 +30,9 @@ def slimgpt(**changes) -> SlimGPT:
     return replace(SlimGPT(smallest=8, decay=0, ridges=[RIDGE]), **changes)
 
 
-def subject(model, tmp_path, search=None, target=Target.local) -> PruningContext:
-    table = linear_table(model)
+def context(model, tmp_path, search=None, target=Target.local) -> PruningContext:
     search = search or Schedule("schedule", ramp=Ramp.log, first=0.0625, last=0.25)
-    cache = Cache(tmp_path)
-    given = BATCHES, lambda tokens: BATCHES, text(target), table, search
-    return PruningContext(model, "", *given, 1.5, 0, cache, Stopwatch())
+    return pruning_context(model, BATCHES, search, job_with(Cache(tmp_path)), text(target))
 
 
 @pytest.mark.job
@@ -45,7 +42,7 @@ def subject(model, tmp_path, search=None, target=Target.local) -> PruningContext
 def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, target, tmp_path):
     model = FAMILIES[family]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    posed = subject(model, tmp_path, target=target)
+    posed = context(model, tmp_path, target=target)
     plan = slimgpt().plan(posed)
     left = plan.choose(posed.table.budget(1.5))
     assert posed.table.total(left) <= posed.table.budget(1.5)
@@ -102,7 +99,7 @@ def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, target, t
 
 @pytest.mark.parametrize("score", list(ChannelScore))
 def test_channels_leave_by_the_score_that_is_asked_for(score, tmp_path):
-    plan = slimgpt(ffn_score=score, smallest=1, largest=1).plan(subject(llama(), tmp_path))
+    plan = slimgpt(ffn_score=score, smallest=1, largest=1).plan(context(llama(), tmp_path))
     torch.manual_seed(0)
     W, X = torch.randn(7, 24).double(), torch.randn(200, 24).double() @ torch.randn(24, 24).double()
     removal = plan._remove(W, X.T @ X, Units(steps=9))
@@ -114,7 +111,7 @@ def test_channels_leave_by_the_score_that_is_asked_for(score, tmp_path):
 def test_only_what_leaves_is_ordered(tmp_path, monkeypatch):
     """Of the lattice of grouped heads, what leads to the pair that is taken; of others, nothing."""
     model = llama()
-    plan = slimgpt().plan(subject(model, tmp_path))
+    plan = slimgpt().plan(context(model, tmp_path))
     ordered, remove = [], SchedulePlan._remove
 
     def counted(self, W, H, units):
@@ -134,7 +131,7 @@ def test_activations_that_overflow_are_named(dtype, tmp_path):
     model = llama().to(dtype)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.mul_(1e5 if dtype is torch.float16 else 1e38)
-    plan = slimgpt().plan(subject(model, tmp_path))
+    plan = slimgpt().plan(context(model, tmp_path))
     left = {s: 64 if s.kind is Kind.FFN else s.whole for s in sites(model)}
     with pytest.raises(ValueError, match=r"^calibration: .*block\.1\.ffn.* overflow") as error:
         plan.build(left)
@@ -144,7 +141,7 @@ def test_activations_that_overflow_are_named(dtype, tmp_path):
 def test_a_schedule_that_removes_nothing_gives_the_dense_model(tmp_path):
     """The closed loop may come to it, where noise says that nothing need be removed."""
     model = llama()
-    plan = slimgpt().plan(subject(model, tmp_path))
+    plan = slimgpt().plan(context(model, tmp_path))
     shapes = plan.choose(linear_table(model).dense)
     built, allocation = plan.build(shapes)
     assert all(keep.all() for keep in allocation.values())
@@ -155,7 +152,7 @@ def test_a_schedule_that_removes_nothing_gives_the_dense_model(tmp_path):
 @pytest.mark.parametrize("score", list(HeadScore))
 def test_a_draft_is_as_large_as_the_model_to_come(score, tmp_path):
     model = llama()
-    posed = subject(model, tmp_path)
+    posed = context(model, tmp_path)
     plan = slimgpt(score=score).plan(posed)
     left = plan.choose(posed.table.budget(1.4))
     (draft, kept), (built, allocation) = plan.timing_model(left), plan.build(left)
@@ -167,9 +164,9 @@ def test_a_draft_is_as_large_as_the_model_to_come(score, tmp_path):
 
 def test_a_ratio_is_cut_within_half_a_unit_of_every_sub_block(tmp_path):
     model = llama()
-    plan = slimgpt(ratio=0.2).plan(replace(subject(model, tmp_path), speedup=None))
+    plan = slimgpt(ratio=0.2).plan(replace(context(model, tmp_path), speedup=None))
     uniform = Schedule("schedule", ramp=Ramp.uniform, first=0.1, last=0.1)
-    even = slimgpt(ratio=0.2).plan(replace(subject(model, tmp_path, uniform), speedup=None))
+    even = slimgpt(ratio=0.2).plan(replace(context(model, tmp_path, uniform), speedup=None))
     for site, left in even.fixed_shapes.items():
         units = site.units if site.kind is Kind.FFN else 1
         # the nearest there is: half a channel, or half the gap between head counts
@@ -207,7 +204,7 @@ def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
     work = {"phase": Phase.auto, "batch": 1, "sequence": 8, "tokens": 2, "alignment": 1}
     loop = {"repetitions": 3, "tolerance": 0.5, "rounds": 4, "noise": None}
     hardware = Local("here", "cpu", None, **work, **loop)
-    posed = subject(model, tmp_path)
+    posed = context(model, tmp_path)
     plan = slimgpt().plan(posed)
     built = []
     build = SchedulePlan.build

@@ -1,13 +1,13 @@
 """Trials against whole copies of the model, changed by hand and run by transformers."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from pruning.methods.method import PruningContext
 from pruning.methods.ziplm import Score
 from pruning.models.sites import Kind
 from pruning.search.options import Objective
@@ -15,9 +15,16 @@ from pruning.search.problem import build_problem
 from pruning.search.search import Calibrated, Spdy
 from pruning.search.trial import CandidateEvaluator, _Dense, _Numbers, evaluation_text
 from pruning.system.cache import Cache
-from pruning.system.stopwatch import Stopwatch
 from tests.helpers.families import EVERY
-from tests.helpers.tiny import INF, linear_table, padded_batches, solve_levels, text, ziplm
+from tests.helpers.tiny import (
+    INF,
+    job_with,
+    linear_table,
+    padded_batches,
+    pruning_context,
+    solve_levels,
+    ziplm,
+)
 
 BATCHES = padded_batches()
 OUTPUTS = {  # family: its blocks, and the output projections in a block
@@ -284,9 +291,9 @@ def test_a_job_draws_its_candidates_by_its_seed(tmp_path):
     search = Spdy("spdy", Objective.kl, 24, 12, 2, 0.5, inits=3)
 
     def tried(seed: int) -> list[float]:
-        table, cache = linear_table(model, 8), Cache(tmp_path)
-        given = BATCHES, lambda tokens: BATCHES, text(), table, search
-        plan = method.plan(PruningContext(model, "", *given, 1.5, seed, cache, Stopwatch()))
+        job = replace(job_with(Cache(tmp_path)), seed=seed)
+        context = pruning_context(model, BATCHES, search, job)
+        plan = method.plan(replace(context, table=linear_table(model, 8)))
         return [entry["loss"] for entry in plan.search_history]
 
     assert tried(0) == tried(0)

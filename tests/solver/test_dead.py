@@ -12,7 +12,6 @@ from torch import Tensor
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.methods.baselines import Flap, WandaSp
-from pruning.methods.method import PruningContext
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
 from pruning.methods.ziplm import Score
 from pruning.models.sites import Kind, projection, set_weight_, sites, weight
@@ -20,10 +19,9 @@ from pruning.search.options import Ramp
 from pruning.search.search import Schedule
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
-from pruning.system.stopwatch import Stopwatch
 from tests.helpers.data import lstsq
 from tests.helpers.families import FAMILIES, opt
-from tests.helpers.tiny import INF, linear_table, padded_batches, text, ziplm
+from tests.helpers.tiny import INF, job_with, padded_batches, pruning_context, ziplm
 
 BATCHES = padded_batches(count=30)
 RIDGES = [0.001, 0.01, 0.1, 1.0, INF]
@@ -231,9 +229,8 @@ def test_slimgpt_takes_dead_units_first(score, ffn_score, family, tmp_path):
     """Where no more leaves than is dead, the logits of the dense model stay on the same text."""
     model = kill_(FAMILIES[family]())
     search = Schedule("schedule", ramp=Ramp.log, first=0.1, last=0.25)
-    given = BATCHES, lambda tokens: BATCHES, text(), linear_table(model), search
-    subject = PruningContext(model, "", *given, 1.5, 0, Cache(tmp_path), Stopwatch())
-    plan = replace(SLIMGPT, score=score, ffn_score=ffn_score).plan(subject)
+    context = pruning_context(model, BATCHES, search, job_with(Cache(tmp_path)))
+    plan = replace(SLIMGPT, score=score, ffn_score=ffn_score).plan(context)
     live_groups = 3 if family == "llama" else 6
     heads = 2 if family == "llama" else 1
     only_dead = {

@@ -53,14 +53,15 @@ class FLOP(Recipe, Method):
         start = cost_of_levels(self, model, tokens, search)
         return {**start, "training": rows, "prune": 0.0}
 
-    def plan(self, subject: PruningContext) -> Plan:
+    def plan(self, context: PruningContext) -> Plan:
         """Train; what is kept of every projection then follows from its gates."""
         from pruning.methods.flop.learned import LearnedPlan
         from pruning.models.sites import architecture
 
-        if architecture(subject.dense).encoder and not subject.batches[0].labels:
+        text = context.calibration.batches
+        if architecture(context.dense.model).encoder and not text[0].labels:
             raise ValueError(
                 f"method={self.name} trains an encoder on the labels of its task: leave out the "
                 "calibration, and give a task such as task=sst2"
             )
-        return LearnedPlan.from_context(self, subject)
+        return LearnedPlan.from_context(self, context)

@@ -62,27 +62,28 @@ class LearnedPlan(Plan):
             )
 
     @classmethod
-    def from_context(cls, method: Recipe, subject: PruningContext) -> "LearnedPlan":
+    def from_context(cls, method: Recipe, context: PruningContext) -> "LearnedPlan":
         """Factorise, insert gates and train; or find all that in the cache."""
-        s = subject
-        sites = chosen_linears(s.dense, method.modules)
-        sizes = {site: _size(s.dense, site) for site in sites}
+        c, dense = context, context.dense.model
+        sites = chosen_linears(dense, method.modules)
+        sizes = {site: _size(dense, site) for site in sites}
         if method.sparsity is not None:  # parameters are what is to be saved
-            s = replace(s, table=counts(sizes, s.table), speedup=1 / (1 - method.sparsity))
-        with s.clock("calibrate"):
-            moments = Moments.collect(s.dense, s.identity, s.batches, s.calibration, sites, s.cache)
-        ranks, tokens = _start(method, s), None
+            c = replace(c, table=counts(sizes, c.table), speedup=1 / (1 - method.sparsity))
+        with c.job.stopwatch("calibrate"):
+            text = c.calibration.batches, c.calibration.options.weight
+            moments = Moments.collect(c.dense, *text, sites, c.job.cache)
+        ranks, tokens = _start(method, c), None
         if method.embedding is not Embedding.none:
             assert method.sparsity is not None, "FLOP asks for it"
-            tokens = Tokens.from_batches(s.batches, s.dense, method.ends())
+            tokens = Tokens.from_batches(c.calibration.batches, dense, method.ends())
             wide = {site: (tokens.hidden, size) for site, size in tokens.sizes.items()}
-            s = replace(s, table=counts(sizes | wide, subject.table))
+            c = replace(c, table=counts(sizes | wide, context.table))
             ranks |= {
                 site: _share(1 - method.sparsity, *dimensions) for site, dimensions in wide.items()
             }
-        with s.clock("train"):
-            trained, history = _trained(method, s, ranks, moments, tokens)
-        return cls(s.dense, trained, list(ranks), subject.table, method.sparsity, history)
+        with c.job.stopwatch("train"):
+            trained, history = _trained(method, c, ranks, moments, tokens)
+        return cls(dense, trained, list(ranks), context.table, method.sparsity, history)
 
     def choose(self, budget: float) -> Shapes | None:
         """Keep as many terms as fit the budget, at ranks that the table offers."""
@@ -168,33 +169,33 @@ def _share(left: float, rows: int, columns: int) -> int:
     return max(1, int(left * rows * columns / (rows + columns)))
 
 
-def _start(method: Recipe, subject: PruningContext) -> Shapes:
+def _start(method: Recipe, context: PruningContext) -> Shapes:
     """Return the ranks that `method=svd` would choose."""
-    s = subject
-    assert s.speedup is not None
+    assert context.speedup is not None
     svd = SVD("svd", modules=method.modules, whiten=method.whiten)
-    chosen = svd.plan(s).choose(s.table.budget(s.speedup))
+    chosen = svd.plan(context).choose(context.table.budget(context.speedup))
     if chosen is None:
         raise ValueError(
             f"method.modules={method.modules!r} has no ranks to start from: none that "
-            f"search={s.search.name} finds save as much as is asked for; ask for less"
+            f"search={context.search.name} finds save as much as is asked for; ask for less"
         )
     return chosen
 
 
 def _trained(
-    method: Recipe, subject: PruningContext, ranks: Shapes, moments: Moments, tokens: Tokens | None
+    method: Recipe, context: PruningContext, ranks: Shapes, moments: Moments, tokens: Tokens | None
 ) -> tuple[PreTrainedModel, list[dict[str, float]]]:
     """Return the trained model with gates and the curves of its training, from the cache if there.
 
     While it trains, the Trainer's checkpoints are in `checkpoints/` of the cache.
     """
-    s, sites = subject, list(ranks)
-    assert s.speedup is not None
+    c, dense, job, sites = context, context.dense.model, context.job, list(ranks)
+    assert c.speedup is not None
     warmup = round(method.warmup * method.steps)
-    goal = Goal(Cost.from_table(s.table, sites), 1 - 1 / s.speedup, warmup)
-    share = 1 - s.calibration.held_out
-    batches = s.text(round(method.steps * method.batch * s.calibration.sequence / share))
+    goal = Goal(Cost.from_table(c.table, sites), 1 - 1 / c.speedup, warmup)
+    options = c.calibration.options
+    tokens_read = method.steps * method.batch * options.sequence
+    batches = c.calibration.up_to(round(tokens_read / (1 - options.held_out)))
     key = {
         "version": 6,
         "start": list(ranks.values()),
@@ -203,24 +204,24 @@ def _trained(
         "tokens": None if tokens is None else digest_tensors([("counts", tokens.counts)]),
         "method": {k: v for k, v in asdict(method).items() if k not in ("name", "save")},
         "target": goal.target,
-        "table": digest(str((s.table.parts, s.table.rest, s.table.dense))),
-        "device": s.dense.device.type,  # on CUDA passes are computed in bfloat16
-        "seed": s.seed,
+        "table": digest(str((c.table.parts, c.table.rest, c.table.dense))),
+        "device": dense.device.type,  # on CUDA passes are computed in bfloat16
+        "seed": job.seed,
     }
-    scratch = s.cache.checkpoints(key)
+    scratch = job.cache.checkpoints(key)
 
     def build(directory: Path) -> None:
-        model = gated_(own(s.dense), moments, ranks, method, tokens)
-        history = train(model, goal, method, batches, s.seed, scratch)
+        model = gated_(own(dense), moments, ranks, method, tokens)
+        history = train(model, goal, method, batches, job.seed, scratch)
         save_parameters(model, directory)
         (directory / "history.json").write_text(to_json(history, indent=1))
 
-    entry = s.cache.stage("training", key, build)
+    entry = job.cache.stage("training", key, build)
     shutil.rmtree(scratch, ignore_errors=True)
-    model = own(s.dense)
+    model = own(dense)
     state = load_file(entry / "parameters.safetensors", device=str(model.device))
     restored_(model, sites, state, method, tokens)
-    return own(model, s.dense.dtype).eval(), json.loads((entry / "history.json").read_text())
+    return own(model, dense.dtype).eval(), json.loads((entry / "history.json").read_text())
 
 
 def _nearest(rank: float, offered: list[Shape]) -> Shape:
