@@ -15,7 +15,7 @@ run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (abo
 	$(BIN)/python launch.py $(ARGS)
 
 test: $(STAMP)  ## Install, then run the unit tests (100 seconds on 2 cores)
-	$(BIN)/python -m pytest -m unit -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -m unit -n $(WORKERS) --dist loadfile $(ARGS)
 
 jobs: $(STAMP)  ## Run the tests that run launch.py, start processes, train or take seconds (about 9 minutes)
 	$(BIN)/python -m pytest -m "job and not slow and not gpu" $(ARGS)

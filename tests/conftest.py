@@ -1,3 +1,4 @@
+import gc
 import os
 import tempfile
 from importlib import import_module
@@ -17,6 +18,7 @@ THIRD_PARTY = (
     "datasets",
     "torchmetrics",
     "lm_eval",
+    "requests",
 )
 
 
@@ -37,9 +39,19 @@ def jobs(place):
 
 
 def pytest_collectstart():
-    """Import third-party code first; with pytest-xdist, in its workers alone."""
+    """Import third-party code first; with pytest-xdist, in its workers alone.
+
+    No garbage is looked for meanwhile, and none later in what was imported.
+    """
+    gc.disable()
     for name in THIRD_PARTY:
         import_module(name)
+
+
+def pytest_collection_finish():
+    """Look for garbage from now on, in what the tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -36,8 +36,15 @@ NEEDED = {
 }
 
 
+@cache
+def composed(*overrides: str) -> Experiment:
+    """Compose once; nothing may change what it returns."""
+    return compose(list(overrides))
+
+
+@cache
 def config(*overrides: str):
-    """Compose without turning it into objects."""
+    """Compose once, without turning it into objects; nothing may change what it returns."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra_compose("config", list(overrides))
@@ -46,7 +53,7 @@ def config(*overrides: str):
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
 def test_every_option_composes_into_an_experiment(option):
     group, name = option.parts
-    experiment = compose([f"{group}={name}", *NEEDED.get(str(option), [])])
+    experiment = composed(f"{group}={name}", *NEEDED.get(str(option), []))
     assert isinstance(experiment, Experiment)
     chosen = experiment if group == "experiment" else getattr(experiment, group)
     assert not isinstance(chosen, dict)
@@ -55,19 +62,15 @@ def test_every_option_composes_into_an_experiment(option):
 
 @pytest.mark.parametrize("method", sorted(o.name for o in OPTIONS if o.parts[0] == "method"))
 def test_a_method_names_its_paper_and_the_searches_it_works_with(method):
-    experiment = compose([f"method={method}"])
+    experiment = composed(f"method={method}")
     assert experiment.method.paper.startswith("https://arxiv.org/abs/")
     for search in (o.name for o in OPTIONS if o.parts[0] == "search"):
-        if isinstance(_search(search), experiment.method.search_type):
-            replace(experiment, search=_search(search))
+        chosen = composed(f"search={search}", *NEEDED.get(f"search/{search}", [])).search
+        if isinstance(chosen, experiment.method.search_type):
+            replace(experiment, search=chosen)
         else:
             with pytest.raises(ValueError, match=rf"^search={search} does not go with method="):
-                replace(experiment, search=_search(search))
-
-
-@cache
-def _search(name: str):
-    return compose([f"search={name}", "method=dense" if name == "none" else "method=ziplm"]).search
+                replace(experiment, search=chosen)
 
 
 def test_a_loop_of_tokens_is_not_compiled():
@@ -92,7 +95,7 @@ def test_yamls_are_few_short_and_have_no_target():
 
 
 def test_a_task_brings_its_rows_and_its_suite():
-    given = compose(["task=mrpc"])
+    given = composed("task=mrpc")
     assert (given.calibration.name, given.calibration.text, given.suite.name) == (
         "task",
         None,
@@ -100,11 +103,11 @@ def test_a_task_brings_its_rows_and_its_suite():
     )
     assert given.task.train.columns == ["sentence1", "sentence2"]
     assert set(given.suite.for_task(given.task).labelled) == {"mrpc"}
-    mnli = compose(["task=mnli"])
+    mnli = composed("task=mnli")
     assert set(mnli.suite.for_task(mnli.task).labelled) == {"mnli_matched", "mnli_mismatched"}
     named = replace(given.suite, labelled={"my_task": given.suite.labelled["rte"]})
     assert named.for_task(replace(given.task, name="my_task")) == named
-    second = compose(["task=squad_v2"])
+    second = composed("task=squad_v2")
     assert second.task.train.unanswerable
     assert set(second.suite.for_task(second.task).questions) == {"squad_v2"}
     other = compose(["task=sst2", "suite=none", "calibration=wikipedia"])
@@ -112,10 +115,10 @@ def test_a_task_brings_its_rows_and_its_suite():
     with pytest.raises(ValueError, match=r"^calibration=task takes the rows of a task"):
         compose(["calibration=task"])
     with pytest.raises(ValueError, match=r"^suite='glue' cannot be used without a task"):
-        compose(["suite=glue"]).suite.for_task(None)
+        composed("suite=glue").suite.for_task(None)
     with pytest.raises(ValueError, match=r"^suite='glue' cannot be used for task=mine: .* sst2, m"):
         compose(["task=sst2", "task.name=mine"]).suite.for_task(replace(given.task, name="mine"))
-    assert compose([]).task is None
+    assert composed().task is None
 
 
 @pytest.mark.parametrize("value", ["0.5", "0", "-2", "nan", "inf"])
@@ -125,9 +128,9 @@ def test_a_speedup_below_one_or_without_end_is_refused(value):
 
 
 def test_the_full_suite_has_all_parts_and_the_average():
-    full, seven = compose(["suite=full"]).suite, compose(["suite=commonsense"]).suite
+    full, seven = composed("suite=full").suite, composed("suite=commonsense").suite
     assert full.perplexity is not None
-    assert set(full.tasks) == {*seven.tasks, *compose(["suite=mmlu"]).suite.tasks}
+    assert set(full.tasks) == {*seven.tasks, *composed("suite=mmlu").suite.tasks}
     assert full.average == seven.average == [*seven.tasks]
 
 
@@ -184,7 +187,7 @@ def test_what_does_not_change_the_result_does_not_change_the_name(override):
 
 
 def test_the_dense_model_is_asked_for_no_speedup_unless_it_is_given():
-    assert compose(["method=dense"]).speedup == 1
+    assert composed("method=dense").speedup == 1
     assert compose(["method=dense", "speedup=1.1"]).speedup == 1.1
     assert run_name(config("speedup=1.25")) == DEFAULT
 
@@ -236,6 +239,7 @@ def test_help_is_quick_and_imports_no_torch(command, limit):
     assert "speedup" in done.stdout
 
 
+@pytest.mark.job
 def test_schemas_are_no_options():
     """Neither help, nor help of Hydra, nor completion of a word shows them."""
 

@@ -6,6 +6,7 @@ docs/cache.md has the table; every entry of it is a case here.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Noting(Cache):
 
 @dataclass
 class Given:
-    """What stages are computed from; a case changes one thing of it."""
+    """What stages are computed from; a case changes one thing of it. Its files are written anew."""
 
     root: Path
     model: PreTrainedModel = field(default_factory=llama)
@@ -204,6 +205,10 @@ def key_of(stage: str, given: Given) -> dict[str, Any]:
 def entry(stage: str, given: Given) -> str:
     """Return the name of the entry that a stage would have."""
     return digest(key_of(stage, given))
+
+
+def nothing_else(given: Given) -> None:
+    """Leave all as it is."""
 
 
 def put(path: str, value: Any) -> Change:
@@ -473,18 +478,43 @@ BESIDE: dict[tuple[str, str], Change] = {
 }
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Return where all cases keep files, since some keys have paths, and find what stages left."""
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.fixture(scope="module")
+def original(root) -> Callable[..., str]:
+    """Serve the entry of a stage that a case's is compared with, each computed once."""
+
+    @cache
+    def serve(stage: str, change: Change = nothing_else) -> str:
+        given = Given(root)
+        change(given)
+        return entry(stage, given)
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [(stage, nothing_else) for stage in STAGES]
+    + list(dict.fromkeys((stage, change) for (stage, _), change in BESIDE.items())),
+)
+def test_what_is_given_again_has_the_same_key(stage, change, root, original):
+    given = Given(root)
+    change(given)
+    assert entry(stage, given) == entry(stage, given) == original(stage, change)
+
+
 @pytest.mark.parametrize(
     ("stage", "what"), [(stage, what) for stage, of in CASES.items() for what in of]
 )
-def test_what_changes_a_result_changes_its_key(stage, what, tmp_path):
-    for name in ("one", "other"):
-        (tmp_path / name).mkdir()
-    one, other = Given(tmp_path / "one"), Given(tmp_path / "one")
-    BESIDE.get((stage, what), lambda given: None)(one)
-    before = entry(stage, one)
-    assert entry(stage, one) == before
-    CASES[stage][what](other)
-    assert entry(stage, other) != before
+def test_what_changes_a_result_changes_its_key(stage, what, root, original):
+    before, given = original(stage, BESIDE.get((stage, what), nothing_else)), Given(root)
+    CASES[stage][what](given)
+    assert entry(stage, given) != before
 
 
 def elsewhere(owner: str) -> Change:
@@ -527,10 +557,10 @@ SAME: dict[str, dict[str, Change]] = {
 @pytest.mark.parametrize(
     ("stage", "what"), [(stage, what) for stage, of in SAME.items() for what in of]
 )
-def test_what_changes_no_result_finds_what_is_there(stage, what, tmp_path):
-    one, other = Given(tmp_path), Given(tmp_path)
-    SAME[stage][what](other)
-    assert entry(stage, other) == entry(stage, one)
+def test_what_changes_no_result_finds_what_is_there(stage, what, root, original):
+    before, given = original(stage), Given(root)
+    SAME[stage][what](given)
+    assert entry(stage, given) == before
 
 
 minutes = put("recovery", training(steps=None, minutes=1.0))
@@ -540,8 +570,8 @@ READ = {
 }
 # stages that depend on where they run, and what they are asked for
 AROUND: dict[tuple[str, str], Change] = {
-    ("profile", "processor"): lambda given: None,
-    ("profile", "versions"): lambda given: None,
+    ("profile", "processor"): nothing_else,
+    ("profile", "versions"): nothing_else,
     ("recovery", "processor"): minutes,
     ("recovery", "versions"): minutes,
     ("evaluate", "versions"): Given.tasks,
@@ -551,15 +581,14 @@ AROUND: dict[tuple[str, str], Change] = {
 
 @pytest.mark.parametrize(("stage", "what"), [(stage, what) for stage in STAGES for what in READ])
 def test_machine_and_versions_are_in_the_keys_of_what_they_change(
-    stage, what, tmp_path, monkeypatch
+    stage, what, root, original, monkeypatch
 ):
-    given = Given(tmp_path)
-    depends = AROUND.get((stage, what))
-    (depends or (lambda given: None))(given)
-    before = entry(stage, given)
+    change = AROUND.get((stage, what), nothing_else)
+    before, given = original(stage, change), Given(root)
+    change(given)
     for place in READ[what]:
         monkeypatch.setattr(place, lambda *_: "another")
-    assert (entry(stage, given) != before) == (depends is not None)
+    assert (entry(stage, given) != before) == ((stage, what) in AROUND)
 
 
 def test_every_stage_has_cases_and_a_row_in_the_documentation():
@@ -569,8 +598,8 @@ def test_every_stage_has_cases_and_a_row_in_the_documentation():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_documentation_has_the_version_of_every_stage(stage, tmp_path):
-    key = key_of(stage, Given(tmp_path))
+def test_the_documentation_has_the_version_of_every_stage(stage, root):
+    key = key_of(stage, Given(root))
     version = key.get("of", key).get("version")  # sensitivities say in `of` what they are of
     said = documented()[stage]
     assert said == str(version) or (version is None and said.startswith("none"))

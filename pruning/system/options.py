@@ -1,7 +1,10 @@
 """What the dataclasses of all config groups share: one check of values, from YAML or Python."""
 
+from copy import deepcopy
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,10 +26,13 @@ def converted(options: Options) -> dict[str, Any]:
 
     Dataclasses within are left out: they were checked when they were made.
     """
-    plain = [f.name for f in fields(options) if not _nested(getattr(options, f.name))]
+    values = {f.name: getattr(options, f.name) for f in fields(options)}
+    plain = {name: value for name, value in values.items() if not _nested(value)}
+    hints = _hints(type(options))
+    if all(_is_exact(value, hints[name]) for name, value in plain.items()):
+        return deepcopy(plain)
     config = OmegaConf.structured(type(options))
-    for name in plain:
-        value = getattr(options, name)
+    for name, value in plain.items():
         try:
             config[name] = value
         except OmegaConfBaseException as error:
@@ -34,6 +40,24 @@ def converted(options: Options) -> dict[str, Any]:
             path = f"{options.where}.{name}" if options.where else name
             raise ValueError(f"{path}={value!r} cannot be used: {reason}") from error
     return {name: _plain(config, name) for name in plain}
+
+
+_hints = cache(get_type_hints)
+
+
+def _is_exact(value: Any, hint: Any) -> bool:
+    """Say whether a value is one of `hint` as it stands; OmegaConf would take milliseconds."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_is_exact(value, one) for one in inner)
+    if origin is list and type(value) is list:
+        return all(_is_exact(item, inner[0]) for item in value)
+    if origin is dict and type(value) is dict:
+        pairs = value.items()
+        return all(_is_exact(k, inner[0]) and _is_exact(v, inner[1]) for k, v in pairs)
+    if isinstance(value, str) and "${" in value:
+        return False  # an interpolation
+    return type(value) is (NoneType if hint is None else hint)
 
 
 def _nested(value: Any) -> bool:
