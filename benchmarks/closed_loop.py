@@ -30,6 +30,8 @@ from pruning.latency.measurement import Measurement
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.latency.timer import Timing, in_turns
 from pruning.methods.method import Plan
+from pruning.models.allocation import first_units
+from pruning.models.shape import Width
 from pruning.models.sites import Allocation, Kind, Site
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.torch_eager import EAGER
@@ -149,14 +151,7 @@ class Allocations(Plan):
 
     def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
         """Return a stand-in, and what an allocation of these shapes keeps."""
-        kept = {}
-        for site, shape in shapes.items():
-            keep = torch.zeros(site.groups, site.units // site.groups, dtype=torch.bool)
-            if isinstance(shape, tuple):
-                keep[: shape[0], : shape[1]] = True
-            else:
-                keep[:, :shape] = True
-            kept[site] = keep.flatten()
+        kept = {site: first_units(site, shape) for site, shape in shapes.items()}
         return StandIn(self.true(shapes)), kept
 
 
@@ -165,8 +160,8 @@ def small_model(blocks: int) -> tuple[LatencyTable, list[Site]]:
     sites = []
     for block in range(blocks):
         sites += [Site(block, Kind.ATTENTION, 9, 64, 3), Site(block, Kind.FFN, 1536, 1)]
-    attention = {(g, h): 0.3 * g / 3 + 0.5 * g * h / 9 for g, h in heads(3, 3)}
-    ffn = {w: 2.2 * w / 1536 for w in range(1536, -1, -32)}
+    attention = {left: 0.3 * left.groups / 3 + 0.5 * left.units / 9 for left in heads(3, 3)}
+    ffn = {Width(w): 2.2 * w / 1536 for w in range(1536, -1, -32)}
     scale = 0.7 * DENSE / (3.0 * blocks)
     parts = {
         name: {level: scale * ms for level, ms in cost.items()}
@@ -181,7 +176,7 @@ def job(seed: int, noise: float, hardware: dict, levels: Levels) -> dict:
     factor = math.exp(random.gauss(0, FACTOR))
 
     def true(shapes: Shapes) -> float:
-        own = Random(f"{seed} {list(shapes.values())}").gauss(0, ALLOCATION)
+        own = Random(f"{seed} {[shape.plain for shape in shapes.values()]}").gauss(0, ALLOCATION)
         return table.total(shapes) / (factor * math.exp(own))
 
     here = Simulated(noise, random, **hardware)

@@ -23,6 +23,7 @@ from pruning.methods.flop.flop import FLOP
 from pruning.methods.flop.gates import GatedLowRank
 from pruning.methods.flop.gating import gated_
 from pruning.models.loaded import LoadedModel
+from pruning.models.shape import Width
 from pruning.models.sites import projection, weight
 from pruning.system.cache import Cache
 
@@ -47,7 +48,9 @@ def main() -> None:
     ranks: Shapes = {}
     for site in sites:
         rows, columns = weight(projection(model, site)).shape
-        ranks[site] = rows * columns // (rows + columns)  # as many parameters as the dense one
+        ranks[site] = Width(
+            rows * columns // (rows + columns)
+        )  # as many parameters as the dense one
     gated = gated_(deepcopy(model), moments, ranks, experiment.method).train()
     ids = torch.cat([batch.ids for batch in batches])[: experiment.method.batch].to(model.device)
 

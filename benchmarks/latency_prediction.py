@@ -18,8 +18,9 @@ import torch
 from pruning.composition import compose
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.latency.timer import speedup
+from pruning.models.allocation import first_units
 from pruning.models.shrink import copy_sharing_weights, shrink_
-from pruning.models.sites import Kind, Site, sites
+from pruning.models.sites import Site, sites
 from pruning.system.cache import Cache
 
 
@@ -29,23 +30,12 @@ def draw(prunable: list[Site], table: LatencyTable, generator: random.Random) ->
     drawn: Shapes = {}
     for site in prunable:
         levels = table.levels(site)
-        if generator.random() < gone and levels[-1] in (0, (0, 0)):
+        if generator.random() < gone and not levels[-1].units:
             drawn[site] = levels[-1]
             continue
         most = max(0, min(len(levels) - 2, round((1 - share) * 2 * len(levels))))
         drawn[site] = levels[generator.randint(0, most)]
     return drawn
-
-
-def keep(site: Site, left: tuple[int, int] | int) -> torch.Tensor:
-    """Keep the first units."""
-    kept = torch.zeros(site.groups, site.heads_per_group, dtype=torch.bool)
-    if site.kind is Kind.FFN:
-        kept[:, :left] = True
-    else:
-        assert isinstance(left, tuple)
-        kept[: left[0], : left[1]] = True
-    return kept.flatten()
 
 
 def main() -> None:
@@ -68,7 +58,7 @@ def main() -> None:
         with torch.no_grad():
             pruned = shrink_(
                 copy_sharing_weights(dense),
-                {site: keep(site, left) for site, left in shapes.items()},
+                {site: first_units(site, left) for site, left in shapes.items()},
             )
         predicted = table.dense / table.total(shapes)
         measured, doubt = speedup(*how.compare(dense, pruned))

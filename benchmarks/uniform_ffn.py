@@ -26,6 +26,7 @@ from pruning.methods.leveled import Leveled
 from pruning.methods.method import PruningContext
 from pruning.methods.sequential import sequential
 from pruning.models.loaded import LoadedModel
+from pruning.models.shape import Width
 from pruning.models.sites import Allocation, Kind, projection, set_weight_, sites, weight
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
@@ -86,7 +87,7 @@ def main() -> None:
     for site in track([s for s in sites(model) if s.kind is Kind.FFN], "sites"):
         module = projection(model, site)
         W = weight(module).clone()
-        shapes = [site.units, round((1 - REMOVED) * site.units)]
+        shapes = [site.whole, Width(round((1 - REMOVED) * site.units))]
         levels = experiment.method.site_levels(site, W, moments[site], shapes)
         pruned = torch.zeros_like(W)
         pruned[:, levels.keeps[1]] = Levels({site: levels}, moments).kept_weight(site, 1, W)

@@ -30,6 +30,7 @@ from pruning.methods.flop.learned import _trained
 from pruning.methods.method import PruningContext
 from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.loaded import LoadedModel
+from pruning.models.shape import Width
 from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
 from pruning.recovery.recovery import Loss, Precision, Shape
@@ -48,6 +49,7 @@ from pruning.system.cache import Cache, digest
 from pruning.system.wheel import fetch
 from pruning.tasks.task import Classification
 from tests.helpers.families import bert, llama
+from tests.helpers.shapes import costs
 from tests.helpers.tiny import job_with, linear_table, padded_batches, text, word_tokenizer, ziplm
 from tests.latency.test_profile import hardware
 from tests.methods.test_flop import flop
@@ -112,9 +114,9 @@ class Given:
         self.calibration.sequence, self.calibration.held_out = 12, 0.3
         self.table = linear_table(self.model, 16)
         self.flat = LatencyTable(
-            {s.part: {s.units: 1.0, 8: 0.5} for s in linears(self.model)}, 2.0, 3, 1.0, 20.0
+            {s.part: costs({s.units: 1.0, 8: 0.5}) for s in linears(self.model)}, 2.0, 3, 1.0, 20.0
         )
-        self.ranks = {site: 8 for site in linears(self.model)}
+        self.ranks = {site: Width(8) for site in linears(self.model)}
         self.judged = [batch for batch in self.batches if batch.held_out]
         self.file = self.root / "text.txt"
         self.file.write_text(" ".join(f"w{i % 90}" for i in range(200)))
@@ -414,7 +416,9 @@ CASES: dict[str, dict[str, Change]] = {
         "candidates": put("tried", 2),
         "mutation": put("mutation", 0.2),
         "budget": put("speedup", 2.0),
-        "cost of a level": lambda g: g.table.parts.update(ffn={**g.table.parts["ffn"], 16: 0.001}),
+        "cost of a level": lambda g: g.table.parts.update(
+            ffn={**g.table.parts["ffn"], Width(16): 0.001}
+        ),
         "cost of the rest": lambda g: setattr(g.table, "rest", g.table.rest + 1),
         "seed": put("seed", 1),
     },
@@ -423,11 +427,11 @@ CASES: dict[str, dict[str, Change]] = {
         **of_model("model"),
         **TOKENS,
         "device": on_cuda("model"),
-        "ranks": lambda g: g.ranks.update({linears(g.model)[0]: 4}),
+        "ranks": lambda g: g.ranks.update({linears(g.model)[0]: Width(4)}),
         "tokens": put("counts", True),
         "rate": put("flop.rate", 0.5),
         "target": put("speedup", 2.0),
-        "cost of a rank": lambda g: g.flat.parts[linears(g.model)[0].part].update({8: 0.25}),
+        "cost of a rank": lambda g: g.flat.parts[linears(g.model)[0].part].update({Width(8): 0.25}),
         "cost of the rest": parts("rest", 4.0),
         "cost of the whole": parts("dense", 40.0),
         "seed": put("seed", 1),

@@ -16,6 +16,7 @@ from pruning.methods.method import Plan
 from pruning.models.checkpoint import auto_class
 from pruning.models.loaded import LoadedModel
 from pruning.models.modeling_pruned import block_shape, ranks
+from pruning.models.shape import Heads, Width
 from pruning.models.sites import Allocation, Kind, architecture, blocks, shape, sites
 from pruning.results.result import (
     Block,
@@ -120,13 +121,12 @@ def kept(dense: PreTrainedModel, allocation: Allocation) -> list[Block]:
             kept_blocks[site.block].ranks[site.module] = int(keep.sum())
     for site in sites(dense):
         left = shape(site, allocation.get(site, torch.ones(site.units, dtype=torch.bool)))
-        if site.kind is Kind.FFN:
-            assert isinstance(left, int)
-            kept_blocks[site.block].ffn = left
-        else:
-            assert isinstance(left, tuple)
-            kept_blocks[site.block].kv_heads = left[0]
-            kept_blocks[site.block].query_heads = left[0] * left[1]
+        match left:
+            case Width():
+                kept_blocks[site.block].ffn = left.units
+            case Heads():
+                kept_blocks[site.block].kv_heads = left.groups
+                kept_blocks[site.block].query_heads = left.units
     return kept_blocks
 
 

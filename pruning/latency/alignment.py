@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 from pruning.latency.measurement import Measurement
 from pruning.latency.shapes import largest
 from pruning.latency.timer import Rounds, Timing, interleaved
+from pruning.models.shape import Heads, Width
+from pruning.models.shrink import resized
 from pruning.models.sites import Kind, Site, sites
-from pruning.runtimes.calls import resized
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def aligned(model: PreTrainedModel, prunable: Sequence[Site], how: Measurement) 
         return 1
     call = how.runtime.block(model, how.work)
     calls = {
-        wide: call(resized(model, 0, 0, wide, ffn.block), ffn.block)
+        wide: call(resized(model, Heads(0, 0), Width(wide), ffn.block), ffn.block)
         for wide in (*at.values(), units // 2, units)
     }
     timings = interleaved(calls, model.device, Rounds(how.repetitions), "profile: alignment")

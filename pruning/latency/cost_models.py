@@ -58,7 +58,7 @@ def check(table: "LatencyTable", prunable: "list[Site]", where: str) -> None:
                 "this model on that machine, or choose another file"
             )
         wholes = [site.whole for site in sites]
-        largest = max(wholes)  # type: ignore[type-var]
+        largest = max(wholes, key=lambda shape: shape.sizes)
         missing = [largest] if known[0] != largest else [w for w in wholes if w not in known]
         if missing:
             raise ValueError(

@@ -1,12 +1,11 @@
 """Which levels of a part are timed, and what their times have to do with each other."""
 
-import numpy as np
+from pruning.models.shape import Heads, Shape, Width
 
-Shape = tuple[int, int] | int  # (KV groups, query heads per group), FFN width, or rank
 Levels = dict[Shape, float]  # the cost of each level, dense first
 
 
-def widths(units: int, alignment: int) -> list[int]:
+def widths(units: int, alignment: int) -> list[Width]:
     """Return FFN widths from `units` down the 0.9^i grid of ZipLM, each a multiple of alignment.
 
     The grid ends at 1 % of the width; 0, the sub-block gone, is always last.
@@ -18,24 +17,19 @@ def widths(units: int, alignment: int) -> list[int]:
         if 0 < width < grid[-1]:
             grid.append(width)
         density *= 0.9
-    return [*grid, 0]
+    return [Width(width) for width in (*grid, 0)]
 
 
-def heads(groups: int, per_group: int) -> list[tuple[int, int]]:
-    """Return every (KV groups, query heads per group), dense first and (0, 0) last."""
-    lattice = [(g, h) for g in range(groups, 0, -1) for h in range(per_group, 0, -1)]
-    return [*lattice, (0, 0)]
-
-
-def contains(larger: Shape, smaller: Shape) -> bool:
-    """Tell whether a level has all that another has."""
-    return bool(np.all(np.atleast_1d(larger) >= np.atleast_1d(smaller)))
+def heads(groups: int, per_group: int) -> list[Heads]:
+    """Return all heads that can be left, dense first and none last."""
+    lattice = [Heads(g, h) for g in range(groups, 0, -1) for h in range(per_group, 0, -1)]
+    return [*lattice, Heads(0, 0)]
 
 
 def monotone(ms: Levels) -> Levels:
     """Let no level cost more than one that contains it: a larger level could serve instead."""
     return {
-        level: max(0.0, min(cost for other, cost in ms.items() if contains(other, level)))
+        level: max(0.0, min(cost for other, cost in ms.items() if other.contains(level)))
         for level in ms
     }
 
@@ -45,6 +39,6 @@ def offered(ms: Levels) -> list[Shape]:
     return [
         level
         for level, cost in ms.items()
-        if level in (0, (0, 0))
-        or all(cost < own for other, own in ms.items() if other != level and contains(other, level))
+        if not level.units
+        or all(cost < own for other, own in ms.items() if other != level and other.contains(level))
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from pruning.latency.grid import Levels, monotone
 from pruning.latency.shapes import largest
 from pruning.latency.table import LatencyTable, combine
+from pruning.models.shape import Heads, Width
 from pruning.models.sites import Kind, Site
 
 MACHINE = {"cpu", "gpu", "threads"}  # of an environment
@@ -45,15 +46,20 @@ def from_text(content: str, prunable: Sequence[Site]) -> LatencyTable:
             site, left = sites[PARTS[part]], 1 - float(words[1])
             ms = parts.setdefault(PARTS[part].value, {})
             if site.kind is Kind.FFN:
-                ms[round(left * site.units)] = 1e3 * float(words[0])
+                ms[Width(round(left * site.units))] = 1e3 * float(words[0])
             else:
                 groups = round(left * site.groups)
-                level = (groups, site.heads_per_group) if groups else (0, 0)
+                level = Heads(groups, site.heads_per_group) if groups else site.gone
                 ms[level] = 1e3 * float(words[0])
         else:
             seconds[part] = float(words[0])
-    parts = {name: monotone(dict(sorted(ms.items(), reverse=True))) for name, ms in parts.items()}
-    for name, gone in ((Kind.ATTENTION.value, (0, 0)), (Kind.FFN.value, 0)):
+    parts = {
+        name: monotone(
+            {level: ms[level] for level in sorted(ms, key=lambda s: s.sizes, reverse=True)}
+        )
+        for name, ms in parts.items()
+    }
+    for name, gone in ((Kind.ATTENTION.value, Heads(0, 0)), (Kind.FFN.value, Width(0))):
         parts[name][gone] = 0.0
     rest = 1e3 * (seconds["base"] - seconds["prunable"])
     count = len({site.block for site in prunable})

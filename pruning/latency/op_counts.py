@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pruning.latency.grid import Levels, Shape, monotone
+from pruning.latency.grid import Levels, monotone
 from pruning.latency.shapes import by_part, levels, spent
 from pruning.latency.table import LatencyTable
 from pruning.models.modeling_pruned import ranks
+from pruning.models.shape import Heads, Shape, Width
 from pruning.models.sites import Kind, Site, architecture, blocks, sites, weight
 from pruning.runtimes.workload import Phase, Workload
 
@@ -99,24 +100,24 @@ class Counter:
     def part(self, site: Site, level: Shape) -> Count:
         """Count a part of a block at a level: what is gone does nothing."""
         if site.kind is Kind.LINEAR:
-            assert isinstance(level, int)
             rows, columns = self._size(site, site.module)
-            if level == site.units:
+            if level == site.whole:
                 return self._products((rows, columns))
-            return self._products((level, columns), (rows, level))
-        if level in (0, (0, 0)):
+            return self._products((level.units, columns), (rows, level.units))
+        if not level.units:
             return Count()
-        if site.kind is Kind.FFN:
-            assert isinstance(level, int)
-            hidden, _ = self._size(site, self.architecture.ffn_output)
-            inputs = len(self.architecture.ffn_inputs)
-            count = self._products(*inputs * [(level, hidden)], (hidden, level))
-            count.kernels += NORM + inputs + 1  # activation, product of gates, residual
-            return count
-        assert isinstance(level, tuple)
-        groups, of_group = level
+        return self._attention(site, level) if isinstance(level, Heads) else self._ffn(site, level)
+
+    def _ffn(self, site: Site, level: Width) -> Count:
+        hidden, _ = self._size(site, self.architecture.ffn_output)
+        inputs = len(self.architecture.ffn_inputs)
+        count = self._products(*inputs * [(level.units, hidden)], (hidden, level.units))
+        count.kernels += NORM + inputs + 1  # activation, product of gates, residual
+        return count
+
+    def _attention(self, site: Site, level: Heads) -> Count:
         hidden, _ = self._size(site, self.architecture.attention_output)
-        queries, keys = groups * of_group * site.width, groups * site.width
+        queries, keys = level.units * site.width, level.groups * site.width
         count = self._products((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
         count.flop += 4 * self.rows * self.context * queries  # scores, and their sums of values
         cached = self.work.batch * self.context * 2 * keys * self.size

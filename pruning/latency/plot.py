@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from pruning.latency.grid import offered
-from pruning.latency.table import LatencyTable, text
+from pruning.latency.table import LatencyTable
+from pruning.models.shape import Heads
 from pruning.system.drawing import svg
 
 
@@ -20,7 +21,7 @@ def tables(table: LatencyTable, title: str) -> Iterator[str]:
         for level, cost in ms.items():
             note = "" if level in kept else "not faster than a larger one: not offered"
             share = cost / dense if dense else 0.0
-            lines.append(f"| {text(level)} | {cost:.4g} | {share:.3f} | {note} |")
+            lines.append(f"| {level} | {cost:.4g} | {share:.3f} | {note} |")
         yield "\n".join(lines)
         if part in table.lowered:
             apart, lowered = _apart(table, part), table.lowered[part]
@@ -48,11 +49,10 @@ def draw(table: LatencyTable, title: str) -> str:
 
     panels = []
     for part, ms in table.parts.items():
-        lattice = any(isinstance(level, tuple) for level in ms)
+        lattice = any(isinstance(level, Heads) for level in ms)
         values = [
-            {"size": size, "cost": cost, "heads": heads}
+            {"size": level.sizes[0], "cost": cost, "heads": level.sizes[1] if lattice else 0}
             for level, cost in ms.items()
-            for size, heads in [level if isinstance(level, tuple) else (level, 0)]
         ]
         chart = (
             alt.Chart(alt.Data(values=values), title=part, width=300, height=240)

@@ -10,15 +10,16 @@ from transformers import PreTrainedModel
 
 from pruning.latency import shapes
 from pruning.latency.alignment import aligned
-from pruning.latency.grid import Levels, Shape, monotone
+from pruning.latency.grid import Levels, monotone
 from pruning.latency.measurement import Measurement
 from pruning.latency.reference_models import reference_models, scales
 from pruning.latency.shapes import by_part, largest, spent
-from pruning.latency.table import LatencyTable, combine, text
+from pruning.latency.table import LatencyTable, combine
 from pruning.latency.timer import Rounds, Timing, interleaved
 from pruning.models.modeling_pruned import factorise_
+from pruning.models.shape import Heads, Shape, Width
+from pruning.models.shrink import randomised_, resized
 from pruning.models.sites import Kind, Site, blocks, projection, weight
-from pruning.runtimes.calls import randomised_, resized
 from pruning.runtimes.runtime import Call, Runtime
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.environment import environment
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 
 NOTHING = ""  # the part of a block that is left when both halves are gone
 OFTEN = 5  # times that what is fast is timed in a round
-Name = tuple[str, Shape]  # a part of a block at a level; or a reference model by its name, and 0
+NONE = Width(0)  # the level of what has none: a reference model, or a block without its halves
+Name = tuple[str, Shape]  # a part of a block at a level, or a reference model by its name
 
 
 def profile(model: PreTrainedModel, how: Measurement, sites: list[Site]) -> LatencyTable:
@@ -69,20 +71,20 @@ def _profile(
     calls: dict[Name, Call] = {}
     whole = reference_models(model, sites, alignment)
     for reference in whole:
-        calls[reference.name, 0] = runtime.end_to_end(reference.model, work)
+        calls[reference.name, NONE] = runtime.end_to_end(reference.model, work)
     calls |= levels(model, sites, runtime, work, alignment)
     rounds = Rounds(how.repetitions, most=OFTEN, strict=how.noise is not None)
     timings = interleaved(calls, model.device, rounds, f"profile: {work.phase}")
     if how.noise is not None:
         _refuse_noise(timings, how.noise)
-    ends = {reference.name: timings.pop((reference.name, 0)) for reference in whole}
+    ends = {reference.name: timings.pop((reference.name, NONE)) for reference in whole}
 
     parts: dict[str, Levels] = {}
     lowered: dict[str, float] = {}
     for site in largest(sites).values():
         ms = {level: t.p50 for (part, level), t in timings.items() if part == site.part}
         if site.kind is not Kind.LINEAR:
-            empty = timings[NOTHING, 0].p50
+            empty = timings[NOTHING, NONE].p50
             alone = {level: p50 - empty for level, p50 in ms.items()}
             ms = monotone(alone)
             most = max(alone[level] - ms[level] for level in ms)
@@ -111,7 +113,7 @@ def _profile(
         scales=of_parts,
         lowered=lowered,
     )
-    of_levels = {f"{part} {text(level)}".strip(): t for (part, level), t in timings.items()}
+    of_levels = {f"{part} {level}".strip(): t for (part, level), t in timings.items()}
     for name, timing in (of_levels | ends).items():
         table.raw[name], table.quantiles[name] = timing.values, timing.quantiles
     for reference in whole:
@@ -145,26 +147,28 @@ def levels(
     """Return a call per part and level, and one for a block of which nothing is left."""
     call = runtime.block(model, work)
 
-    def alone(site: Site, rank: int) -> Call:
+    def alone(site: Site, level: Width) -> Call:
         shrunk = deepcopy(blocks(model)[site.block])
         module = shrunk.get_submodule(site.module)
         tokens = 1 if work.phase is Phase.decode else work.sequence
         size = (work.batch, tokens, weight(module).shape[1])
         inputs = torch.randn(size).to(weight(module))
-        if rank < site.units:
-            module = factorise_(shrunk, site.module, rank)
+        if level != site.whole:
+            module = factorise_(shrunk, site.module, level.units)
         randomised_(module)
         return lambda: module(inputs)
 
-    calls: dict[Name, Call] = {(NOTHING, 0): call(resized(model, 0, 0, 0))}
+    calls: dict[Name, Call] = {(NOTHING, NONE): call(resized(model, Heads(0, 0), Width(0)))}
     for part, sites in by_part(prunable).items():
         for level, site in [*shapes.levels(sites, alignment).items()][:-1]:
-            if isinstance(level, tuple):
-                calls[part, level] = call(resized(model, *level, 0, site.block), site.block)
-            elif site.kind is Kind.FFN:
-                calls[part, level] = call(resized(model, 0, 0, level, site.block), site.block)
-            else:
-                calls[part, level] = alone(site, level)
+            at = site.block
+            match level:
+                case Heads():
+                    calls[part, level] = call(resized(model, level, Width(0), at), at)
+                case Width() if site.kind is Kind.FFN:
+                    calls[part, level] = call(resized(model, Heads(0, 0), level, at), at)
+                case Width():
+                    calls[part, level] = alone(site, level)
     return calls
 
 
@@ -179,7 +183,7 @@ def _refuse_noise(timings: Mapping[Name, Timing], most: float) -> None:
     whole[NOTHING] = min(ms for part, ms in whole.items() if part != NOTHING)
     for (part, level), timing in timings.items():
         if (doubt := timing.stderr / whole[part]) > most:
-            name = f"{part} {text(level)}" if part else "a block without its parts"
+            name = f"{part} {level}" if part else "a block without its parts"
             raise ValueError(
                 f"hardware.noise={most}: the time of {name} is {timing.p50:.3g} ms, known to "
                 f"{doubt:.0%} of the whole part (p90/p50 {timing.spread:.2f}), so that levels "
@@ -196,7 +200,7 @@ def break_even(
     for site in largest(sites).values():
         if site.kind is Kind.LINEAR:
             rows, columns = weight(projection(model, site)).shape
-            faster = max((r for r in table.levels(site) if r != site.units), default=0)
+            faster = max((r.units for r in table.levels(site) if r != site.whole), default=0)
             smaller = (rows * columns - 1) // (rows + columns)
             ranks[site.module] = {"full": site.units, "smaller": smaller, "faster": faster}
     return ranks

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from pruning.latency.grid import Levels, widths
 from pruning.latency.table import Shapes
-from pruning.models.modeling_pruned import block_shape, factorise_, resize_block_
-from pruning.models.shrink import copy_sharing_weights
+from pruning.models.modeling_pruned import factorise_
+from pruning.models.shape import Width
+from pruning.models.shrink import copy_sharing_weights, randomised_, resize_
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
-from pruning.runtimes.calls import randomised_
 
 SHARE = 4  # the rank of projections in a reference model is a full one over this
 
@@ -37,7 +37,7 @@ def reference_models(
     """
     if prunable and prunable[0].kind is Kind.LINEAR:
         mine = [s for s in linears(model) if any(s.module == first.module for first in prunable)]
-        whole: Shapes = {site: site.units for site in mine}
+        whole: Shapes = {site: site.whole for site in mine}
         low: Shapes = {site: rank_of(site, alignment) for site in mine}
         return [
             ReferenceModel("dense", model, whole),
@@ -56,31 +56,25 @@ def reference_models(
     return models
 
 
-def rank_of(site: Site, alignment: int) -> int:
+def rank_of(site: Site, alignment: int) -> Width:
     """Return the rank of a projection in the model of low ranks: one that is timed."""
-    return min(widths(site.units, alignment)[:-1], key=lambda rank: abs(rank - site.units / SHARE))
+    offered = widths(site.units, alignment)[:-1]
+    return min(offered, key=lambda rank: abs(rank.units - site.units / SHARE))
 
 
 def _without(model: PreTrainedModel, left: Shapes) -> PreTrainedModel:
     shrunk = copy_sharing_weights(model)
     for index, block in enumerate(blocks(shrunk)):
-        shapes = {site.kind: shape for site, shape in left.items() if site.block == index}
-        groups, heads, width = block_shape(block, architecture(model))  # also of what is no site
-        groups_and_heads = shapes.get(Kind.ATTENTION, (groups, heads))
-        width = shapes.get(Kind.FFN, width)
-        assert isinstance(groups_and_heads, tuple)
-        assert isinstance(width, int)
-        resize_block_(block, architecture(model), *groups_and_heads, width)
+        mine = [shape for site, shape in left.items() if site.block == index]
+        resize_(block, architecture(model), mine)
     return shrunk
 
 
 def _factorised(model: PreTrainedModel, ranks: Shapes) -> PreTrainedModel:
     shrunk = copy_sharing_weights(model)
     for site, rank in ranks.items():
-        assert isinstance(rank, int)
-        if rank == site.units:  # there is no lower one
-            continue
-        randomised_(factorise_(blocks(shrunk)[site.block], site.module, rank))
+        if rank != site.whole:  # there is a lower one
+            randomised_(factorise_(blocks(shrunk)[site.block], site.module, rank.units))
     return shrunk
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from pruning.latency.grid import Levels, Shape, contains, heads, widths
+from pruning.latency.grid import Levels, heads, widths
+from pruning.models.shape import Shape
 from pruning.models.sites import Kind, Site
 
 
@@ -25,14 +26,15 @@ def levels(sites: Sequence[Site], alignment: int) -> dict[Shape, Site]:
     `sites` are those of `by_part`. FFN widths and ranks are those of the largest site, and what the
     others have as they are; of heads all that any site contains.
     """
-    wholes = [site.whole for site in sites]
     if sites[0].kind is Kind.ATTENTION:
-        lattice = {level for site in sites for level in heads(site.groups, site.heads_per_group)}
-        shapes: list[Shape] = sorted(lattice, reverse=True)
+        shapes: set[Shape] = {h for s in sites for h in heads(s.groups, s.heads_per_group)}
     else:
         most = max(site.units for site in sites)
-        shapes = sorted({*widths(most, alignment), *wholes}, reverse=True)  # type: ignore[type-var]
-    return {level: next(s for s in sites if contains(s.whole, level)) for level in shapes}
+        shapes = {*widths(most, alignment), *(site.whole for site in sites)}
+    return {
+        level: next(site for site in sites if site.whole.contains(level))
+        for level in sorted(shapes, key=lambda shape: shape.sizes, reverse=True)
+    }
 
 
 def spent(parts: dict[str, Levels], sites: Iterable[Site]) -> float:

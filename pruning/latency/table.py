@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pruning.latency.grid import Levels, Shape, contains, offered
+from pruning.latency.grid import Levels, offered
+from pruning.models.shape import Shape, from_text
 from pruning.models.sites import Allocation, Site, shape
 from pruning.system.files import write_text
 
@@ -57,10 +58,10 @@ class LatencyTable:
         cut before has what is left of the dense one's levels.
         """
         whole = site.whole
-        levels = [level for level in offered(self.parts[site.part]) if contains(whole, level)]
+        levels = [level for level in offered(self.parts[site.part]) if whole.contains(level)]
         if levels[0] != whole:
             levels.insert(0, whole)
-        return [level for level in levels if site.removable or level != (0, 0)]
+        return [level for level in levels if site.removable or level.units]
 
     def predict(self, allocation: Allocation) -> float:
         """Return the end-to-end milliseconds of an allocation."""
@@ -108,11 +109,11 @@ class LatencyTable:
 
     def write(self, path: Path) -> None:
         """Write the table as JSON, levels as "3x2" and "1536"."""
-        content = {"schema": SCHEMA, **asdict(self)}
-        content["parts"] = {
-            part: {text(level): ms for level, ms in levels.items()}
+        parts = {
+            part: {str(level): ms for level, ms in levels.items()}
             for part, levels in self.parts.items()
         }
+        content = {"schema": SCHEMA, **asdict(replace(self, parts={})), "parts": parts}
         write_text(json.dumps(content, indent=1) + "\n", path)
 
     @classmethod
@@ -122,7 +123,7 @@ class LatencyTable:
         if content.pop("schema", None) != SCHEMA:
             raise ValueError(f"{path} is not a latency table of schema {SCHEMA}")
         content["parts"] = {
-            part: {_level(name): ms for name, ms in levels.items()}
+            part: {from_text(name): ms for name, ms in levels.items()}
             for part, levels in content["parts"].items()
         }
         return cls(**content)
@@ -157,13 +158,3 @@ def combine(tables: Sequence[tuple[float, LatencyTable]], setting: dict[str, Any
 
 def _of(table: LatencyTable) -> str:
     return "{phase} {batch} x {sequence}".format(**table.setting)
-
-
-def text(level: Shape) -> str:
-    """Write a level, "3x2" or "1536"."""
-    return "x".join(map(str, level)) if isinstance(level, tuple) else str(level)
-
-
-def _level(name: str) -> Shape:
-    first, x, second = name.partition("x")
-    return (int(first), int(second)) if x else int(first)

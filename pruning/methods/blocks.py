@@ -36,8 +36,7 @@ class Blocks(Plan):
     def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
         """Shrink a copy of the dense model."""
         allocation = {
-            site: torch.full((site.units,), shape not in (0, (0, 0)))
-            for site, shape in shapes.items()
+            site: torch.full((site.units,), shape.units > 0) for site, shape in shapes.items()
         }
         return shrink_(copy_sharing_weights(self.dense), allocation), allocation
 

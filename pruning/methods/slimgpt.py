@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pruning.calibration.calibration import Calibration
     from pruning.calibration.moments import Split
-    from pruning.latency.table import Shape, Shapes
+    from pruning.latency.table import Shapes
     from pruning.models.sites import Allocation, Site
     from pruning.solver.obs import Removal, Units
 
@@ -140,9 +140,10 @@ class SchedulePlan(Plan):
 
     def timing_model(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
         """Cut the last units of every site: as fast as the model to come, and as large."""
+        from pruning.models.allocation import first_units
         from pruning.models.shrink import copy_sharing_weights, shrink_
 
-        allocation = {site: _first(site, shape) for site, shape in shapes.items()}
+        allocation = {site: first_units(site, shape) for site, shape in shapes.items()}
         return shrink_(copy_sharing_weights(self.context.dense.model), allocation), allocation
 
     def build(self, shapes: "Shapes") -> "tuple[PreTrainedModel, Allocation]":
@@ -168,15 +169,3 @@ class SchedulePlan(Plan):
             return batched(W, H, self.method.group_sizes(units.steps), damp)
         grouped = self.method.score is HeadScore.grouped_cholesky
         return greedy(W, H, units, damp, grouped_cholesky=grouped)
-
-
-def _first(site: "Site", shape: "Shape") -> "Tensor":
-    """Keep the first units: channels, or heads of the first KV groups."""
-    import torch
-
-    keep = torch.zeros(site.groups, site.heads_per_group, dtype=torch.bool)
-    if isinstance(shape, tuple):
-        keep[: shape[0], : shape[1]] = True
-    else:
-        keep[:, :shape] = True
-    return keep.flatten()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.calibration.moments import Split
-    from pruning.latency.table import Shape
+    from pruning.models.shape import Shape
     from pruning.models.sites import Site
     from pruning.solver.levels import Levels, SiteLevels
 

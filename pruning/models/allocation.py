@@ -1,4 +1,4 @@
-"""What is kept of every site: as a file, and cut twice."""
+"""What is kept of every site: the first units, as a file, and cut twice."""
 
 import json
 from collections.abc import Sequence
@@ -6,9 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
+from pruning.models.shape import Heads, Shape, Width
 from pruning.models.sites import Allocation, Site
 from pruning.system.files import write_text
+
+
+def first_units(site: Site, left: Shape) -> Bool[Tensor, " units"]:
+    """Keep the first units: channels, or heads of the first KV groups."""
+    keep = torch.zeros(site.groups, site.heads_per_group, dtype=torch.bool)
+    match left:
+        case Heads(groups, per_group):
+            keep[:groups, :per_group] = True
+        case Width(units):
+            keep[:, :units] = True
+    return keep.flatten()
 
 
 def write_allocation(allocation: Allocation, path: Path) -> None:

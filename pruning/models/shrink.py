@@ -1,5 +1,6 @@
 """Cut rows and columns for real (shrink_), or zero them where they are (mask_)."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -8,7 +9,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.models.modeling_pruned import Architecture, LowRank, find, replace_, resize_block_
+from pruning.models.modeling_pruned import (
+    Architecture,
+    LowRank,
+    block_shape,
+    find,
+    replace_,
+    resize_block_,
+)
+from pruning.models.shape import Heads, Shape, Width
 from pruning.models.sites import (
     Allocation,
     Kind,
@@ -42,6 +51,36 @@ def repeat_blocks_(model: PreTrainedModel, count: int) -> None:
         for module in layers[index].modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
+
+
+def resize_(block: nn.Module, a: Architecture, shapes: Iterable[Shape]) -> None:
+    """Give the sub-blocks of a block these shapes; one of no shape stays as it is.
+
+    Projections that change are new modules with undefined values.
+    """
+    groups, per_group, width = block_shape(block, a)
+    for left in shapes:
+        match left:
+            case Heads():
+                groups, per_group = left.groups, left.per_group
+            case Width():
+                width = left.units
+    resize_block_(block, a, groups, per_group, width)
+
+
+@torch.no_grad()
+def resized(model: PreTrainedModel, heads: Heads, width: Width, index: int = 0) -> nn.Module:
+    """Return a copy of a block of other sizes, with random weights."""
+    block = deepcopy(blocks(model)[index])
+    resize_(block, architecture(model), (heads, width))
+    return randomised_(block)
+
+
+def randomised_(module: nn.Module) -> nn.Module:
+    """Give a module random weights; return it."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    return module
 
 
 @torch.no_grad()
@@ -79,14 +118,8 @@ def shrink_(model: M, allocation: Allocation) -> M:
         mine = {s.kind: (s, k) for s, k in allocation.items() if s.block == index and not k.all()}
         if not mine:
             continue
-        left = {site.kind: site.whole for site in sites(model) if site.block == index}
-        left |= {kind: shape(site, keep) for kind, (site, keep) in mine.items()}
         before = _projections(block, a)
-        groups_and_heads = left.get(Kind.ATTENTION, (0, 0))
-        width = left.get(Kind.FFN, 0)
-        assert isinstance(groups_and_heads, tuple)
-        assert isinstance(width, int)
-        resize_block_(block, a, *groups_and_heads, width)
+        resize_(block, a, [shape(site, keep) for site, keep in mine.values()])
         after = _projections(block, a)
         for kind, (site, keep) in mine.items():
             if not keep.any():

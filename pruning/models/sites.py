@@ -19,6 +19,7 @@ from pruning.models.modeling_pruned import (
     head_size,
     ranks,
 )
+from pruning.models.shape import Heads, Shape, Width
 
 HEADS = ("ForSequenceClassification", "ForQuestionAnswering")  # of encoders
 
@@ -71,15 +72,15 @@ class Site:
         return self.units // self.groups
 
     @property
-    def whole(self) -> tuple[int, int] | int:
+    def whole(self) -> Shape:
         """Return its shape where nothing is removed."""
         attention = self.kind is Kind.ATTENTION
-        return (self.groups, self.heads_per_group) if attention else self.units
+        return Heads(self.groups, self.heads_per_group) if attention else Width(self.units)
 
     @property
-    def gone(self) -> tuple[int, int] | int:
+    def gone(self) -> Shape:
         """Return its shape where nothing is left."""
-        return (0, 0) if self.kind is Kind.ATTENTION else 0
+        return Heads(0, 0) if self.kind is Kind.ATTENTION else Width(0)
 
     @property
     def name(self) -> str:
@@ -274,20 +275,20 @@ def add_bias_(model: PreTrainedModel, site: Site, shift: Float[Tensor, " rows"])
     )  # not those of a model that shares them
 
 
-def shape(site: Site, keep: Bool[Tensor, " units"]) -> tuple[int, int] | int:
-    """Return what is left of a site: (KV groups, query heads per group), FFN width, or rank.
+def shape(site: Site, keep: Bool[Tensor, " units"]) -> Shape:
+    """Return what is left of a site.
 
     ValueError where the kept KV groups would keep different numbers of query heads: `repeat_kv`
     would then pair queries with the wrong keys without a word.
     """
     if site.kind is not Kind.ATTENTION:
-        return int(keep.sum())
+        return Width(int(keep.sum()))
     counts = keep.reshape(site.groups, -1).sum(1)
     counts = counts[counts > 0].tolist()
     if not counts:
-        return 0, 0
+        return site.gone
     if len(set(counts)) > 1:
         raise ValueError(
             f"{site.name}: kept KV groups keep {counts} query heads; keep the same number in each"
         )
-    return len(counts), counts[0]
+    return Heads(len(counts), counts[0])

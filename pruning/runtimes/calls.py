@@ -1,7 +1,6 @@
 """The phases of inference as calls: of whole models, and of single blocks as they run in one."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from types import FunctionType
 from typing import Any
 
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pruning.models.blockwise import record, run_block
-from pruning.models.modeling_pruned import block_shape, resize_block_
-from pruning.models.sites import architecture, blocks
+from pruning.models.modeling_pruned import block_shape
+from pruning.models.sites import architecture
 from pruning.runtimes.runtime import Call
 from pruning.runtimes.workload import Phase, Workload
 
@@ -111,20 +110,3 @@ def of_block(model: PreTrainedModel, work: Workload, build: Build = plain) -> Ca
         return build(lambda: run_block(block, hidden, mine))
 
     return call
-
-
-@torch.no_grad()
-def resized(
-    model: PreTrainedModel, groups: int, per_group: int, width: int, index: int = 0
-) -> nn.Module:
-    """Return a copy of a block of other sizes, with random weights."""
-    block = deepcopy(blocks(model)[index])
-    resize_block_(block, architecture(model), groups, per_group, width)
-    return randomised_(block)
-
-
-def randomised_(module: nn.Module) -> nn.Module:
-    """Give a module random weights; return it."""
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.02)
-    return module

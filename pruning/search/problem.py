@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pruning.latency.table import LatencyTable, Shape
+from pruning.latency.table import LatencyTable
+from pruning.models.shape import Shape
 from pruning.models.sites import Site
 from pruning.search.knapsack import Row, knapsack
 from pruning.search.trial import CandidateEvaluator

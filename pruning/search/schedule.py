@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pruning.latency.table import Shape, Shapes
+from pruning.latency.table import Shapes
+from pruning.models.shape import Heads, Shape, Width
 from pruning.models.sites import Kind, Site
 from pruning.search.options import Ramp
 
@@ -55,10 +56,12 @@ def share(site: Site, shape: Shape) -> float:
 
     A KV group has rows of k and v, and a query head rows of q and columns of o, of the same size.
     """
-    if isinstance(shape, tuple):
-        groups, heads = shape
-        return groups * (heads + 1) / (site.groups * (site.heads_per_group + 1))
-    return shape / site.units
+    match shape:
+        case Heads():
+            whole = site.groups * (site.heads_per_group + 1)
+            return shape.groups * (shape.per_group + 1) / whole
+        case Width():
+            return shape.units / site.units
 
 
 def shapes(schedule: Form, options: Mapping[Site, Sequence[Shape]], mean: float) -> Shapes:
@@ -94,6 +97,6 @@ def chooser(
 def every_shape(site: Site) -> list[Shape]:
     """List every shape that a site can have, dense first; gone is not among them."""
     if site.kind is Kind.FFN:
-        return list(range(site.units, 0, -1))
+        return [Width(units) for units in range(site.units, 0, -1)]
     groups, heads = range(site.groups, 0, -1), range(site.heads_per_group, 0, -1)
-    return [(g, h) for g in groups for h in heads]
+    return [Heads(g, h) for g in groups for h in heads]

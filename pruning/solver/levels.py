@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Moment, Moments, Split
-from pruning.latency.table import LatencyTable, Shape
+from pruning.latency.table import LatencyTable
+from pruning.models.shape import Shape, from_plain
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Allocation, Site, add_bias_, projection, set_weight_, weight
 from pruning.solver.obs import least_squares
@@ -86,7 +87,7 @@ class Levels(Mapping[Site, SiteLevels]):
                 by_site[site] = method.site_levels(site, W, split, table.levels(site))
             cls(by_site, moments).write(directory)
 
-        shapes = [table.levels(site) for site in prunable]
+        shapes = [[level.plain for level in table.levels(site)] for site in prunable]
         # not its name: uniform_ffn has the levels of ziplm
         settings = {"kind": type(method).__name__, **asdict(method), "name": None}  # type: ignore[call-overload]
         key = {"version": 4, "moments": moments.identity, "method": settings, "shapes": shapes}
@@ -176,7 +177,7 @@ class Levels(Mapping[Site, SiteLevels]):
         save_file(keeps, directory / "keeps.safetensors")
         rest = {
             site.name: {
-                "shapes": levels.shapes,
+                "shapes": [shape.plain for shape in levels.shapes],
                 "loss": levels.loss,
                 "ridge": levels.ridge,
                 "score": levels.score,
@@ -196,8 +197,6 @@ class Levels(Mapping[Site, SiteLevels]):
             fields = rest[site.name]
             fields["loss"] = [dear(loss) for loss in fields["loss"]]
             fields["ridge"] = dear(fields["ridge"])
-            fields["shapes"] = [
-                tuple(cast(list[int], s)) if isinstance(s, list) else s for s in fields["shapes"]
-            ]
+            fields["shapes"] = [from_plain(plain) for plain in fields["shapes"]]
             by_site[site] = SiteLevels(keeps=keeps[site.name], **fields)
         return cls(by_site, moments, directory.name)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pruning.calibration.moments import Split
-from pruning.latency.table import Shape
+from pruning.models.shape import Heads, Shape
 from pruning.models.sites import Kind, Site
 from pruning.solver.obs import (
     Removal,
@@ -104,42 +104,43 @@ def kept_units(
     `damp` is the ridge of the update between KV groups and query heads.
     """
     if site.kind is Kind.FFN:
-        narrowest = min(w for w in shapes if isinstance(w, int) and w > 0)
+        narrowest = min(shape.units for shape in shapes if shape.units)
         order = remove(W, H, Units(site.width, site.units - narrowest)).order
         gone = torch.arange(site.units)  # at width 0 also what the pass has not ordered
         return [
-            _without(site.units, order[: site.units - _width(shape)] if shape else gone)
+            _without(site.units, order[: site.units - shape.units] if shape.units else gone)
             for shape in shapes
         ]
-    pairs = [_pair(shape) for shape in shapes]
-    lattice = _lattice(site, W, H, pairs, damp, remove)
-    return [lattice[pair] for pair in pairs]
+    heads = [shape for shape in shapes if isinstance(shape, Heads)]
+    lattice = _lattice(site, W, H, heads, damp, remove)
+    return [lattice[shape] for shape in shapes]
 
 
 def _lattice(
     site: Site,
     W: Tensor,
     H: Tensor,
-    pairs: Sequence[tuple[int, int]],
+    shapes: Sequence[Heads],
     damp: float,
     remove: Remove,
-) -> dict[tuple[int, int], Keep]:
-    """Return the kept query heads of these pairs (KV groups, heads per group), and of some others.
+) -> dict[Shape, Keep]:
+    """Return the kept query heads of these shapes, and of some others.
 
     Whole KV groups leave first; from each number of groups on, heads leave evenly from all of them,
     scored with the weights and moments that the least-squares update has left.
     """
     per_group = site.units // site.groups
     fewest: dict[int, int] = {}  # heads, of each number of groups that is asked for
-    for left, heads in pairs:
-        fewest[left] = min(heads, fewest.get(left, heads))
-    kept = {(0, 0): torch.zeros(site.units, dtype=torch.bool)}
+    for shape in shapes:
+        heads = shape.per_group
+        fewest[shape.groups] = min(heads, fewest.get(shape.groups, heads))
+    kept: dict[Shape, Keep] = {Heads(0, 0): torch.zeros(site.units, dtype=torch.bool)}
     fewest.pop(0, None)
     leaving = site.groups - min(fewest, default=site.groups)
     groups = remove(W, H, Units(per_group * site.width, leaving)).order
     for left, least in fewest.items():
         keep = _without(site.groups, groups[: site.groups - left]).repeat_interleave(per_group)
-        kept[left, per_group] = keep
+        kept[Heads(left, per_group)] = keep
         if least == per_group:
             continue
         columns = keep.repeat_interleave(site.width).to(W.device)
@@ -151,7 +152,7 @@ def _lattice(
         for heads in range(per_group - 1, least - 1, -1):
             fewer = keep.clone()
             fewer[units[order[: left * (per_group - heads)]]] = False
-            kept[left, heads] = fewer
+            kept[Heads(left, heads)] = fewer
     return kept
 
 
@@ -170,13 +171,3 @@ def _without(units: int, removed: Int[Tensor, " removed"]) -> Keep:
     keep = torch.ones(units, dtype=torch.bool)
     keep[removed.cpu()] = False
     return keep
-
-
-def _width(shape: Shape) -> int:
-    assert isinstance(shape, int)
-    return shape
-
-
-def _pair(shape: Shape) -> tuple[int, int]:
-    assert isinstance(shape, tuple)
-    return shape

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Split
-from pruning.latency.table import Shape
+from pruning.models.shape import Shape
 from pruning.models.shrink import copy_sharing_weights, factor_
 from pruning.models.sites import Allocation, Site, projection, weight
 from pruning.solver.levels import Levels, SiteLevels
@@ -45,7 +45,7 @@ def rank_levels(
     U = components(W, None if plain else split.fit.H.double())
     A = U.T @ W
     energies = ((A @ held) * A).sum(1)  # of every direction in the held-out outputs
-    ranks = torch.tensor([shape if isinstance(shape, int) else 0 for shape in shapes])
+    ranks = torch.tensor([shape.units for shape in shapes])
     keeps = torch.arange(site.units) < ranks[:, None]
     loss = [float(energies[rank:].sum() / energies.sum().clamp(min=1e-300)) for rank in ranks]
     return SiteLevels(list(shapes), keeps, loss, float("inf"), "plain" if plain else "whitened")

@@ -13,8 +13,10 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
 from pruning.models.modeling_pruned import factorise_
+from pruning.models.shape import Heads, Width
+from pruning.models.shrink import resized
 from pruning.models.sites import architecture, blocks, linears
-from pruning.runtimes.calls import end_to_end, of_block, plain, resized
+from pruning.runtimes.calls import end_to_end, of_block, plain
 from pruning.runtimes.torch_compile import compiled as graph
 from pruning.runtimes.workload import Phase, Workload
 from tests.helpers.families import EVERY
@@ -39,7 +41,7 @@ def compiled(family: str, phase: Phase) -> dict:
     if family != "low_rank":
         slow, fast = of_block(model, work), of_block(model, work, graph)
         for width in range(1, LEVELS + 1):
-            block = resized(model, 2, 1, width)
+            block = resized(model, Heads(2, 1), Width(width))
             call, expected = fast(block), slow(block)()
             for _ in range(2):
                 off = max(off, float((call() - expected).abs().max()))

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from pruning.calibration.calibration import Calibration, CalibrationData, Target, Weight
 from pruning.calibration.moments import Moments, collect
 from pruning.data.batch import Batch
+from pruning.latency.grid import Levels as Costs
 from pruning.latency.grid import heads, widths
 from pruning.latency.table import LatencyTable
 from pruning.methods.method import PruningContext
@@ -59,14 +60,13 @@ def padded_batches(count: int = 6, rows: int = 3, sequence: int = 12) -> list[Ba
 def linear_table(model: PreTrainedModel, alignment: int = 1, rest: float = 2.0) -> LatencyTable:
     """Make a table in which time is proportional to what is kept: 1 ms attention, 2 ms FFN."""
     attention, ffn = sites(model)[:2]
-    per_group = attention.heads_per_group
     of_attention = {
-        (g, h): 0.5 * g / attention.groups + 0.5 * g * h / attention.units
-        for g, h in heads(attention.groups, per_group)
+        left: 0.5 * left.groups / attention.groups + 0.5 * left.units / attention.units
+        for left in heads(attention.groups, attention.heads_per_group)
     }
-    of_ffn = {w: 2.0 * w / ffn.units for w in widths(ffn.units, alignment)}
+    of_ffn = {left: 2.0 * left.units / ffn.units for left in widths(ffn.units, alignment)}
     count = len(sites(model)) // 2
-    parts = {"attention": of_attention, "ffn": of_ffn}
+    parts: dict[str, Costs] = {"attention": of_attention, "ffn": of_ffn}
     return LatencyTable(parts, rest, count, 1.0, rest + 3.0 * count)
 
 

@@ -7,7 +7,7 @@ from pruning.job.closed_loop import SpeedTarget, prune_to_speedup, timed_again
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
 from pruning.latency.timer import Timing
-from pruning.models.sites import Kind, sites, weight
+from pruning.models.sites import sites, weight
 from pruning.runtimes.torch_eager import EAGER
 from pruning.runtimes.workload import Phase
 from pruning.search.problem import build_problem
@@ -45,9 +45,8 @@ class Fake(Local):
     def compare(self, dense, pruned, confirm=False):
         self.asked += (confirm,)
         ms = self.table.rest
-        for s in sites(pruned):
-            shape = s.units if s.kind is Kind.FFN else (s.groups, s.heads_per_group)
-            ms += self.table.ms(s, shape)
+        for site in sites(pruned):
+            ms += self.table.ms(site, site.whole)
         factor = self.factors[min(self.rounds_seen, len(self.factors) - 1)]
         self.rounds_seen += 1
         return Timing([self.table.dense] * 3), Timing([ms / factor] * 3)

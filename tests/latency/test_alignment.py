@@ -61,7 +61,7 @@ def test_a_profile_finds_its_alignment(monkeypatch):
     assert aligned(model, sites(model), HOW) == 32
     table = profile(model, how(model, alignment=None), sites(model))
     assert table.setting["alignment"] == 32
-    assert all(level % 32 == 0 for level in table.parts["ffn"])
+    assert all(level.units % 32 == 0 for level in table.parts["ffn"])
 
 
 def test_the_smallest_projection_keeps_eight_levels(monkeypatch):

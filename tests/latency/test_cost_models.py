@@ -14,12 +14,15 @@ from pruning.latency.cost_models import Counted, File, Proxy, Roofline
 from pruning.latency.importers import at_batch, from_text
 from pruning.latency.op_counts import Counter
 from pruning.latency.table import LatencyTable
+from pruning.models.allocation import first_units
+from pruning.models.shape import Heads, Width
 from pruning.models.shrink import copy_sharing_weights, shrink_
-from pruning.models.sites import Kind, architecture, linears, sites
+from pruning.models.sites import architecture, linears, sites
 from pruning.runtimes.calls import end_to_end
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
 from tests.helpers.families import EVERY, GATED, llama, random_model
+from tests.helpers.shapes import costs, shapes
 from tests.helpers.tiny import linear_table
 
 WORK = {"phase": Phase.auto, "batch": 2, "sequence": 9, "tokens": 4, "alignment": 1}
@@ -38,13 +41,7 @@ def test_parameters_are_those_of_the_pruned_model(family, tmp_path):
     allocation = {}
     for index, site in enumerate(sites(model)):
         levels = table.levels(site)
-        keep = torch.zeros(site.groups, site.heads_per_group, dtype=torch.bool)
-        left = levels[(3 * index) % len(levels)]
-        keep[
-            : left[0] if isinstance(left, tuple) else 1,
-            : left[1] if isinstance(left, tuple) else left,
-        ] = True
-        allocation[site] = keep.flatten()
+        allocation[site] = first_units(site, levels[(3 * index) % len(levels)])
     pruned = shrink_(copy_sharing_weights(model), allocation)
 
     def matrices(of) -> int:
@@ -71,10 +68,7 @@ def test_operations_are_those_that_torch_counts(family, phase):
     call = end_to_end(model, work)
     with FlopCounterMode(display=False) as counted:
         call()
-    ours = sum(
-        counter.part(s, s.units if s.kind is Kind.FFN else (s.groups, s.heads_per_group)).flop
-        for s in sites(model)
-    )
+    ours = sum(counter.part(site, site.whole).flop for site in sites(model))
     if family == "opt":  # its embedding has another size: two products, which are not counted
         ours += 2 * counter.rows * 2 * 32 * 64
     if not encoder:
@@ -101,13 +95,13 @@ def test_a_roofline_by_hand(tmp_path):
     weights = 3 * 64 * 96
     through = 3 * (64 + 96) * 10
     ffn = max(2 * weights * 10 / peak, 2 * (weights + through) / bandwidth) + 12 * launch
-    assert table.parts["ffn"][96] == pytest.approx(1e3 * ffn)
+    assert table.parts["ffn"][Width(96)] == pytest.approx(1e3 * ffn)
     weights = 2 * 64 * 64 + 2 * 64 * 32
     through = 2 * (64 + 64) * 10 + 2 * (32 + 64) * 10
     flop = 2 * weights * 10 + 4 * 10 * 10 * 64
     moved = 2 * (weights + through) + 2 * 2 * 10 * 32
     attention = max(flop / peak, moved / bandwidth) + 22 * launch
-    assert table.parts["attention"][4, 2] == pytest.approx(1e3 * attention)
+    assert table.parts["attention"][Heads(4, 2)] == pytest.approx(1e3 * attention)
     assert table.basis == "estimated"
     assert table.setting["dtype"] == "bfloat16"
     dense = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)}
@@ -121,8 +115,8 @@ def test_a_roofline_of_projections_adds_up(tmp_path):
     single = here.profile(model, linears(model), Cache(tmp_path))
     assert single.dense == pytest.approx(whole.dense)
     site = next(s for s in linears(model) if s.module == "mlp.up_proj")
-    assert single.ms(site, 64) == 2 * 64 * 96 * 18
-    assert single.ms(site, 47) == 2 * 47 * (64 + 96) * 18
+    assert single.ms(site, Width(64)) == 2 * 64 * 96 * 18
+    assert single.ms(site, Width(47)) == 2 * 47 * (64 + 96) * 18
 
 
 @pytest.mark.job
@@ -244,7 +238,7 @@ def test_a_file_that_is_no_table(content, said, tmp_path):
 def test_a_table_of_other_shapes(tmp_path):
     gpt2 = EVERY["gpt2"]()
     table_of(gpt2, 1, 0.0).write(tmp_path / "table.json")
-    with pytest.raises(ValueError, match=r"has attention of \(8, 1\), and this model has \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"has attention of 8x1, and this model has 4x2"):
         file(tmp_path / "table.json").profile(llama(), sites(llama()), Cache(tmp_path))
 
 
@@ -267,11 +261,11 @@ fc
 def test_the_text_of_other_tools():
     """Seconds and the share that is gone; times fall with the size."""
     table = from_text(TEXT, sites(llama()))
-    assert table.parts["attention"] == pytest.approx({(4, 2): 3.0, (2, 2): 2.0, (0, 0): 0.0})
-    assert table.parts["ffn"] == pytest.approx({96: 2.0, 86: 1.8, 72: 1.8, 0: 0.0})
+    assert table.parts["attention"] == pytest.approx(costs({(4, 2): 3.0, (2, 2): 2.0, (0, 0): 0.0}))
+    assert table.parts["ffn"] == pytest.approx(costs({96: 2.0, 86: 1.8, 72: 1.8, 0: 0.0}))
     assert table.rest == pytest.approx(5.0)
     assert table.dense == pytest.approx(5.0 + 3 * 5.0)
-    assert table.levels(sites(llama())[1]) == [96, 86, 0]
+    assert table.levels(sites(llama())[1]) == shapes([96, 86, 0])
 
 
 def test_written_tables_are_json(tmp_path):

@@ -18,6 +18,7 @@ from pruning.latency.reference_models import reference_models
 from pruning.latency.shapes import spent
 from pruning.latency.table import LatencyTable
 from pruning.latency.timer import SECONDS, Timing
+from pruning.models.shape import Heads, Width
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
 from pruning.models.source import Attention, Dtype, Model
@@ -29,6 +30,7 @@ from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.helpers.allocations import mixed
 from tests.helpers.families import COMMON, ENCODERS, EVERY, GATED, llama, random_model, reader
+from tests.helpers.shapes import costs, shapes
 from tests.helpers.tiny import (
     levels_plan,
     linear_table,
@@ -77,7 +79,7 @@ def test_a_profile_has_every_level(family, phase):
     attention, ffn = sites(model)[:2]
     assert list(table.parts["ffn"]) == widths(ffn.units, 16)
     assert list(table.parts["attention"]) == heads(attention.groups, attention.heads_per_group)
-    assert (table.parts["ffn"][0], table.parts["attention"][0, 0]) == (0, 0)
+    assert (table.ms(ffn, ffn.gone), table.ms(attention, attention.gone)) == (0, 0)
     assert table.rest <= table.dense
     assert list(table.anchors) == ["dense", "no attention", "no FFN", "neither"]
     assert table.setting["phase"] == ("encode" if architecture(model).encoder else "prefill") or (
@@ -106,8 +108,8 @@ def test_a_profile_of_projections(family):
     assert list(table.parts) == [site.module for site in of]
     for site in of:
         assert list(table.parts[site.part]) == widths(site.units, 16)[:-1]
-        assert table.levels(site)[0] == site.units
-    whole = table.rest + 3 * sum(table.ms(site, site.units) for site in of)
+        assert table.levels(site)[0] == site.whole
+    whole = table.rest + 3 * sum(table.ms(site, site.whole) for site in of)
     assert whole == pytest.approx(table.dense, rel=1e-9)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
@@ -120,8 +122,8 @@ EMPTY, REST = 1.0, 20.0
 def true_ms(part: str, level) -> float:
     """Let time be proportional to what is kept."""
     if part == "attention":
-        return TRUE[part] * level[0] * level[1] / 8
-    return TRUE[part] * level / WIDE
+        return TRUE[part] * level.units / 8
+    return TRUE[part] * level.units / WIDE
 
 
 def clock_of(shapes_of_anchors):
@@ -153,7 +155,7 @@ def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
     for kind in kinds:
         assert table.scales[kind] == pytest.approx(1 / ALONE[kind])
         for level, ms in table.parts[kind].items():
-            assert ms == pytest.approx(true_ms(kind, level) if np.any(level) else 0)
+            assert ms == pytest.approx(true_ms(kind, level) if level.units else 0)
     assert table.residuals() == pytest.approx(dict.fromkeys(known, 0.0))
 
 
@@ -189,17 +191,17 @@ def test_a_slow_width_is_never_offered(monkeypatch):
 
     def with_slow_width(calls, *_, **__) -> dict:
         found = timed(calls)
-        found["ffn", 48] = found["ffn", 64]
-        found["attention", (3, 2)] = Timing([9.0] * 3)  # slower than all four groups
+        found["ffn", Width(48)] = found["ffn", Width(64)]
+        found["attention", Heads(3, 2)] = Timing([9.0] * 3)  # slower than all four groups
         return found
 
     monkeypatch.setattr("pruning.latency.profile.interleaved", with_slow_width)
     table = profile(model, how(model), sites(model))
     attention, ffn = sites(model)[2:4]
-    assert table.levels(ffn) == [96, 80, 64, 32, 16, 0]
+    assert table.levels(ffn) == shapes([96, 80, 64, 32, 16, 0])
     # 9 ms, of which the block takes 1, and all four groups of two heads 1.3 x 6
     assert table.lowered == pytest.approx({"attention": (8.0 - 7.8) / 7.8, "ffn": 0.0})
-    assert set(heads(4, 2)) - set(table.levels(attention)) == {(3, 2)}
+    assert set(heads(4, 2)) - set(table.levels(attention)) == {Heads(3, 2)}
 
 
 def test_a_noisy_profile_is_refused_with_the_figure(monkeypatch):
@@ -209,7 +211,9 @@ def test_a_noisy_profile_is_refused_with_the_figure(monkeypatch):
 
     def noisy(calls, *_, **__) -> dict:
         found = timed(calls)
-        found["ffn", 48] = Timing([2.0, 3.0, 4.0])  # 0.93 x 1 / sqrt(3) = 0.54 of 0.8 x 4 + 1
+        found["ffn", Width(48)] = Timing(
+            [2.0, 3.0, 4.0]
+        )  # 0.93 x 1 / sqrt(3) = 0.54 of 0.8 x 4 + 1
         return found
 
     monkeypatch.setattr("pruning.latency.profile.interleaved", noisy)
@@ -359,7 +363,7 @@ def test_profile_and_meet_on_cuda(tmp_path):
     table = here.profile(model, sites(model), Cache(tmp_path))
     assert list(table.parts["ffn"]) == widths(WIDE, 16)
     assert table.dense > 0
-    assert table.ms(sites(model)[0], (4, 2)) > 0
+    assert table.ms(sites(model)[0], Heads(4, 2)) > 0
     most = table.most(sites(model))
     assert most > 1
     speedup = 1 + (most - 1) / 2
@@ -375,8 +379,8 @@ def test_profile_and_meet_on_cuda(tmp_path):
 
 def test_parts_that_noise_made_longer_than_the_model_leave_room_for_the_rest():
     parts = {
-        "attention": {(2, 1): 3.0, (1, 1): 2.0, (0, 0): 0.0},
-        "ffn": {64: 4.0, 32: 2.0, 0: 0.0},
+        "attention": costs({(2, 1): 3.0, (1, 1): 2.0, (0, 0): 0.0}),
+        "ffn": costs({64: 4.0, 32: 2.0, 0: 0.0}),
     }
     of = [
         site
@@ -386,7 +390,7 @@ def test_parts_that_noise_made_longer_than_the_model_leave_room_for_the_rest():
     assert within(parts, of, 20.0, 5.0) == parts
     shrunk = within(parts, of, 10.0, 4.0)  # 14 ms of 10
     assert spent(shrunk, of) == pytest.approx(6.0)
-    assert shrunk["ffn"][32] / shrunk["attention"][1, 1] == pytest.approx(1.0)
+    assert shrunk["ffn"][Width(32)] / shrunk["attention"][Heads(1, 1)] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("dtype", [Dtype.bfloat16, Dtype.float16])

@@ -3,7 +3,9 @@ import torch
 
 from pruning.latency.grid import heads, monotone, widths
 from pruning.latency.table import LatencyTable
+from pruning.models.shape import Heads
 from pruning.models.sites import Kind, Site
+from tests.helpers.shapes import costs, shapes
 
 # ALGORITHMS.md 1.4: the widths of BERT-base in ZipLM's published database
 BERT = """3072 2765 2488 2239 2016 1814 1633 1469 1322 1190 1071 964 868 781 703 632 569 512 461 415
@@ -11,9 +13,9 @@ BERT = """3072 2765 2488 2239 2016 1814 1633 1469 1322 1190 1071 964 868 781 703
 
 TABLE = LatencyTable(
     parts={
-        "attention": {(2, 2): 3.0, (2, 1): 2.5, (1, 2): 2.0, (1, 1): 1.25, (0, 0): 0.0},
-        "ffn": {8: 4.0, 5: 3.0, 2: 0.5, 0: 0.0},
-        "mlp.up_proj": {8: 2.0, 7: 2.5, 5: 1.9, 3: 1.9, 2: 1.0},
+        "attention": costs({(2, 2): 3.0, (2, 1): 2.5, (1, 2): 2.0, (1, 1): 1.25, (0, 0): 0.0}),
+        "ffn": costs({8: 4.0, 5: 3.0, 2: 0.5, 0: 0.0}),
+        "mlp.up_proj": costs({8: 2.0, 7: 2.5, 5: 1.9, 3: 1.9, 2: 1.0}),
     },
     rest=6.0,
     blocks=2,
@@ -28,12 +30,12 @@ SITES = [
 
 
 def test_widths_of_bert_are_the_published_ones():
-    assert widths(3072, 1) == [*map(int, BERT.split()), 0]
+    assert widths(3072, 1) == shapes([*map(int, BERT.split()), 0])
 
 
 @pytest.mark.parametrize(("units", "alignment"), [(1536, 32), (11008, 64), (96, 8), (100, 32)])
 def test_aligned_widths(units, alignment):
-    grid = widths(units, alignment)
+    grid = [width.units for width in widths(units, alignment)]
     assert (grid[0], grid[-1]) == (units, 0)
     assert all(width % alignment == 0 for width in grid[1:])
     assert grid == sorted(set(grid), reverse=True)
@@ -45,20 +47,21 @@ def test_aligned_widths(units, alignment):
 
 
 def test_a_width_below_the_alignment_can_only_stay_or_go():
-    assert widths(20, 64) == [20, 0]
+    assert widths(20, 64) == shapes([20, 0])
 
 
 def test_heads_are_a_lattice():
-    assert heads(2, 3) == [(2, 3), (2, 2), (2, 1), (1, 3), (1, 2), (1, 1), (0, 0)]
-    assert heads(1, 1) == [(1, 1), (0, 0)]
+    lattice = [(2, 3), (2, 2), (2, 1), (1, 3), (1, 2), (1, 1), (0, 0)]
+    assert heads(2, 3) == shapes(lattice)
+    assert heads(1, 1) == shapes([(1, 1), (0, 0)])
     assert len(heads(8, 4)) == 33
 
 
 def test_no_level_costs_more_than_a_larger_one():
-    ms = {100: 5.0, 90: 7.0, 80: 4.5, 60: 4.6, 0: -0.2}
-    assert monotone(ms) == {100: 5.0, 90: 5.0, 80: 4.5, 60: 4.5, 0: 0.0}
-    ms = {(2, 2): 4.0, (2, 1): 5.0, (1, 2): 3.0, (1, 1): 3.5}
-    assert monotone(ms) == {(2, 2): 4.0, (2, 1): 4.0, (1, 2): 3.0, (1, 1): 3.0}
+    ms = costs({100: 5.0, 90: 7.0, 80: 4.5, 60: 4.6, 0: -0.2})
+    assert monotone(ms) == costs({100: 5.0, 90: 5.0, 80: 4.5, 60: 4.5, 0: 0.0})
+    ms = costs({(2, 2): 4.0, (2, 1): 5.0, (1, 2): 3.0, (1, 1): 3.5})
+    assert monotone(ms) == costs({(2, 2): 4.0, (2, 1): 4.0, (1, 2): 3.0, (1, 1): 3.0})
 
 
 def allocation(heads_kept: list[list[int]], channels: list[int]):
@@ -90,8 +93,8 @@ def test_budget_and_the_most_that_can_be_had():
     assert TABLE.budget(2.5) == 8.0
     # block 0 keeps an attention head (1.25); all else goes
     assert TABLE.most(SITES) == pytest.approx(20 / 7.25)
-    assert TABLE.levels(SITES[0])[-1] == (1, 1)
-    assert TABLE.levels(SITES[2])[-1] == (0, 0)
+    assert TABLE.levels(SITES[0])[-1] == Heads(1, 1)
+    assert TABLE.levels(SITES[2])[-1] == Heads(0, 0)
     TABLE.check(2.75, SITES, "local")
     with pytest.raises(ValueError, match=r"^speedup=40 cannot be met on hardware 'local'.* 2\.76;"):
         TABLE.check(40, SITES, "local")
@@ -107,4 +110,4 @@ def test_a_table_survives_the_disk(tmp_path):
 
 def test_a_rank_is_offered_only_if_it_is_faster_than_every_larger_one():
     up = Site(0, Kind.LINEAR, 8, module="mlp.up_proj")
-    assert TABLE.levels(up) == [8, 5, 2]
+    assert TABLE.levels(up) == shapes([8, 5, 2])

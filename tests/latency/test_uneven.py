@@ -4,14 +4,16 @@ import pytest
 import torch
 
 from pruning.latency.cost_models import Counted, Proxy
-from pruning.latency.profile import NOTHING, profile
+from pruning.latency.profile import NONE, NOTHING, profile
 from pruning.latency.timer import Timing
 from pruning.methods.dense import Dense
 from pruning.methods.svd import SVD
 from pruning.methods.ziplm import Score
-from pruning.models.modeling_pruned import factorise_
-from pruning.models.shrink import shrink_
-from pruning.models.sites import Kind, blocks, sites
+from pruning.models.allocation import first_units
+from pruning.models.modeling_pruned import block_shape, factorise_, ranks
+from pruning.models.shape import Heads
+from pruning.models.shrink import copy_sharing_weights, shrink_
+from pruning.models.sites import Kind, architecture, blocks, sites
 from pruning.runtimes.calls import end_to_end
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
@@ -33,8 +35,8 @@ def uneven(family: str = "llama"):
 def true_ms(part: str, level) -> float:
     """Say what a part costs on the fake clock, alone and within a model alike."""
     if part == Kind.ATTENTION.value:
-        return 0.4 * level[0] + 0.2 * level[0] * level[1]
-    return 0.05 * level
+        return 0.4 * level.groups + 0.2 * level.units
+    return 0.05 * level.units
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -55,7 +57,7 @@ def test_a_table_of_unequal_blocks_adds_up(monkeypatch, family):
         for part, level in calls:
             if part == NOTHING:
                 ms = empty
-            elif level == 0:
+            elif level == NONE:
                 ms = whole(part)
             else:
                 ms = empty + true_ms(part, level)
@@ -69,9 +71,9 @@ def test_a_table_of_unequal_blocks_adds_up(monkeypatch, family):
     for site in of:
         assert table.levels(site)[0] == site.whole
         for level in table.levels(site):
-            expected = 0.0 if level in (0, (0, 0)) else true_ms(site.part, level)
+            expected = true_ms(site.part, level) if level.units else 0.0
             assert table.ms(site, level) == pytest.approx(expected)
-    widths = {site.units for site in of if site.kind is Kind.FFN}
+    widths = {site.whole for site in of if site.kind is Kind.FFN}
     assert len(widths) > 1
     assert widths <= set(table.parts["ffn"])
 
@@ -113,6 +115,10 @@ def test_products_are_no_sites_and_the_rest_is_cut():
         parameter.normal_(std=0.1)
     left = sites(model)
     assert [s for s in whole if s not in left] == [s for s in whole if s.name == "block.1.ffn"]
+    attention = next(site for site in left if site.name == "block.1.attention")
+    cut = shrink_(copy_sharing_weights(model), {attention: first_units(attention, Heads(1, 2))})
+    assert block_shape(blocks(cut)[1], architecture(cut)) == (1, 2, 96)  # products stay
+    assert [*ranks(blocks(cut)[1])] == ["mlp.up_proj"]
     table = profile(model, how(model), left)
     assert table.total({site: site.whole for site in left}) == pytest.approx(table.dense)
     with pytest.raises(ValueError, match="products of two already"):

@@ -188,7 +188,7 @@ def test_blocks_leave_whole_and_in_order():
     for gone, budget in (([], 11.0), ([2], 10.9), ([2], 8.0), ([1, 2], 7.9), ([1, 2], 5.0)):
         shapes = plan.choose(budget)
         assert shapes is not None
-        assert sorted({s.block for s, left in shapes.items() if left in (0, (0, 0))}) == gone
+        assert sorted({s.block for s, left in shapes.items() if not left.units}) == gone
         assert table.total(shapes) == pytest.approx(table.dense - per_block * len(gone))
     assert plan.choose(4.9) is None
     pruned, allocation = plan.build(plan.choose(8.0))

@@ -12,6 +12,7 @@ from pruning.methods.flop.gating import gated_, product, restored_
 from pruning.methods.flop.learned import LearnedPlan
 from pruning.methods.flop.recipe import Embedding
 from pruning.models import checkpoint
+from pruning.models.shape import Width
 from pruning.models.sites import Kind
 from tests.helpers.families import EVERY, FAMILIES
 from tests.methods.test_flop import BATCHES, flop, half, moments_of, table_of
@@ -36,8 +37,8 @@ def gated(model, tmp_path, full: bool = False):
     """Insert gates in half of the terms, or in all of them."""
     method = adaptive()
     of, tokens = method.sites(model), Tokens.from_batches(BATCHES, model, ENDS)
-    ranks = {s: s.units for s in of} if full else half(of)
-    ranks |= {site: site.units if full else max(1, site.units // 2) for site in tokens.sizes}
+    ranks = {s: s.whole for s in of} if full else half(of)
+    ranks |= {site: site.whole if full else Width(max(1, site.units // 2)) for site in tokens.sizes}
     made = gated_(deepcopy(model), moments_of(model, of, tmp_path), ranks, method, tokens)
     return made.eval(), tokens, ranks, method
 

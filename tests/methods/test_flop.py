@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pruning.calibration.calibration import Calibration, Weight
 from pruning.calibration.moments import Moments, collect
-from pruning.latency.table import LatencyTable
+from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.flop.constraint import Cost, Lagrangian, counts
 from pruning.methods.flop.embedding import Tokens
 from pruning.methods.flop.flop import FLOP
@@ -21,6 +21,7 @@ from pruning.methods.flop.learned import LearnedPlan
 from pruning.methods.flop.recipe import Embedding
 from pruning.methods.flop.training import Goal, train
 from pruning.models.modeling_pruned import LowRank
+from pruning.models.shape import Width
 from pruning.models.sites import Kind, Site, projection, weight
 from pruning.search.options import Objective
 from pruning.search.search import Spdy
@@ -28,6 +29,7 @@ from pruning.system.cache import Cache
 from pruning.tasks.training import own, save_parameters
 from tests.helpers.data import inputs, weights
 from tests.helpers.families import ENCODERS, EVERY, FAMILIES, llama
+from tests.helpers.shapes import costs
 from tests.helpers.tiny import job_with, padded_batches, pruning_context
 
 BATCHES = padded_batches()
@@ -125,7 +127,10 @@ def test_leaving_dead_terms_out_changes_neither_outputs_nor_gradients(closed):
 
 SITES = [Site(0, Kind.LINEAR, 8, module="a"), Site(0, Kind.LINEAR, 4, module="b")]
 TABLE = LatencyTable(
-    parts={"a": {8: 5.0, 6: 6.0, 4: 4.0, 2: 2.5}, "b": {4: 3.0, 2: 1.0, 1: 1.2}},
+    parts={
+        "a": costs({8: 5.0, 6: 6.0, 4: 4.0, 2: 2.5}),
+        "b": costs({4: 3.0, 2: 1.0, 1: 1.2}),
+    },
     rest=2.0,
     blocks=1,
     spread=1.0,
@@ -147,7 +152,7 @@ def test_costs_by_hand():
 
 
 def test_a_site_too_small_for_ranks_costs_what_it_is():
-    small = LatencyTable({"a": {8: 5.0}}, 2.0, 1, 1.0, 7.0)
+    small = LatencyTable({"a": costs({8: 5.0})}, 2.0, 1, 1.0, 7.0)
     cost = Cost.from_table(small, SITES[:1])
     assert float(cost.saved({SITES[0]: torch.tensor(8.0)})) == pytest.approx(0)
 
@@ -185,14 +190,14 @@ def table_of(sites: list[Site]) -> LatencyTable:
     parts = {}
     for site in sites:
         r = site.units
-        parts[site.part] = {r: 0.75, r // 2: 0.5, r // 4: 0.25, r // 8: 0.125}
+        parts[site.part] = costs({r: 0.75, r // 2: 0.5, r // 4: 0.25, r // 8: 0.125})
     blocks = len({site.block for site in sites})
     return LatencyTable(parts, 1.0, blocks, 1.0, 1.0 + 0.75 * len(sites))
 
 
-def half(of: list[Site]) -> dict[Site, int]:
+def half(of: list[Site]) -> Shapes:
     """Let projections start at half their rank, every third one whole."""
-    return {s: s.units if i % 3 == 2 else s.units // 2 for i, s in enumerate(of)}
+    return {s: s.whole if i % 3 == 2 else Width(s.units // 2) for i, s in enumerate(of)}
 
 
 def plan_of(dense, tmp_path, **values) -> LearnedPlan:
@@ -215,12 +220,12 @@ def test_the_extracted_model_gives_what_the_gated_one_gives(family, tmp_path):
     dense = EVERY[family]()
     plan = plan_of(dense, tmp_path, room=2.0)
     shapes = plan._exact(0.0)
-    assert {rank < site.units for site, rank in shapes.items()} == {True, False}
+    assert {rank == site.whole for site, rank in shapes.items()} == {True, False}
     pruned, allocation = plan.build(shapes)
     for site, keep in allocation.items():
         module = projection(pruned, site)
-        assert isinstance(module, LowRank) == (shapes[site] < site.units)
-        assert int(keep.sum()) == shapes[site]
+        assert isinstance(module, LowRank) == (shapes[site] != site.whole)
+        assert int(keep.sum()) == shapes[site].units
     for batch in BATCHES:
         given = {"input_ids": batch.ids, "attention_mask": batch.mask}
         real = batch.mask.bool() if family in FAMILIES else slice(None)
@@ -237,7 +242,7 @@ def test_a_budget_is_met_by_ranks_that_the_table_offers(tmp_path):
         assert plan.table.total(shapes) <= budget
         assert all(rank in plan.table.levels(site) for site, rank in shapes.items())
         # the largest that fits: with every gate a little more open it does not
-        assert before is None or all(shapes[s] <= rank for s, rank in before.items())
+        assert before is None or all(rank.contains(shapes[s]) for s, rank in before.items())
         before = shapes
     assert plan.choose(1.5) is None
 
@@ -258,7 +263,7 @@ def test_at_full_rank_training_starts_from_the_dense_model(family, tmp_path):
     dense = EVERY[family]()
     method = flop()
     of = method.sites(dense)
-    whole = {site: site.units for site in of}
+    whole = {site: site.whole for site in of}
     gated = gated_(deepcopy(dense), moments_of(dense, of, tmp_path), whole, method).eval()
     for batch in BATCHES:
         given = {"input_ids": batch.ids, "attention_mask": batch.mask}
@@ -298,7 +303,7 @@ def test_gates_stay_exact_in_a_model_of_any_type(cast, embedding, tmp_path):
     of, ranks, tokens = method.sites(dense), half(method.sites(dense)), None
     if embedding is not Embedding.none:
         tokens = Tokens.from_batches(BATCHES, dense, method.ends())
-        ranks |= dict.fromkeys(tokens.sizes, 12)
+        ranks |= dict.fromkeys(tokens.sizes, Width(12))
     model = gated_(deepcopy(dense), moments_of(dense, of, tmp_path), ranks, method, tokens)
     generator = torch.Generator().manual_seed(4)
     expected = {}
@@ -330,7 +335,8 @@ def test_gates_stay_exact_in_a_model_of_any_type(cast, embedding, tmp_path):
     cut = CASTS[cast](deepcopy(dense))
     plan = LearnedPlan(cut, model, list(ranks), table_of(list(ranks)), None, [])
     shapes = plan._exact(0.0)
-    assert all(rank in (site.units, round(float(expected[site]))) for site, rank in shapes.items())
+    for site, rank in shapes.items():
+        assert rank.units in (site.units, round(float(expected[site])))
     pruned, _ = plan.build(shapes)
     assert {p.dtype for p in pruned.parameters()} == {model.dtype}
 

@@ -10,6 +10,7 @@ from pruning.calibration.calibration import Target
 from pruning.latency.local import Local
 from pruning.methods.method import PruningContext
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SchedulePlan, SlimGPT
+from pruning.models.shape import Width
 from pruning.models.sites import Kind, projection, set_weight_, shape, sites, weight
 from pruning.runtimes.workload import Phase
 from pruning.search.options import Ramp
@@ -20,6 +21,7 @@ from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.helpers.data import lstsq
 from tests.helpers.families import FAMILIES, llama
+from tests.helpers.shapes import shapes
 from tests.helpers.tiny import job_with, linear_table, padded_batches, pruning_context, text
 
 BATCHES = padded_batches(count=9)
@@ -119,8 +121,8 @@ def test_only_what_leaves_is_ordered(tmp_path, monkeypatch):
         return remove(self, W, H, units)
 
     monkeypatch.setattr(SchedulePlan, "_remove", counted)
-    pairs = [(4, 2), (4, 1), (2, 1)]  # of four groups with two heads of eight columns
-    left = {s: 96 if s.kind is Kind.FFN else pairs[s.block] for s in sites(model)}
+    pairs = shapes([(4, 2), (4, 1), (2, 1)])  # of four groups with two heads of eight columns
+    left = {s: s.whole if s.kind is Kind.FFN else pairs[s.block] for s in sites(model)}
     allocation = plan.build(left)[1]
     assert {s: shape(s, keep) for s, keep in allocation.items()} == left
     assert [one for one in ordered if one[1]] == [(8, 4), (16, 2), (8, 2)]
@@ -132,7 +134,7 @@ def test_activations_that_overflow_are_named(dtype, tmp_path):
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.mul_(1e5 if dtype is torch.float16 else 1e38)
     plan = slimgpt().plan(context(model, tmp_path))
-    left = {s: 64 if s.kind is Kind.FFN else s.whole for s in sites(model)}
+    left = {s: Width(64) if s.kind is Kind.FFN else s.whole for s in sites(model)}
     with pytest.raises(ValueError, match=r"^calibration: .*block\.1\.ffn.* overflow") as error:
         plan.build(left)
     assert ("model.dtype" in str(error.value)) is (dtype is torch.float16)

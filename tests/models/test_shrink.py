@@ -65,7 +65,7 @@ def test_masked_and_shrunk_agree(model, attention):
 
 
 def allocation_groups(allocation):
-    return next(shape(s, k)[0] for s, k in allocation.items() if s.kind is Kind.ATTENTION)
+    return next(shape(s, k).groups for s, k in allocation.items() if s.kind is Kind.ATTENTION)
 
 
 def test_biases_of_llama_survive():

@@ -9,6 +9,7 @@ from pruning.search.options import Objective
 from pruning.search.problem import Problem, calibrate_priors
 from pruning.search.search import Calibrated, Spdy, Uniform
 from pruning.system.cache import Cache
+from tests.helpers.shapes import shapes
 
 BLOCKS = 7
 WIDTHS = np.array([10, 9, 7, 4, 2, 0])
@@ -16,15 +17,15 @@ WIDTHS = np.array([10, 9, 7, 4, 2, 0])
 
 def problem(tmp_path, evaluate=None) -> Problem:
     """Make blocks whose FFN takes 1 ms per 10 channels and whose attention takes 2 ms per head."""
-    sites, shapes, loss, ms, kept = [], [], [], [], []
+    sites, levels, loss, ms, kept = [], [], [], [], []
     for block in range(BLOCKS):
         sites += [Site(block, Kind.ATTENTION, 2, 4, 2), Site(block, Kind.FFN, 10, 1)]
-        shapes += [[(2, 1), (1, 1), (0, 0)], WIDTHS.tolist()]
+        levels += [shapes([(2, 1), (1, 1), (0, 0)]), shapes(WIDTHS.tolist())]
         loss += [np.array([0, 0.4, 1.0]), 1 - WIDTHS / 10]
         ms += [np.array([4.0, 2.0, 0.0]), WIDTHS / 10]
         kept += [np.array([1, 0.5, 0.0]), WIDTHS / 10]
     identity = {"test": str(evaluate)}
-    found = Problem(sites, shapes, loss, ms, kept, 3.0, None, Cache(tmp_path), identity)
+    found = Problem(sites, levels, loss, ms, kept, 3.0, None, Cache(tmp_path), identity)
     found.trial = evaluate
     return found
 

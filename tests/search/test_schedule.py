@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 
+from pruning.models.shape import Width
 from pruning.models.sites import Kind, Site
 from pruning.search.options import Ramp
 from pruning.search.schedule import chooser, every_shape, ratios, shapes, share
@@ -56,11 +57,11 @@ def test_values_out_of_range(field):
 def test_a_share_counts_parameters():
     """Nine heads of four in three KV groups on a hidden size of 10: q and o, k and v."""
     site = Site(0, Kind.ATTENTION, 9, 4, 3)
-    for groups, heads in every_shape(site):
-        q_and_o, k_and_v = 2 * groups * heads * 4 * 10, 2 * groups * 4 * 10
+    for left in every_shape(site):
+        q_and_o, k_and_v = 2 * left.units * 4 * 10, 2 * left.groups * 4 * 10
         whole = 2 * 9 * 4 * 10 + 2 * 3 * 4 * 10
-        assert share(site, (groups, heads)) == pytest.approx((q_and_o + k_and_v) / whole)
-    assert share(Site(0, Kind.FFN, 1536, 1), 384) == 0.25
+        assert share(site, left) == pytest.approx((q_and_o + k_and_v) / whole)
+    assert share(Site(0, Kind.FFN, 1536, 1), Width(384)) == 0.25
 
 
 def test_shapes_are_the_nearest_and_never_gone():
@@ -69,14 +70,14 @@ def test_shapes_are_the_nearest_and_never_gone():
         for b in range(8)
         for site in (Site(b, Kind.ATTENTION, 6, 4, 3), Site(b, Kind.FFN, 100, 1))
     ]
-    options = {site: [*every_shape(site), (0, 0) if site.groups > 1 else 0] for site in sites}
+    options = {site: [*every_shape(site), site.gone] for site in sites}
     for mean in (0.1, 0.2, 0.5):
         left = shapes(schedule().form(), options, mean)
         at = ratios(schedule().form(), 8, mean)
         for site, shape in left.items():
             wanted = 1 - at[site.block]
             if site.kind is Kind.FFN:
-                assert abs(shape - 100 * wanted) <= 0.5  # half a channel
+                assert abs(shape.units - 100 * wanted) <= 0.5  # half a channel
             gaps = [abs(share(site, other) - wanted) for other in every_shape(site)]
             assert abs(share(site, shape) - wanted) == pytest.approx(min(gaps))
     everything = shapes(schedule(Ramp.uniform).form(), options, 1.0)
@@ -86,15 +87,17 @@ def test_shapes_are_the_nearest_and_never_gone():
 @pytest.mark.job
 def test_a_budget_is_met_by_the_least_ratio():
     sites = [Site(b, Kind.FFN, 100, 1) for b in range(8)]
-    options = {site: list(range(100, 0, -10)) for site in sites}
-    choose = chooser(schedule().form(), options, lambda left: float(sum(left.values())))
+    options = {site: [Width(units) for units in range(100, 0, -10)] for site in sites}
+
+    def total(left) -> float:
+        return float(sum(width.units for width in left.values()))
+
+    choose = chooser(schedule().form(), options, total)
     looser = [shapes(schedule().form(), options, step / 1000) for step in range(1001)]
-    least = sum(shapes(schedule().form(), options, 1.0).values())
-    for budget in (800.0, 700.0, 500.0, float(least)):
+    least = total(shapes(schedule().form(), options, 1.0))
+    for budget in (800.0, 700.0, 500.0, least):
         left = choose(budget)
         assert left is not None
-        assert sum(left.values()) <= budget
-        removed = sum(left.values())
-        fits = [sum(x.values()) for x in looser if sum(x.values()) <= budget]
-        assert removed == fits[0]
+        assert total(left) <= budget
+        assert total(left) == next(total(x) for x in looser if total(x) <= budget)
     assert choose(least - 1.0) is None  # a mean ratio of 1 is the most

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments, collect
+from pruning.latency.grid import heads
 from pruning.methods.baselines import Flap, WandaSp
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT
 from pruning.methods.ziplm import Score
+from pruning.models.shape import Heads, Width
 from pruning.models.sites import Kind, projection, set_weight_, sites, weight
 from pruning.search.options import Ramp
 from pruning.search.search import Schedule
@@ -21,6 +23,7 @@ from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 from tests.helpers.data import lstsq
 from tests.helpers.families import FAMILIES, opt
+from tests.helpers.shapes import shapes
 from tests.helpers.tiny import INF, job_with, padded_batches, pruning_context, ziplm
 
 BATCHES = padded_batches(count=30)
@@ -72,9 +75,8 @@ def columns(site) -> Tensor:
 
 def shapes_of(site) -> list:
     if site.kind is Kind.FFN:
-        return [96, 80, 66, 50, 30, 12, 0]
-    groups, heads = site.groups, site.heads_per_group
-    return [*((g, h) for g in range(groups, 0, -1) for h in range(heads, 0, -1)), (0, 0)]
+        return shapes([96, 80, 66, 50, 30, 12, 0])
+    return heads(site.groups, site.heads_per_group)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,8 @@ def test_ziplms_channels_leave_as_if_dead_ones_were_not_there(score, moments):
         order = orders[solved.score]
         judged = order(W * live, split.fit.H.double(), method.damp)
         final = order(W * live, split.all.H.double(), method.damp)
-        for width, keep, loss in zip(solved.shapes, solved.keeps, solved.loss, strict=True):
+        for left, keep, loss in zip(solved.shapes, solved.keeps, solved.loss, strict=True):
+            width = left.units
             assert int(keep.sum()) == width
             alive = expected_keep(final, width)
             assert torch.equal(keep & live, alive)
@@ -180,7 +183,7 @@ def test_dead_units_leave_first(name, family, moments):
         solved = METHODS[name].site_levels(site, W, collected[site], shapes_of(site))
         dead, partly = dead_units(site), 0
         for left, keep in zip(solved.shapes, solved.keeps, strict=True):
-            if isinstance(left, tuple) and left[1] < site.heads_per_group:
+            if isinstance(left, Heads) and left.per_group < site.heads_per_group:
                 continue  # heads leave all groups evenly
             if (keep & dead).any():
                 assert keep[~dead].all()
@@ -232,10 +235,8 @@ def test_slimgpt_takes_dead_units_first(score, ffn_score, family, tmp_path):
     context = pruning_context(model, BATCHES, search, job_with(Cache(tmp_path)))
     plan = replace(SLIMGPT, score=score, ffn_score=ffn_score).plan(context)
     live_groups = 3 if family == "llama" else 6
-    heads = 2 if family == "llama" else 1
-    only_dead = {
-        site: 66 if site.kind is Kind.FFN else (live_groups, heads) for site in sites(model)
-    }
+    alive = Heads(live_groups, 2 if family == "llama" else 1)
+    only_dead = {site: Width(66) if site.kind is Kind.FFN else alive for site in sites(model)}
     pruned, allocation = plan.build(only_dead)
     for site, keep in allocation.items():
         assert torch.equal(keep, ~dead_units(site))
@@ -245,6 +246,6 @@ def test_slimgpt_takes_dead_units_first(score, ffn_score, family, tmp_path):
         torch.testing.assert_close(
             pruned(**given).logits[real], model(**given).logits[real], rtol=1e-4, atol=1e-4
         )
-    more = {s: 40 if s.kind is Kind.FFN else (live_groups - 1, 1) for s in sites(model)}
+    more = {s: Width(40) if s.kind is Kind.FFN else Heads(live_groups - 1, 1) for s in sites(model)}
     for site, keep in plan.build(more)[1].items():
         assert not (keep & dead_units(site)).any()

@@ -10,11 +10,13 @@ from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
 from pruning.methods.leveled import Leveled
 from pruning.methods.svd import SVD
 from pruning.methods.ziplm import Score
+from pruning.models.shape import Heads
 from pruning.models.sites import Kind, Site, shape
 from pruning.solver.levels import Levels, SiteLevels
 from pruning.solver.obs import greedy
 from pruning.solver.ordering import HeldOut, choose_ridge, kept_units
 from tests.helpers.data import inputs, lstsq, mean, weights
+from tests.helpers.shapes import shapes
 from tests.helpers.tiny import INF, ziplm
 
 FFN = Site(0, Kind.FFN, 40, 1)
@@ -88,16 +90,19 @@ def test_kept_groups_keep_as_many_heads_each_and_levels_are_nested():
     W, _, moments = problem(ATTENTION)
     found = method().site_levels(ATTENTION, W, moments, heads(4, 3))
     keeps = {s: keep.view(4, 3) for s, keep in zip(found.shapes, found.keeps, strict=True)}
-    for (groups, per_group), keep in keeps.items():
+    for left, keep in keeps.items():
+        groups, per_group = left.sizes
         counts = keep.sum(1)
         assert set(counts[counts > 0].tolist()) == ({per_group} if groups else set())
         assert int((counts > 0).sum()) == groups
         if groups:
-            assert torch.equal(counts > 0, keeps[groups, 3].any(1))  # heads leave, groups stay
+            assert torch.equal(
+                counts > 0, keeps[Heads(groups, 3)].any(1)
+            )  # heads leave, groups stay
         if per_group > 1:
-            assert not (keeps[groups, per_group - 1] & ~keep).any()
+            assert not (keeps[Heads(groups, per_group - 1)] & ~keep).any()
     for groups in (1, 2, 3):
-        assert not (keeps[groups, 3] & ~keeps[groups + 1, 3]).any()
+        assert not (keeps[Heads(groups, 3)] & ~keeps[Heads(groups + 1, 3)]).any()
 
 
 def test_ffn_levels_are_nested():
@@ -138,7 +143,9 @@ def test_a_ridge_behind_a_rise_is_not_missed():
     W = weights(9, 40)
     W[:, 8:] *= 3  # so that the first eight leave
     fit, held = X[:200], X[200:]
-    solved = method(Score.wanda).site_levels(FFN, W, Split(mean(fit), mean(held), 0.4), [40, 32])
+    solved = method(Score.wanda).site_levels(
+        FFN, W, Split(mean(fit), mean(held), 0.4), shapes([40, 32])
+    )
     keep = torch.arange(40) >= 8
     assert torch.equal(solved.keeps[1], keep)
     errors = {}
@@ -155,9 +162,9 @@ def test_what_is_gone_costs_all(whole):
     for site in (FFN, ATTENTION):
         W, (fit, held), _ = problem(site)
         fit, held = (whole * (part + 2) for part in (fit, held))  # FLAP leaves a large bias
-        shapes = shapes_of(site)
+        offered = shapes_of(site)
         for one in every_method():
-            solved = one.site_levels(site, W, Split(mean(fit), mean(held), 0.3), shapes)
+            solved = one.site_levels(site, W, Split(mean(fit), mean(held), 0.3), offered)
             assert not solved.keeps[-1].any()
             assert solved.loss[-1] == 1
             assert solved.loss[0] == 0
@@ -177,7 +184,7 @@ def _concrete(base: type) -> list[type]:
     return [one for child in children for one in _concrete(child)] or [base]
 
 
-@pytest.mark.parametrize("pair", [(4, 3), (4, 2), (2, 3), (2, 2), (3, 1), (1, 1)])
+@pytest.mark.parametrize("pair", shapes([(4, 3), (4, 2), (2, 3), (2, 2), (3, 1), (1, 1)]))
 def test_a_pair_of_the_lattice_costs_what_leads_to_it(pair):
     """Asked for alone it is what all pairs together say, with no unit ordered for another."""
     W, _, moments = problem(ATTENTION)
@@ -191,7 +198,7 @@ def test_a_pair_of_the_lattice_costs_what_leads_to_it(pair):
     ordered.clear()
     alone = kept_units(ATTENTION, W, H, [pair], remove, damp)
     assert torch.equal(alone[0], every[heads(4, 3).index(pair)])
-    groups, left = pair
+    groups, left = pair.sizes
     passes = [(12, 4, 4 - groups), (4, 3 * groups, groups * (3 - left))]
     assert [one for one in ordered if one[2]] == [one for one in passes if one[2]]
 
@@ -234,8 +241,8 @@ def test_auto_takes_the_score_of_the_smaller_held_out_error():
     chosen = set()
     for fit in (12, 24, 60, 200, 2000):
         W, _, moments = problem(FFN, fit=fit, seed=fit)
-        shapes = [40, 32, 20, 0]
-        found = {score: method(score).site_levels(FFN, W, moments, shapes) for score in Score}
+        offered = shapes([40, 32, 20, 0])
+        found = {score: method(score).site_levels(FFN, W, moments, offered) for score in Score}
         auto = found[Score.auto]
         assert auto.score in ("obs", "wanda")
         assert torch.equal(auto.keeps, found[Score(auto.score)].keeps)
@@ -285,7 +292,7 @@ def test_what_is_not_finite_is_infinitely_dear_and_null_on_disk(tmp_path):
     keeps = torch.tensor([[True, True], [True, False], [False, False]])
     nan = float("nan")
     site = Site(0, Kind.FFN, 2, 1)
-    found = SiteLevels([2, 1, 0], keeps, [nan, nan, -INF], INF, "obs")
+    found = SiteLevels(shapes([2, 1, 0]), keeps, [nan, nan, -INF], INF, "obs")
     assert found.loss == [0.0, INF, INF]
     Levels({site: found}, Moments(tmp_path)).write(tmp_path)
 

@@ -13,6 +13,7 @@ from pruning.models.sites import Kind, Site, blocks, linears, projection, sites,
 from pruning.solver.ranks import Ranks, components, rank_levels
 from tests.helpers.data import inputs, mean, weights
 from tests.helpers.families import EVERY, llama
+from tests.helpers.shapes import costs, shapes
 from tests.helpers.tiny import padded_batches
 
 BATCHES = padded_batches()
@@ -44,7 +45,7 @@ def test_losses_are_the_errors_on_the_held_out_inputs(plain):
     fit, held = X[:300], X[300:]
     site = Site(0, Kind.LINEAR, 16, module="mlp.up_proj")
     ranks = [16, 9, 4, 1]
-    found = rank_levels(site, W, Split(mean(fit), mean(held), 0.4), ranks, plain)
+    found = rank_levels(site, W, Split(mean(fit), mean(held), 0.4), shapes(ranks), plain)
     L = torch.eye(20).double() if plain else torch.linalg.cholesky(mean(fit).H)
     U = torch.linalg.svd(W @ L).U
     for rank, keep, loss in zip(ranks, found.keeps, found.loss, strict=True):
@@ -80,7 +81,7 @@ def ranks_of(model, directory, modules: str = "*") -> Ranks:
     """Solve levels at the dense rank, at half and at a quarter of it."""
     method = SVD("svd", modules=modules, whiten=True)
     of = method.sites(model)
-    parts = {s.part: {s.units: 1.0, s.units // 2: 0.5, s.units // 4: 0.2} for s in of}
+    parts = {s.part: costs({s.units: 1.0, s.units // 2: 0.5, s.units // 4: 0.2}) for s in of}
     table = LatencyTable(parts, 1.0, 3, 1.0, 1.0 + sum(1.0 for _ in of))
     moments = Moments(directory)
     for index, block in enumerate(collect(model, BATCHES, Weight.none, of)):

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pruning.latency.table import LatencyTable, Shape
+from pruning.latency.table import LatencyTable
+from pruning.models.shape import Shape, Width
 from pruning.models.sites import Site
 
 
@@ -30,11 +31,11 @@ class Cost:
         ranks, costs = {}, {}
         for site in sites:
             levels = table.parts[site.part]
-            points = sorted((r, cost) for r, cost in levels.items() if r != site.units)  # type: ignore[type-var]
-            points = points or [(site.units, levels[site.units])]  # too small to have ranks
-            x, y = (torch.tensor([0.0, *column]) for column in zip(*points, strict=True))  # type: ignore[misc]
+            points = sorted((r.units, cost) for r, cost in levels.items() if r != site.whole)
+            points = points or [(site.units, levels[site.whole])]  # too small to have ranks
+            x, y = (torch.tensor([0.0, *column]) for column in zip(*points, strict=True))
             ranks[site], costs[site] = x, y.cummax(0).values
-        dense = {site: table.ms(site, site.units) for site in sites}
+        dense = {site: table.ms(site, site.whole) for site in sites}
         return cls(ranks, costs, dense, table.rest, table.dense)
 
     @property
@@ -63,10 +64,10 @@ def counts(sizes: Mapping[Site, tuple[int, int]], table: LatencyTable) -> Latenc
     """
     parts: dict[str, dict[Shape, float]] = {}
     for site, (rows, columns) in sizes.items():
-        known = table.parts.get(site.part, [(site.units + 1) // 2])
-        ranks = [r for r in known if isinstance(r, int) and r != site.units]
-        parts[site.part] = {site.units: float(rows * columns)}
-        parts[site.part] |= {r: float(r * (rows + columns)) for r in ranks}
+        known = table.parts.get(site.part, [Width((site.units + 1) // 2)])
+        ranks = [rank for rank in known if rank != site.whole]
+        parts[site.part] = {site.whole: float(rows * columns)}
+        parts[site.part] |= {rank: float(rank.units * (rows + columns)) for rank in ranks}
     whole = float(sum(rows * columns for rows, columns in sizes.values()))
     return LatencyTable(parts, 0.0, table.blocks, 1.0, whole)
 

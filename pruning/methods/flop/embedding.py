@@ -101,9 +101,9 @@ def fold_(pruned: PreTrainedModel, dense: PreTrainedModel, shapes: Shapes) -> No
     gated: Any = pruned.get_input_embeddings()
     products = []
     for part, (site, rank) in zip(gated.parts, shapes.items(), strict=True):
-        assert isinstance(rank, int)
-        A, B = part.folded() if rank == site.units else part.folded(rank)
-        products.append(((B @ A).T, None) if rank == site.units else (A.T, B))
+        whole = rank == site.whole
+        A, B = part.folded() if whole else part.folded(rank.units)
+        products.append(((B @ A).T, None) if whole else (A.T, B))
     tied = is_tied(pruned)
     pruned.set_input_embeddings(dense.get_input_embeddings())  # whose sizes are to be replaced
     new: Any = cluster_embedding_(

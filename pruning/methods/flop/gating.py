@@ -50,8 +50,7 @@ def gated_(
     shares: dict[Site, Float[Tensor, " rank"]] = {}
     rows = {} if tokens is None else tokens.rows(model)
     for site, rank in ranks.items():
-        assert isinstance(rank, int)
-        room = min(site.units, math.ceil(method.room * rank))
+        room = min(site.units, math.ceil(method.room * rank.units))
         if site in rows:
             assert tokens is not None
             W = rows[site].double().T
@@ -68,10 +67,10 @@ def gated_(
     spread = torch.cat(list(shares.values())).std().clamp(min=1e-6)
     clusters = []
     for site, (A, B) in factors.items():
-        rank, share = ranks[site], shares[site]
+        rank, share = ranks[site].units, shares[site]
         log_alpha = torch.full_like(share, OPEN)
-        if rank < site.units:  # type: ignore[operator]
-            cut = share[min(rank, len(share) - 1)]  # type: ignore[type-var]
+        if rank < site.units:
+            cut = share[min(rank, len(share) - 1)]
             log_alpha = (EVEN + method.slope * (share - cut) / spread).clamp(CLOSED, OPEN)
         gates = Gates(log_alpha.to(model.device), method.beta, method.noise)
         A, B = (t.to(model.dtype) for t in (A, B / gates.fixed(len(A)).clamp(min=0.5).to(B)))

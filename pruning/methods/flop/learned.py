@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Moments
-from pruning.latency.table import LatencyTable, Shape, Shapes
+from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.flop.constraint import Cost, counts
 from pruning.methods.flop.embedding import Tokens, fold_
 from pruning.methods.flop.gating import gated_, product, restored_
@@ -21,6 +21,7 @@ from pruning.methods.flop.training import Goal, train
 from pruning.methods.method import Plan, PruningContext
 from pruning.methods.svd import SVD
 from pruning.models.modeling_pruned import replace_
+from pruning.models.shape import Shape, Width
 from pruning.models.shrink import copy_sharing_weights, factor_
 from pruning.models.sites import (
     Allocation,
@@ -79,7 +80,8 @@ class LearnedPlan(Plan):
             wide = {site: (tokens.hidden, size) for site, size in tokens.sizes.items()}
             c = replace(c, table=counts(sizes | wide, context.table))
             ranks |= {
-                site: _share(1 - method.sparsity, *dimensions) for site, dimensions in wide.items()
+                site: Width(_share(1 - method.sparsity, *dimensions))
+                for site, dimensions in wide.items()
             }
         with c.job.stopwatch("train"):
             trained, history = _trained(method, c, ranks, moments, tokens)
@@ -97,8 +99,7 @@ class LearnedPlan(Plan):
         pruned = copy_sharing_weights(self.trained)
         allocation = Allocation()
         for site, module in self.gated.items():
-            rank = shapes[site]
-            assert isinstance(rank, int)
+            rank = shapes[site].units
             allocation[site] = torch.arange(site.units) < rank
             if site.kind is Kind.EMBEDDING:
                 continue
@@ -122,7 +123,8 @@ class LearnedPlan(Plan):
         for site, module in self.gated.items():
             rank = max(1, round(float(module.gates.rank(shift))))
             rows, columns = len(module.B), module.A.shape[1]
-            shapes[site] = rank if rank * (rows + columns) < rows * columns else site.units
+            saves = rank * (rows + columns) < rows * columns
+            shapes[site] = Width(rank) if saves else site.whole
         return shapes
 
     def _offered(self, shift: float) -> Shapes:
@@ -130,15 +132,15 @@ class LearnedPlan(Plan):
         shapes: Shapes = {}
         for site, module in self.gated.items():
             rank = float(module.gates.rank(shift))
-            below = [r for r in self.table.levels(site)[1:] if r <= len(module.A)]  # type: ignore[operator]
-            shapes[site] = _nearest(rank, below) if below and rank <= below[0] else site.units  # type: ignore[operator]
+            below = [r for r in self.table.levels(site)[1:] if r.units <= len(module.A)]
+            ranked = below and rank <= below[0].units
+            shapes[site] = _nearest(rank, below) if ranked else site.whole
         return shapes
 
     def _sparsity(self, shapes: Shapes) -> float:
         left = whole = 0
         for site, module in self.gated.items():
-            rank, rows, columns = shapes[site], len(module.B), module.A.shape[1]
-            assert isinstance(rank, int)
+            rank, rows, columns = shapes[site].units, len(module.B), module.A.shape[1]
             whole += rows * columns
             left += rows * columns if rank == site.units else rank * (rows + columns)
         return 1 - left / whole
@@ -196,15 +198,19 @@ def _trained(
     options = c.calibration.options
     tokens_read = method.steps * method.batch * options.sequence
     batches = c.calibration.up_to(round(tokens_read / (1 - options.held_out)))
+    parts = {
+        name: {level.plain: cost for level, cost in levels.items()}
+        for name, levels in c.table.parts.items()
+    }
     key = {
         "version": 6,
-        "start": list(ranks.values()),
+        "start": [rank.plain for rank in ranks.values()],
         "moments": moments.identity,
         "batches": [batch.digest() for batch in batches],
         "tokens": None if tokens is None else digest_tensors([("counts", tokens.counts)]),
         "method": {k: v for k, v in asdict(method).items() if k not in ("name", "save")},
         "target": goal.target,
-        "table": digest(str((c.table.parts, c.table.rest, c.table.dense))),
+        "table": digest(str((parts, c.table.rest, c.table.dense))),
         "device": dense.device.type,  # on CUDA passes are computed in bfloat16
         "seed": job.seed,
     }
@@ -225,4 +231,4 @@ def _trained(
 
 
 def _nearest(rank: float, offered: list[Shape]) -> Shape:
-    return min(offered, key=lambda r: abs(r - rank))  # type: ignore[operator]
+    return min(offered, key=lambda offer: abs(offer.units - rank))
