@@ -76,7 +76,7 @@ class Simulated(Local):
 
     def measurement(self, model: PreTrainedModel, runtime: Runtime = EAGER) -> Measurement:
         """Return how stand-ins are timed."""
-        work = Workload(Phase.prefill, self.batch, self.sequence)
+        work = Workload(Phase.prefill, self.batch, self.sequence_length)
         repeats = self.repetitions, self.alignment, self.noise, self.tolerance, self.rounds
         return _Clocked(runtime, work, *repeats, self)
 

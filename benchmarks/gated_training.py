@@ -2,9 +2,10 @@
 
     python benchmarks/gated_training.py [--alive 1 0.75 0.5 0.25] [overrides of the command line]
 
-One forward and backward pass of the gated model over `method.batch` sequences, the gates of a share
-of the terms of every projection open and the others closed; and of the dense model. Interleaved,
-medians. `flops` is what the products of the open terms would take, in the dense model's.
+One forward and backward pass of the gated model over `method.batch_size` sequences, the gates of a
+share of the terms of every projection open and the others closed; and of the dense model.
+Interleaved, medians. `flops` is what the products of the open terms would take, in the dense
+model's.
 """
 
 import argparse
@@ -52,7 +53,9 @@ def main() -> None:
             rows * columns // (rows + columns)
         )  # as many parameters as the dense one
     gated = gated_(deepcopy(model), moments, ranks, experiment.method).train()
-    ids = torch.cat([batch.ids for batch in batches])[: experiment.method.batch].to(model.device)
+    ids = torch.cat([batch.ids for batch in batches])[: experiment.method.batch_size].to(
+        model.device
+    )
 
     @torch.enable_grad()
     def step(gated, share: float) -> None:

@@ -1,6 +1,6 @@
 """What does recovery give back, by kind and by step? One JSON line.
 
-    python launch.py study=recovery speedup=1.5 recovery=distill recovery.watch=100   # and others
+    python launch.py study=recovery speedup=1.5 recovery=distill recovery.eval_steps=100  # ...
     python benchmarks/recovery_curve.py outputs/recovery
 
 Reads the results of a study; every curve begins with the pruned model before its training.

@@ -19,7 +19,11 @@ from pruning.data.questions import Question
 from pruning.results.result import Result, read
 from pruning.system.cache import Cache
 
-FINETUNED = ("task.epochs=4", "task.batch=16", "task.rate=0.0002")  # small data, high rate
+FINETUNED = (
+    "task.epochs=4",
+    "task.batch_size=16",
+    "task.learning_rate=0.0002",
+)  # small data, high rate
 
 
 def parts(folds: int) -> list[list[Question]]:

@@ -66,7 +66,7 @@ def main() -> None:
             "calibration=text",
             f"calibration.text.path={calibration}",
             "calibration.tokens=33792",
-            "calibration.sequence=1024",
+            "calibration.sequence_length=1024",
             "calibration.batch=2",
             "tracker=none",
             *overrides,

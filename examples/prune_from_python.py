@@ -38,9 +38,11 @@ def toy() -> tuple[Any, Any, dict[str, Any]]:
     drawn = torch.randint(100, (4000,), generator=torch.Generator().manual_seed(0))
     text.write_text(" ".join(f"w{i}" for i in drawn.tolist()))
     choices = {
-        "hardware": Local(sequence=64, alignment=64, repetitions=5, tolerance=0.5, noise=None),
-        "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence=32),
-        "search": Calibrated(tokens=64, sequence=32),
+        "hardware": Local(
+            sequence_length=64, alignment=64, repetitions=5, tolerance=0.5, noise=None
+        ),
+        "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence_length=32),
+        "search": Calibrated(tokens=64, sequence_length=32),
     }
     return LlamaForCausalLM(config).eval(), tokenizer, choices
 

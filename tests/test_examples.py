@@ -30,9 +30,9 @@ def text(tmp_path):
 @pytest.mark.job
 def test_the_blocks_of_the_page_run_in_their_order(text, tmp_path, monkeypatch):
     small = {
-        "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence=32),
-        "search": pruning.Calibrated(tokens=64, sequence=32),
-        "hardware": pruning.Local(sequence=64, repetitions=3, tolerance=0.9, noise=None),
+        "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence_length=32),
+        "search": pruning.Calibrated(tokens=64, sequence_length=32),
+        "hardware": pruning.Local(sequence_length=64, repetitions=3, tolerance=0.9, noise=None),
     }
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
@@ -80,9 +80,9 @@ def test_a_method_outside_of_the_package(text, tmp_path, monkeypatch):
     from largest import Largest
 
     choices = {
-        "hardware": pruning.Proxy(counts=Counted.parameters, sequence=16),
-        "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence=32),
-        "search": pruning.Calibrated(tokens=64, sequence=32),
+        "hardware": pruning.Proxy(counts=Counted.parameters, sequence_length=16),
+        "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence_length=32),
+        "search": pruning.Calibrated(tokens=64, sequence_length=32),
         "cache": tmp_path / "cache",
     }
     pruned = prune(llama(), word_tokenizer(), 1.2, method=Largest(power=2.0), **choices)

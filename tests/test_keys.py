@@ -33,7 +33,7 @@ from pruning.models.loaded import LoadedModel
 from pruning.models.shape import Width
 from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
-from pruning.recovery.recovery import Loss, Precision, Shape
+from pruning.recovery.recovery import Loss, LrSchedulerType, Precision
 from pruning.recovery.stage import recovered
 from pruning.recovery.train import Distillation
 from pruning.runtimes.torch_compile import TorchCompile
@@ -111,7 +111,7 @@ class Given:
     source: Any = None
 
     def __post_init__(self) -> None:
-        self.calibration.sequence, self.calibration.held_out = 12, 0.3
+        self.calibration.sequence_length, self.calibration.held_out = 12, 0.3
         self.table = linear_table(self.model, 16)
         self.flat = LatencyTable(
             {s.part: costs({s.units: 1.0, 8: 0.5}) for s in linears(self.model)}, 2.0, 3, 1.0, 20.0
@@ -122,9 +122,8 @@ class Given:
         self.file.write_text(" ".join(f"w{i % 90}" for i in range(200)))
         self.table_of_rows = self.root / "rows.jsonl"
         self.table_of_rows.write_text('{"one": "w1 w2", "label": 0, "text": "w4"}\n' * 8)
-        self.suite = Suite(
-            "tiny", Perplexity(Text(str(self.file)), [16], 64), {}, {}, limit=5, batch=2, seed=0
-        )
+        text = Perplexity(Text(str(self.file)), [16], 64)
+        self.suite = Suite("tiny", text, {}, {}, limit=5, batch_size=2, seed=0)
         train = Labelled(str(self.table_of_rows), columns=["one"])
         self.task = Classification("mine", 8, 4.0, 8, 0.01, 5, 0, train, classes=3)
         self.documents = LmEvalTask(str(self.table_of_rows), columns={"question": "one"})
@@ -392,7 +391,7 @@ CASES: dict[str, dict[str, Change]] = {
         "more blocks": lambda g: setattr(g.model.config, "num_hidden_layers", 4),
         "device": on_cuda("model"),
         "phase": put("here.phase", Phase.generate),
-        "sequence": put("here.sequence", 8),
+        "sequence": put("here.sequence_length", 8),
         "batch": put("here.batch", 3),
         "compiled": put("runtime", TorchCompile("torch_compile")),
         "threads": put("here.threads", 2),
@@ -429,7 +428,7 @@ CASES: dict[str, dict[str, Change]] = {
         "device": on_cuda("model"),
         "ranks": lambda g: g.ranks.update({linears(g.model)[0]: Width(4)}),
         "tokens": put("counts", True),
-        "rate": put("flop.rate", 0.5),
+        "rate": put("flop.learning_rate", 0.5),
         "target": put("speedup", 2.0),
         "cost of a rank": lambda g: g.flat.parts[linears(g.model)[0].part].update({Width(8): 0.25}),
         "cost of the rest": parts("rest", 4.0),
@@ -440,9 +439,9 @@ CASES: dict[str, dict[str, Change]] = {
         **of_model("encoder"),
         "device": on_cuda("encoder"),
         "rows": of_file("table_of_rows"),
-        "sequence": put("task.sequence", 7),
+        "sequence": put("task.max_length", 7),
         "epochs": put("task.epochs", 1.0),
-        "rate": put("task.rate", 0.5),
+        "rate": put("task.learning_rate", 0.5),
         "seed": put("task.seed", 1),
     },
     "recovery": {
@@ -450,14 +449,14 @@ CASES: dict[str, dict[str, Change]] = {
         "teacher": other_teacher,
         "device": on_cuda("model"),
         "rows": other_rows,
-        "sequence": put("recovery.sequence", 24),
+        "sequence": put("recovery.max_length", 24),
         "steps": put("recovery.steps", 9),
         "loss": put("recovery.loss", Loss(1.0, 1.0, 1.0, 1.0, True)),
-        "rate": put("recovery.rate", 0.5),
-        "fall": put("recovery.shape", Shape.cosine),
+        "rate": put("recovery.learning_rate", 0.5),
+        "fall": put("recovery.lr_scheduler_type", LrSchedulerType.cosine),
         "precision": put("recovery.precision", Precision.bfloat16),
         "seed": put("seed", 1),
-        "watched": lambda g: (put("recovery.watch", 2)(g), put("watched", "suite")(g)),
+        "watched": lambda g: (put("recovery.eval_steps", 2)(g), put("watched", "suite")(g)),
     },
     "evaluate": {
         **of_model("model"),
@@ -466,7 +465,7 @@ CASES: dict[str, dict[str, Change]] = {
         "how it answers": repetition,
         "limit": put("suite.limit", 4),
         "seed": put("suite.seed", 1),
-        "batch": put("suite.batch", 3),
+        "batch": put("suite.batch_size", 3),
         "samples": samples,
     },
     "overlap": {"rows": other_rows, **OF_SUITE},
@@ -478,7 +477,7 @@ BESIDE: dict[tuple[str, str], Change] = {
     ("evaluate", "samples"): Given.tasks,
     ("evaluate", "how it answers"): Given.tasks,
     ("recovery", "teacher"): student,
-    ("recovery", "watched"): put("recovery.watch", 2),
+    ("recovery", "watched"): put("recovery.eval_steps", 2),
 }
 
 
@@ -542,16 +541,16 @@ SAME: dict[str, dict[str, Change]] = {
     "moments": {"directory": elsewhere("model"), "name": put("calibration.name", "other")},
     "levels": {"directory": elsewhere("model"), "name": put("method.name", "other")},
     "influence": {"directory": elsewhere("model")},
-    "training": {"directory": elsewhere("model"), "checkpoints": put("flop.save", 2)},
+    "training": {"directory": elsewhere("model"), "checkpoints": put("flop.save_steps", 2)},
     "finetune": {
         "directory": elsewhere("encoder"),
-        "checkpoints": put("task.save", 2),
+        "checkpoints": put("task.save_steps", 2),
         "name": put("task.name", "other"),
     },
     "recovery": {
         "directory": elsewhere("model"),
-        "checkpoints": put("recovery.save", 2),
-        "processes": put("recovery.launch", "torchrun"),
+        "checkpoints": put("recovery.save_steps", 2),
+        "processes": put("recovery.launcher", "torchrun"),
         "name of the suite, unwatched": put("watched", "suite"),
     },
     "evaluate": {"directory": elsewhere("model"), "name": put("suite.name", "other")},

@@ -384,7 +384,12 @@ def test_a_headless_encoder_is_taught_its_task_first(place, jobs, classifier):
     rows.write_text("".join(json.dumps(row) + "\n" for row in texts))
     source = f"{{path:{rows},columns:[text],subset:null,wheel:null,sha256:null}}"
     given = [f"model.path={path}", "task=sst2", f"task.train={source}", "task.classes=3"]
-    given += ["task.rate=0.001", "task.epochs=3", "suite=glue", f"suite.labelled.sst2={source}"]
+    given += [
+        "task.learning_rate=0.001",
+        "task.epochs=3",
+        "suite=glue",
+        f"suite.labelled.sst2={source}",
+    ]
     given += ["calibration=task", "hardware.alignment=16"]
     gone = ("calibration.text.path=", "suite.perplexity", "suite=wikitext", "calibration=text")
     for method in (
@@ -427,7 +432,7 @@ def test_a_reader_of_contexts_is_taught_pruned_and_judged(place, jobs, classifie
     source = f"{{path:{rows},subset:null,wheel:null,sha256:null}}"
     given = [f"model.path={path}", "task=squad", f"task.train={source}", "task.epochs=0.5"]
     given += ["suite=squad", f"suite.questions.squad={source}", "suite.limit=40"]
-    given += ["task.sequence=24", "task.stride=8", "calibration=task", "calibration.batch=8"]
+    given += ["task.max_length=24", "task.stride=8", "calibration=task", "calibration.batch=8"]
     gone = ("calibration.text.path=", "suite.perplexity", "suite=wikitext", "calibration=text")
     wanted = [a for a in place.arguments(outputs="reader") if not a.startswith(gone)]
     done = jobs(*wanted, *given, "speedup=1.3")
@@ -445,7 +450,13 @@ def test_a_reader_of_contexts_is_taught_pruned_and_judged(place, jobs, classifie
     assert "AutoModelForQuestionAnswering.from_pretrained" in done.stdout
 
 
-FLOP = ("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch=4", "method.save=4")
+FLOP = (
+    "method=flop",
+    "method.modules=mlp.*",
+    "method.steps=12",
+    "method.batch_size=4",
+    "method.save_steps=4",
+)
 
 
 @torch.no_grad()
@@ -545,7 +556,7 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
     "a ratio that a table does not hold": (
         [
             *("method=slimgpt", "method.ratio=0.3", "speedup=null"),
-            *("hardware=h200", "hardware.device=cpu", "hardware.sequence=64"),
+            *("hardware=h200", "hardware.device=cpu", "hardware.sequence_length=64"),
         ],
         ["hardware=h200", "speedup", "hardware=local"],
     ),
@@ -578,28 +589,28 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
     ),
     "a phase of encoders": (["hardware.phase=encode"], ["hardware.phase=encode", "leave it auto"]),
     "too long for the model": (
-        ["hardware.phase=decode", "hardware.sequence=128"],
-        ["hardware.sequence=128", "129 positions", "lower it"],
+        ["hardware.phase=decode", "hardware.sequence_length=128"],
+        ["hardware.sequence_length=128", "129 positions", "lower it"],
     ),
     "impossible there": (
-        ["hardware=v100", "hardware.sequence=128", "speedup=1000"],
+        ["hardware=v100", "hardware.sequence_length=128", "speedup=1000"],
         ["speedup=1000", "'v100'", "ask for less"],
     ),
     "calibration beyond the model": (
-        ["calibration.sequence=129"],
-        ["calibration.sequence=129", "128 positions", "lower it"],
+        ["calibration.sequence_length=129"],
+        ["calibration.sequence_length=129", "128 positions", "lower it"],
     ),
     "calibration beyond the model, dry": (
-        ["calibration.sequence=129", "dry_run=true"],
-        ["calibration.sequence=129", "128 positions", "lower it"],
+        ["calibration.sequence_length=129", "dry_run=true"],
+        ["calibration.sequence_length=129", "128 positions", "lower it"],
     ),
     "recovery beyond the model": (
-        ["recovery=distill", "recovery.sequence=129", "dry_run=true"],
-        ["recovery.sequence=129", "128 positions", "lower it"],
+        ["recovery=distill", "recovery.max_length=129", "dry_run=true"],
+        ["recovery.max_length=129", "128 positions", "lower it"],
     ),
     "search beyond the model": (
-        ["search.sequence=129"],
-        ["search.sequence=129", "128 positions", "lower it"],
+        ["search.sequence_length=129"],
+        ["search.sequence_length=129", "128 positions", "lower it"],
     ),
     "windows beyond the model, dry": (
         ["suite.perplexity.window=[129]", "suite.perplexity.tokens=512", "dry_run=true"],
@@ -615,7 +626,7 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
     ),
     "recovery with a token that is not in the embedding": (
         [
-            *("model.path={root}/grown", "recovery=distill", "recovery.sequence=32"),
+            *("model.path={root}/grown", "recovery=distill", "recovery.max_length=32"),
             "recovery.text.path={root}/grown.txt",
         ],
         ["recovery: token 129, 'w126'", "128 rows", "130 tokens", "resize"],
@@ -761,7 +772,7 @@ def test_a_roofline_prunes_for_a_device_that_is_not_there(place, jobs):
                 "hardware=h200",
                 "hardware.device=cpu",
                 "hardware.batch=8",
-                "hardware.sequence=128",
+                "hardware.sequence_length=128",
                 "hardware.alignment=128",
                 "speedup=1.3",
             ),
@@ -822,8 +833,8 @@ def test_a_phase_is_met_and_named(place, jobs, phase):
     done = jobs(
         *place.arguments(
             f"hardware.phase={phase}",
-            "hardware.tokens=8",
-            "hardware.sequence=64",
+            "hardware.max_new_tokens=8",
+            "hardware.sequence_length=64",
             "speedup=1.2",
             outputs=phase,
         )

@@ -75,7 +75,7 @@ def test_what_cannot_be_done_with_it_is_one_line(place, jobs):
 
 def test_a_finished_result_is_recovered(place, jobs):
     """Without cutting more: the pruned model is trained as it is."""
-    training = ["recovery=finetune", "recovery.steps=2", "recovery.sequence=32"]
+    training = ["recovery=finetune", "recovery.steps=2", "recovery.max_length=32"]
     words = torch.randint(125, (400,), generator=torch.Generator().manual_seed(7)).tolist()
     (place.root / "other.txt").write_text(" ".join(f"w{word}" for word in words))
     apart = f"suite.perplexity.text.path={place.root / 'other.txt'}"

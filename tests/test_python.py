@@ -38,7 +38,7 @@ from pruning.results.result import read
 from tests.helpers.families import llama
 from tests.helpers.tiny import word_tokenizer
 
-HERE = {"sequence": 16, "alignment": 16, "repetitions": 3, "tolerance": 0.9, "noise": None}
+HERE = {"sequence_length": 16, "alignment": 16, "repetitions": 3, "tolerance": 0.9, "noise": None}
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +57,9 @@ def choices(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"w{word}" for word in words))
     return {
-        "hardware": Proxy(name="params", counts="parameters", sequence=16, alignment=16),
-        "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence=32),
-        "search": Calibrated(tokens=64, sequence=32),
+        "hardware": Proxy(name="params", counts="parameters", sequence_length=16, alignment=16),
+        "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence_length=32),
+        "search": Calibrated(tokens=64, sequence_length=32),
         "cache": tmp_path / "cache",
     }
 
@@ -175,8 +175,8 @@ def test_choices_that_cannot_be_used_say_so(choices):
         ZipLM(ffn_score="best")
     with pytest.raises(ValueError, match=r"^method\.damp=-1\.0 must be at least 0"):
         ZipLM(damp=-1)
-    with pytest.raises(ValueError, match=r"^hardware\.sequence='long' cannot be used"):
-        Local(sequence="long")
+    with pytest.raises(ValueError, match=r"^hardware\.sequence_length='long' cannot be used"):
+        Local(sequence_length="long")
     with pytest.raises(ValueError, match=r"^speedup=null needs a ratio"):
         prune(model, tokenizer, **choices)
     with pytest.raises(ValueError, match=r"^speedup=0\.5 must be a number of at least 1"):

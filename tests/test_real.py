@@ -26,7 +26,7 @@ TARGET = 1.25
 SMALL = [  # the default job with less of everything: a minute or two on two cores
     "tracker=none",
     "calibration.tokens=2560",
-    "calibration.sequence=256",
+    "calibration.sequence_length=256",
     "calibration.batch=2",
     "hardware.repetitions=8",
     "hardware.noise=null",
@@ -99,7 +99,13 @@ def test_a_reader_of_squad_is_trained_and_pruned(tmp_path: Path) -> None:
     result = run(
         tmp_path / "squad" / "job",
         *("model=minilm-l6", "task=squad", f"task.train.path={tmp_path / 'train.jsonl'}"),
-        *("task.epochs=2", "task.batch=16", "task.rate=0.0002", "suite=squad", "speedup=1.25"),
+        *(
+            "task.epochs=2",
+            "task.batch_size=16",
+            "task.learning_rate=0.0002",
+            "suite=squad",
+            "speedup=1.25",
+        ),
         *("calibration.tokens=20000", "calibration.batch=4"),
         f"suite.questions.squad.path={tmp_path / 'rest.jsonl'}",
     )

@@ -23,7 +23,7 @@ PROXY = (
     "hardware=params",
     "hardware.device=cpu",
     "hardware.alignment=128",
-    "hardware.sequence=128",
+    "hardware.sequence_length=128",
 )
 TARGETS = "speedup=1.2,1.4"
 

@@ -50,7 +50,7 @@ class Calibration(Options):
     name: str = "text"  # that results name it by
     text: Text | None = MISSING  # null: the training rows of the task
     tokens: int = 32768  # in all; 262144 for a result worth publishing
-    sequence: int = 512  # tokens per sequence
+    sequence_length: int = 512  # tokens per sequence
     batch: int = 4  # sequences per forward pass
     held_out: float = 0.2  # share of the batches that judge ridges and losses
     pack: bool = True  # documents joined and cut into full sequences, or one a row and padded
@@ -61,7 +61,7 @@ class Calibration(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tokens", "sequence", "batch"):
+        for name in ("tokens", "sequence_length", "batch"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"calibration.{name}={value} must be at least 1")
@@ -127,8 +127,8 @@ class Calibration(Options):
         if len(batches) < every:
             raise ValueError(
                 f"calibration.tokens={tokens} makes {len(batches)} batches of "
-                f"{self.batch} x {self.sequence}, too few to hold out a share of {self.held_out}: "
-                "lower calibration.batch or raise calibration.tokens"
+                f"{self.batch} x {self.sequence_length}, too few to hold out a share of "
+                f"{self.held_out}: lower calibration.batch or raise calibration.tokens"
             )
         for index, batch in enumerate(batches):
             batch.held_out = index % every == every - 1
@@ -141,15 +141,15 @@ class Calibration(Options):
         from pruning.data.batch import cut, pack, pad
 
         encode = self.bos.encoder(tokenizer, "calibration.bos")
-        if self.sequence <= len(encode.head):
+        if self.sequence_length <= len(encode.head):
             raise ValueError(
-                f"calibration.sequence={self.sequence} is the beginning-of-sequence token alone: "
-                "give at least 2, or calibration.bos=never"
+                f"calibration.sequence_length={self.sequence_length} is the "
+                "beginning-of-sequence token alone: give at least 2, or calibration.bos=never"
             )
         if self.pack:
-            return pack(encode, documents, self.sequence, tokens, seed)
+            return pack(encode, documents, self.sequence_length, tokens, seed)
         filler: Any = tokenizer.pad_token_id or 0
-        rows = pad(cut(encode, documents, self.sequence, seed), tokens, filler)
+        rows = pad(cut(encode, documents, self.sequence_length, seed), tokens, filler)
         return replace(rows, head=len(encode.head))
 
 

@@ -73,7 +73,7 @@ def answers(
     """
     best, model, batch = [(-math.inf, "")] * len(asked), candidate.model, candidate.batch
     none = [math.inf if task.unanswerable else -math.inf] * len(asked)
-    cut = (candidate.tokenizer, task.sequence, task.stride, f"suite.questions.{name}")
+    cut = (candidate.tokenizer, task.max_length, task.stride, f"suite.questions.{name}")
     parts = list(windows(asked, *cut))
     for start in track(range(0, len(parts), batch), f"evaluate: {name}"):
         part = parts[start : start + batch]
@@ -85,7 +85,7 @@ def answers(
                 logits[index, : len(characters)].float().cpu()
                 for logits in (out.start_logits, out.end_logits)
             )
-            first, last, score = span(starts, ends, characters[:, 1] > 0, task.longest)
+            first, last, score = span(starts, ends, characters[:, 1] > 0, task.max_answer_length)
             none[window.question] = min(none[window.question], float(starts[0] + ends[0]))
             if score > best[window.question][0]:
                 text = asked[window.question].context[characters[first, 0] : characters[last, 1]]

@@ -186,7 +186,7 @@ class QABenchmark(QuestionData, RowsBenchmark):
 
     head = "ForQuestionAnswering"
     group = "suite.questions"
-    extent = "sequence"
+    extent = "max_length"
     unit = "questions"
 
     def texts(self, row: Question) -> list[str]:

@@ -60,12 +60,12 @@ class QuestionData(Questions):
     """Questions, and how their contexts are read."""
 
     where = "suite.questions.*"
-    sequence: int = 384  # tokens of a window, the question among them
+    max_length: int = 384  # tokens of a window, the question among them
     stride: int = 128  # tokens that two windows of a long context share
-    longest: int = 30  # tokens of an answer
+    max_answer_length: int = 30  # tokens of an answer
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sequence", "stride", "longest"):
+        for name in ("max_length", "stride", "max_answer_length"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"suite.questions.*.{name}={value} must be at least 1")

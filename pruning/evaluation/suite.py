@@ -46,7 +46,7 @@ class Suite(Options):
         default_factory=dict
     )  # for classifiers: a name -> its rows
     limit: int | None = None  # documents or rows per task; null: all
-    batch: int = 8  # sequences per forward pass
+    batch_size: int = 8  # sequences per forward pass
     questions: dict[str, QABenchmark] = field(default_factory=dict)  # for readers, likewise
     seed: int | None = None  # of which ones `limit` takes; null: from the beginning
     samples: int = 0  # documents of each task of lm-eval that samples.jsonl shows
@@ -56,8 +56,8 @@ class Suite(Options):
         super().__post_init__()
         if isinstance(self.limit, int) and self.limit < 1:
             raise ValueError(f"suite.limit={self.limit} must be at least 1, or null for all")
-        if isinstance(self.batch, int) and self.batch < 1:
-            raise ValueError(f"suite.batch={self.batch} must be at least 1")
+        if isinstance(self.batch_size, int) and self.batch_size < 1:
+            raise ValueError(f"suite.batch_size={self.batch_size} must be at least 1")
         if isinstance(self.samples, int) and self.samples < 0:
             raise ValueError(f"suite.samples={self.samples} must be at least 0")
 
@@ -122,7 +122,7 @@ class Suite(Options):
         from pruning.models.source import fingerprint
 
         self.check(model)
-        which = self.limit, self.batch, self.seed, self.samples
+        which = self.limit, self.batch_size, self.seed, self.samples
         candidate = Candidate(model, tokenizer, cache, *which)
         measured = Measured({}, {})
         if not list(self.parts()):
@@ -160,7 +160,7 @@ class Suite(Options):
     def identity(self, tokenizer: "PreTrainedTokenizerBase") -> str:
         """Hash what is measured on a model with this tokenizer, and under which names."""
         asked = [_asked(name, part) for _, name, part in self.parts()]
-        which = [self.limit, self.batch, self.seed, self.average]
+        which = [self.limit, self.batch_size, self.seed, self.average]
         return digest([self.name, _tokenizer_digest(tokenizer), asked, which])
 
     def _without(self, names: set[str]) -> "Suite":

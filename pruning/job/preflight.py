@@ -64,19 +64,20 @@ def check_ids(
 def _check_lengths(experiment: Experiment, model: PreTrainedModel) -> None:
     """Raise ValueError where rows of text are longer than the positions of the model.
 
-    Rows of a task are not text: `task.sequence` is checked when the model is loaded.
+    Rows of a task are not text: `task.max_length` is checked when the model is loaded.
     """
     longest, given = positions(model), {}
     if experiment.calibration.text is not None:
-        given["calibration.sequence"] = experiment.calibration.sequence
+        given["calibration.sequence_length"] = experiment.calibration.sequence_length
     if experiment.task is None:
-        for name, group in (("search", experiment.search), ("recovery", experiment.recovery)):
-            if isinstance(group, Guided | Training):
-                given[f"{name}.sequence"] = group.sequence
-    for option, sequence in given.items():
-        if longest and sequence > longest:
+        if isinstance(experiment.search, Guided):
+            given["search.sequence_length"] = experiment.search.sequence_length
+        if isinstance(experiment.recovery, Training):
+            given["recovery.max_length"] = experiment.recovery.max_length
+    for option, length in given.items():
+        if longest and length > longest:
             raise ValueError(
-                f"{option}={sequence} goes beyond the {longest} positions of this model: lower it"
+                f"{option}={length} goes beyond the {longest} positions of this model: lower it"
             )
 
 

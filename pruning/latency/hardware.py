@@ -80,14 +80,14 @@ class Working(Hardware):
 
     phase: Phase = Phase.auto  # auto: encode for encoders, else prefill
     batch: int = 1  # sequences at once
-    sequence: int = 256  # tokens of each prompt or text; in decode those in the KV cache
-    tokens: int = 64  # generated behind each prompt, in the phase generate
+    sequence_length: int = 256  # tokens of each prompt or text; in decode those in the KV cache
+    max_new_tokens: int = 64  # generated behind each prompt, in the phase generate
     alignment: int = 32  # FFN widths and ranks are multiples of this
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "batch", "sequence", "alignment")
-        at_least(self, "tokens", least=2)
+        at_least(self, "batch", "sequence_length", "alignment")
+        at_least(self, "max_new_tokens", least=2)
 
     def workload(self, model: "PreTrainedModel") -> Workload:
         """Return the work in full; ValueError where this model does not do such work."""
@@ -99,14 +99,14 @@ class Working(Hardware):
         if encoder != (phase is Phase.encode):
             other = "an encoder, which has encode alone" if encoder else "a decoder: no encode"
             raise ValueError(f"hardware.phase={phase} does not go with {other}; leave it auto")
-        work = Workload(phase, self.batch, self.sequence)
+        work = Workload(phase, self.batch, self.sequence_length)
         if phase is Phase.generate:
-            work = Workload(phase, self.batch, self.sequence, self.tokens)
+            work = Workload(phase, self.batch, self.sequence_length, self.max_new_tokens)
         read = work.sequence + work.tokens + (phase is Phase.decode)
         longest = positions(model)
         if longest and read > longest:
             raise ValueError(
-                f"hardware.sequence={self.sequence} in phase {phase} needs {read} positions, and "
-                f"the model has {longest}: lower it"
+                f"hardware.sequence_length={self.sequence_length} in phase {phase} needs {read} "
+                f"positions, and the model has {longest}: lower it"
             )
         return work

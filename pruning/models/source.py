@@ -44,7 +44,7 @@ class Headed(Protocol):
 
     head: ClassVar[str]  # the class of transformers that loads it
     name: str
-    sequence: int  # tokens per row at most
+    max_length: int  # tokens per row at most
     seed: int  # of a new head
 
     def head_kwargs(self) -> dict[str, Any]:
@@ -133,9 +133,9 @@ class Model(Options):
         from pruning.models.sites import positions
 
         longest = positions(model)
-        if task is not None and longest and task.sequence > longest:
+        if task is not None and longest and task.max_length > longest:
             raise ValueError(
-                f"task.sequence={task.sequence} goes beyond the {longest} positions of "
+                f"task.max_length={task.max_length} goes beyond the {longest} positions of "
                 f"model={self.name}: lower it"
             )
 

@@ -20,7 +20,7 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
 
 
-class Shape(StrEnum):
+class LrSchedulerType(StrEnum):
     """How the learning rate falls to 0 after it has risen."""
 
     linear = "linear"
@@ -112,35 +112,43 @@ class Training(Recovery):
     )  # targets that are pruned and trained to on the way
     # of rows to train on; path "": the calibration's text, or the rows of the task
     text: Text = field(default_factory=lambda: Text(path=""))
-    sequence: int = 256  # tokens of a row of text
+    max_length: int = 256  # tokens of a row of text
     steps: int | None = 300  # the budget; or null, and one of the next two
     tokens: int | None = None  # the budget in tokens
     minutes: float | None = None  # of training, evaluations aside
-    batch: int = 2  # rows of a forward pass
-    accumulate: int = 1  # forward passes of a step
-    rate: float = 0.0001  # the largest learning rate
-    warmup: float = 0.1  # share of the budget in which it rises
-    shape: Shape = Shape.linear  # how it falls to 0 then
+    batch_size: int = 2  # rows of a forward pass
+    gradient_accumulation_steps: int = 1  # forward passes of a step
+    learning_rate: float = 0.0001  # the largest learning rate
+    warmup_ratio: float = 0.1  # share of the budget in which it rises
+    lr_scheduler_type: LrSchedulerType = LrSchedulerType.linear  # how it falls to 0 then
     weight_decay: float = 0.01  # AdamW's
-    clip: float = 1.0  # largest norm of the gradient
+    max_grad_norm: float = 1.0  # largest norm of the gradient
     precision: Precision = Precision.auto  # of the passes; auto: bfloat16 on CUDA, else float32
-    checkpointing: bool = False  # activations are computed twice and not kept
-    save: int = 100  # steps between checkpoints, from which a killed run goes on
-    watch: int | None = None  # steps between evaluations on the suite; null: none
-    launch: str | None = None  # command that starts the training's processes; null: this one
+    gradient_checkpointing: bool = False  # activations are computed twice and not kept
+    save_steps: int = 100  # steps between checkpoints, from which a killed run goes on
+    eval_steps: int | None = None  # steps between evaluations on the suite; null: none
+    launcher: str | None = None  # command that starts the training's processes; null: this one
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sequence", "steps", "tokens", "batch", "accumulate", "save", "watch"):
+        for name in (
+            "max_length",
+            "steps",
+            "tokens",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "save_steps",
+            "eval_steps",
+        ):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"recovery.{name}={value} must be at least 1")
-        for name in ("rate", "minutes", "clip"):
+        for name in ("learning_rate", "minutes", "max_grad_norm"):
             value = getattr(self, name)
             if isinstance(value, float) and value <= 0:
                 raise ValueError(f"recovery.{name}={value} must be above 0")
-        if isinstance(self.warmup, float) and not 0 <= self.warmup < 1:
-            raise ValueError(f"recovery.warmup={self.warmup} must lie in [0, 1)")
+        if isinstance(self.warmup_ratio, float) and not 0 <= self.warmup_ratio < 1:
+            raise ValueError(f"recovery.warmup_ratio={self.warmup_ratio} must lie in [0, 1)")
         budget = {name: getattr(self, name) for name in BUDGETS}
         if MISSING not in budget.values() and sum(v is not None for v in budget.values()) != 1:
             given = ", ".join(f"recovery.{k}={v}" for k, v in budget.items() if v is not None)
@@ -148,12 +156,12 @@ class Training(Recovery):
                 f"{given or 'recovery'} must be one budget of {', '.join(BUDGETS)}: give one of "
                 "them, and null for the others"
             )
-        for name in ("watch", "minutes"):
+        for name in ("eval_steps", "minutes"):
             value = getattr(self, name)
-            if self.launch not in (None, MISSING) and value is not None:
+            if self.launcher not in (None, MISSING) and value is not None:
                 raise ValueError(
-                    f"recovery.{name}={value} works in one process: leave recovery.launch out, or "
-                    f"give recovery.{name}=null"
+                    f"recovery.{name}={value} works in one process: leave recovery.launcher out, "
+                    f"or give recovery.{name}=null"
                 )
         if isinstance(self.path, list) and (
             sorted(set(self.path)) != self.path or any(target < 1 for target in self.path)
@@ -174,8 +182,8 @@ class Training(Recovery):
         """Count three passes of the student and one of the teacher, where it is asked."""
         passes = 3.0 + self.loss.uses_teacher
         if self.steps is not None:
-            rows = self.steps * self.accumulate * self.batch
-            return {"recover": passes * rows * self.sequence}
+            rows = self.steps * self.gradient_accumulation_steps * self.batch_size
+            return {"recover": passes * rows * self.max_length}
         return {"recover": None if self.tokens is None else passes * self.tokens}
 
     def place(self, speedup: float | None) -> int:
@@ -184,5 +192,5 @@ class Training(Recovery):
 
     def recipe(self) -> dict[str, Any]:
         """Return what a trained model depends on beside models and rows."""
-        aside = ("name", "path", "text", "save", "launch", "precision")
+        aside = ("name", "path", "text", "save_steps", "launcher", "precision")
         return {key: value for key, value in asdict(self).items() if key not in aside}

@@ -42,13 +42,16 @@ def rows_of(
             text, field = calibration.text, "calibration.text"
         wanted = ALL
         if r.minutes is None:
-            wanted = r.tokens or (r.steps or 1) * r.accumulate * r.batch * r.sequence
-        packed = replace(calibration, text=text, sequence=r.sequence)
+            wanted = (
+                r.tokens
+                or (r.steps or 1) * r.gradient_accumulation_steps * r.batch_size * r.max_length
+            )
+        packed = replace(calibration, text=text, sequence_length=r.max_length)
         rows = packed.rows(text.documents(cache, field), wanted, tokenizer, seed).rows()
     if not rows:
         raise ValueError(
-            f"{field} is shorter than a row of recovery.sequence={r.sequence} tokens: give more "
-            "text, or shorter rows"
+            f"{field} is shorter than a row of recovery.max_length={r.max_length} tokens: give "
+            "more text, or shorter rows"
         )
     judged = [ids for _, name, part in suite.parts() for ids in part.reads(name, tokenizer, cache)]
     special: list[int] = tokenizer.all_special_ids  # type: ignore[assignment]

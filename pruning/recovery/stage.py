@@ -54,14 +54,14 @@ def recovered(
         "recipe": recovery.recipe(),
         "bfloat16": in_bfloat16(recovery, pruned),
         "device": pruned.device.type,
-        "watched": None if recovery.watch is None else measured,
+        "watched": None if recovery.eval_steps is None else measured,
         "machine": None if recovery.minutes is None else machine(),  # how far minutes lead
         "seed": given.seed,
     }
     scratch = cache.checkpoints(key)
 
     def build(directory: Path) -> None:
-        if recovery.launch is not None:
+        if recovery.launcher is not None:
             train_in_processes(recovery, given, scratch, directory)
             return
         learning = replace(given, student=own(pruned))

@@ -15,7 +15,7 @@ from pruning.data.batch import INPUTS
 from pruning.models.blockwise import predictions
 from pruning.models.sites import architecture
 from pruning.recovery.losses import distance, divergence
-from pruning.recovery.recovery import Loss, Shape, Training
+from pruning.recovery.recovery import Loss, LrSchedulerType, Training
 from pruning.system.environment import resident
 
 GIVEN = (*INPUTS, "attention_mask")
@@ -158,7 +158,8 @@ class DistillationTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Let the rate rise for a share of the budget and fall to 0 in the rest of it."""
-        warmup, cosine = self.recovery.warmup, self.recovery.shape is Shape.cosine
+        warmup = self.recovery.warmup_ratio
+        cosine = self.recovery.lr_scheduler_type is LrSchedulerType.cosine
 
         def share(step: int) -> float:
             spent = self.budget.spent(step)

@@ -70,17 +70,19 @@ def train(
     student, rows, seed = given.student, given.rows, given.seed
     set_seed(seed)  # adapters begin at random
     r, world = recovery, int(os.environ.get("WORLD_SIZE", 1))  # processes that share every batch
-    if r.batch % world:
+    if r.batch_size % world:
         raise ValueError(
-            f"recovery.batch={r.batch} cannot be shared by the {world} processes of "
-            "recovery.launch: give a multiple"
+            f"recovery.batch_size={r.batch_size} cannot be shared by the {world} processes of "
+            "recovery.launcher: give a multiple"
         )
     steps = steps_of(r, rows)
     lesson = DistillationLoss(r.loss, given.teacher)
     budget = Budget(lesson, steps, r.minutes)
-    callbacks: list[TrainerCallback] = [NonFiniteGuard("recovery.rate", r.clip, directory, trained)]
-    if r.watch is not None:
-        callbacks.append(EvaluateDuringTraining(student, r.watch, quality, budget))
+    callbacks: list[TrainerCallback] = [
+        NonFiniteGuard("recovery.learning_rate", r.max_grad_norm, directory, trained)
+    ]
+    if r.eval_steps is not None:
+        callbacks.append(EvaluateDuringTraining(student, r.eval_steps, quality, budget))
     model = student if r.lora is None else adapted(student, r.lora)
     student.config.use_cache = False
     trainer = DistillationTrainer(
@@ -93,26 +95,29 @@ def train(
             student.device,
             steps,
             logging_steps=max(1, min(steps, LOGGED) // 50),
-            per_device_train_batch_size=r.batch // world,
-            gradient_accumulation_steps=r.accumulate,
-            activation_checkpointing=r.checkpointing,
-            learning_rate=r.rate,
+            per_device_train_batch_size=r.batch_size // world,
+            gradient_accumulation_steps=r.gradient_accumulation_steps,
+            activation_checkpointing=r.gradient_checkpointing,
+            learning_rate=r.learning_rate,
             weight_decay=r.weight_decay,
             bf16=in_bfloat16(r, student),
-            save_steps=r.save,
+            save_steps=r.save_steps,
             seed=seed,
             train_sampling_strategy="sequential",
         ),
         data_collator=collator(student),
         train_dataset=RepeatedShuffle(
-            rows, steps * r.accumulate * r.batch, r.accumulate * r.batch, seed
+            rows,
+            steps * r.gradient_accumulation_steps * r.batch_size,
+            r.gradient_accumulation_steps * r.batch_size,
+            seed,
         ),
         callbacks=callbacks,
     )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ValueError(
-            f"recovery.launch={r.launch!r} cuts the model into shards (FSDP, DeepSpeed), which is "
-            "not supported: start plain processes, such as accelerate launch --multi_gpu"
+            f"recovery.launcher={r.launcher!r} cuts the model into shards (FSDP, DeepSpeed), which "
+            "is not supported: start plain processes, such as accelerate launch --multi_gpu"
         )
     run(trainer, directory)
     if isinstance(model, PeftModel):
@@ -147,7 +152,7 @@ def steps_of(recovery: Training, rows: list[Row]) -> int:
         return MOST
     assert r.tokens is not None
     mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
-    return math.ceil(r.tokens / (mean * r.batch * r.accumulate))
+    return math.ceil(r.tokens / (mean * r.batch_size * r.gradient_accumulation_steps))
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:

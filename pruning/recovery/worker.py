@@ -1,4 +1,4 @@
-"""Train in several processes: `<recovery.launch> -m pruning.recovery.worker FOLDER`.
+"""Train in several processes: `<recovery.launcher> -m pruning.recovery.worker FOLDER`.
 
 The job leaves models, rows and options in FOLDER and waits; each process of torchrun or of
 `accelerate launch` trains on its share of every batch, and the first one writes what came of it.
@@ -37,7 +37,7 @@ def train_in_processes(
 
     ValueError where the command fails.
     """
-    assert recovery.launch is not None
+    assert recovery.launcher is not None
     folder, dense = scratch / "given", given.teacher
     checkpoint.save(given.student, None, folder / "pruned", "")
     checkpoint.save(dense, None, folder / "dense", "")
@@ -54,19 +54,19 @@ def train_in_processes(
     options |= {"attention": dense.config._attn_implementation}
     options |= {"scratch": str(scratch), "directory": str(directory)}
     (folder / "options.json").write_text(json.dumps(options))
-    command = [*shlex.split(recovery.launch), "-m", "pruning.recovery.worker", str(folder)]
+    command = [*shlex.split(recovery.launcher), "-m", "pruning.recovery.worker", str(folder)]
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False)
     except FileNotFoundError as error:
         raise ValueError(
-            f"recovery.launch={recovery.launch!r} is no command here ({error}): give one such as "
-            '"accelerate launch --num_processes 2", or null'
+            f"recovery.launcher={recovery.launcher!r} is no command here ({error}): give one such "
+            'as "accelerate launch --num_processes 2", or null'
         ) from error
     if done.returncode != 0:
         raise ValueError(
-            f"recovery.launch={recovery.launch!r} ended with code {done.returncode}: what its "
+            f"recovery.launcher={recovery.launcher!r} ended with code {done.returncode}: what its "
             "processes said is above; the same command goes on from the last checkpoint"
         )
 

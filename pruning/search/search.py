@@ -139,13 +139,13 @@ class Guided(LevelSearch):
 
     objective: Objective = Objective.kl  # what a candidate is measured by
     tokens: int = 384  # of the held-out calibration text per evaluation; rows for a classifier
-    sequence: int = 128  # tokens per sequence of them, so that many passages take part
+    sequence_length: int = 128  # tokens per sequence of them, so that many passages take part
     steps: int = 0  # local search: candidates tried
     mutation: float = 0.1  # local search: share of the coefficients that a candidate changes
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("tokens", 1), ("sequence", 1), ("steps", 0)):
+        for name, least in (("tokens", 1), ("sequence_length", 1), ("steps", 0)):
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise ValueError(f"search.{name}={value} must be at least {least}")
@@ -168,7 +168,7 @@ class Guided(LevelSearch):
         from pruning.search.trial import CandidateEvaluator, evaluation_text
 
         rows = architecture(model).encoder
-        text = evaluation_text(batches, self.tokens, self.sequence, whole=rows)
+        text = evaluation_text(batches, self.tokens, self.sequence_length, whole=rows)
         return CandidateEvaluator(model, levels, text, self.objective)
 
 

@@ -13,15 +13,15 @@ def examples(
     labelled: Labelled,
     rows: list[dict],
     tokenizer: PreTrainedTokenizerBase,
-    sequence: int | None,
+    max_length: int | None,
     classes: int,
 ) -> list[Row]:
-    """Tokenise texts, or pairs, cut at `sequence` tokens; labels are floats where `classes` is 1.
+    """Tokenise texts, or pairs, cut at `max_length` tokens; labels are floats where `classes` is 1.
 
     ValueError for a label that is no class.
     """
     first, *second = ([str(row[column]) for row in rows] for column in labelled.columns)
-    cut = {"truncation": sequence is not None, "max_length": sequence}
+    cut = {"truncation": max_length is not None, "max_length": max_length}
     encoded: Any = tokenizer(first, second[0] if second else None, **cut)
     names = [name for name in INPUTS if name in encoded]
     made = []

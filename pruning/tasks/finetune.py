@@ -25,9 +25,9 @@ class Schedule:
     """How long a model is trained, and in which steps."""
 
     epochs: float
-    batch: int  # rows per step
-    rate: float  # learning rate: rises for a tenth of the steps, then falls to 0
-    save: int  # steps between checkpoints, from which a killed run goes on
+    batch_size: int  # rows per step
+    learning_rate: float  # learning rate: rises for a tenth of the steps, then falls to 0
+    save_steps: int  # steps between checkpoints, from which a killed run goes on
     seed: int  # of the order of the rows
 
 
@@ -55,8 +55,8 @@ def fine_tune(
 
     def build(directory: Path) -> None:
         lengths = [len(row["input_ids"]) for row in examples]
-        rows = order(lengths, s.epochs, s.batch, s.seed)
-        steps = math.ceil(len(rows) / s.batch)
+        rows = order(lengths, s.epochs, s.batch_size, s.seed)
+        steps = math.ceil(len(rows) / s.batch_size)
         student = own(model)
         trainer = Trainer(
             student,
@@ -64,23 +64,23 @@ def fine_tune(
                 scratch,
                 model.device,
                 steps,
-                per_device_train_batch_size=s.batch,
-                learning_rate=s.rate,
+                per_device_train_batch_size=s.batch_size,
+                learning_rate=s.learning_rate,
                 warmup_steps=steps // 10,
                 train_sampling_strategy="sequential",
-                save_steps=s.save,
+                save_steps=s.save_steps,
                 seed=s.seed,
             ),
             data_collator=collator(model),
             train_dataset=Subset(examples, rows),  # type: ignore[arg-type]
-            callbacks=[NonFiniteGuard("task.rate", CLIP, scratch)],
+            callbacks=[NonFiniteGuard("task.learning_rate", CLIP, scratch)],
         )
         run(trainer, scratch)
         student.save_pretrained(directory)
 
     entry = cache.stage("finetune", key, build)
     shutil.rmtree(scratch, ignore_errors=True)
-    said = f"task.rate={s.rate:g}: the fine-tuned model in {entry}"
+    said = f"task.learning_rate={s.learning_rate:g}: the fine-tuned model in {entry}"
     how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
     tuned = loaded(type(model), entry, said, **how)
     return tuned.to(model.device).eval()  # type: ignore[arg-type]

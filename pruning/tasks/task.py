@@ -24,20 +24,20 @@ class Task(Options, ABC):
     head: ClassVar[str]  # the class of transformers that loads a model with a head for it
     where = "task"
     name: str = MISSING  # that a suite has its rows by
-    sequence: int = 128  # tokens per row at most
+    max_length: int = 128  # tokens per row at most
     epochs: float = 3  # of the dense model, where it has no trained head
-    batch: int = 32  # rows per step
-    rate: float = 0.00005  # learning rate: rises for a tenth of the steps, then falls to 0
-    save: int = 500  # steps between checkpoints, from which a killed run goes on
+    batch_size: int = 32  # rows per step
+    learning_rate: float = 0.00005  # learning rate: rises for a tenth of the steps, then falls to 0
+    save_steps: int = 500  # steps between checkpoints, from which a killed run goes on
     seed: int = 0  # of a new head, and of the order of the rows
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("classes", "sequence", "stride", "batch", "save"):
+        for field in ("classes", "max_length", "stride", "batch_size", "save_steps"):
             value = getattr(self, field, None)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"task.{field}={value} must be at least 1")
-        for field in ("epochs", "rate"):
+        for field in ("epochs", "learning_rate"):
             value = getattr(self, field)
             if isinstance(value, float) and value <= 0:
                 raise ValueError(f"task.{field}={value} must be above 0")
@@ -58,12 +58,14 @@ class Task(Options, ABC):
 
         if type(model).__name__ in (model.config.architectures or ()):
             return model
-        schedule = Schedule(self.epochs, self.batch, self.rate, self.save, self.seed)
+        schedule = Schedule(
+            self.epochs, self.batch_size, self.learning_rate, self.save_steps, self.seed
+        )
         return fine_tune(model, self.examples(tokenizer, cache), schedule, self.recipe(), cache)
 
     def recipe(self) -> dict:
         """Return what a fine-tuned model depends on beside its rows."""
-        return {k: v for k, v in asdict(self).items() if k not in ("name", "train", "save")}
+        return {k: v for k, v in asdict(self).items() if k not in ("name", "train", "save_steps")}
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Classification(Task):
         from pruning.tasks.examples import examples
 
         rows = self.train.read(cache, "task.train")
-        return examples(self.train, rows, tokenizer, self.sequence, self.classes)
+        return examples(self.train, rows, tokenizer, self.max_length, self.classes)
 
     def head_kwargs(self) -> dict[str, Any]:
         """Return options that a model with a new head is loaded with."""
@@ -91,10 +93,10 @@ class QuestionAnswering(Task):
     """The place in a context where the answer to a question begins, and where it ends."""
 
     head = "AutoModelForQuestionAnswering"
-    sequence: int = 384  # tokens per window: the question and a part of its context
+    max_length: int = 384  # tokens per window: the question and a part of its context
     epochs: float = 2
-    batch: int = 12
-    rate: float = 0.00003
+    batch_size: int = 12
+    learning_rate: float = 0.00003
     train: Questions = MISSING  # its rows
     stride: int = 128  # tokens that two windows of a long context share
 
@@ -103,7 +105,7 @@ class QuestionAnswering(Task):
         from pruning.tasks.windows import windows
 
         asked = self.train.read(cache, "task.train")
-        rows = windows(asked, tokenizer, self.sequence, self.stride, "task")
+        rows = windows(asked, tokenizer, self.max_length, self.stride, "task")
         return [window.labelled(asked[window.question]) for window in rows]
 
     def head_kwargs(self) -> dict[str, Any]:

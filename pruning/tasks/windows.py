@@ -45,7 +45,7 @@ class Window:
 def windows(
     questions: list[Question],
     tokenizer: PreTrainedTokenizerBase,
-    sequence: int,
+    max_length: int,
     stride: int,
     field: str,
 ) -> Iterator[Window]:
@@ -60,7 +60,7 @@ def windows(
                 [question.text.strip() for question in part],
                 [question.context for question in part],
                 truncation="only_second",
-                max_length=sequence,
+                max_length=max_length,
                 stride=stride,
                 return_overflowing_tokens=True,
                 return_offsets_mapping=True,
@@ -69,8 +69,8 @@ def windows(
             if type(error).__name__ != "PanicException" and not isinstance(error, Exception):
                 raise  # what the Rust side panics with is no Exception
             raise ValueError(
-                f"{field}.sequence={sequence}: a question leaves no room for its context, of which "
-                f"windows share {stride} tokens; raise it, or lower {field}.stride={stride}"
+                f"{field}.max_length={max_length}: a question leaves no room for its context, of "
+                f"which windows share {stride} tokens; raise it, or lower {field}.stride={stride}"
             ) from error
         names = [name for name in INPUTS if name in encoded]
         for index, number in enumerate(encoded["overflow_to_sample_mapping"]):

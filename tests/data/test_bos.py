@@ -99,7 +99,9 @@ def test_no_token_to_begin_with(path, cache):
         assert calibration(path, bos).batches(word_tokenizer(), cache, seed=0)
     with pytest.raises(ValueError, match=r"^calibration\.bos=always: .* give auto or never"):
         calibration(path, Bos.always).batches(word_tokenizer(), cache, seed=0)
-    with pytest.raises(ValueError, match=r"^calibration\.sequence=1 is .* calibration\.bos=never"):
+    with pytest.raises(
+        ValueError, match=r"^calibration\.sequence_length=1 is .* calibration\.bos=never"
+    ):
         calibration(path, Bos.auto, sequence=1).batches(tokenizer(True), cache, seed=0)
 
 
@@ -117,8 +119,8 @@ def test_pieces_for_the_search_keep_the_token(path, cache, sequence):
 
 def test_rows_of_a_recovery(path, cache):
     given = calibration(path, Bos.auto)
-    suite = Suite("none", None, tasks={}, labelled={}, limit=None, batch=1)
-    recovery = training(sequence=16, steps=4, batch=2)
+    suite = Suite("none", None, tasks={}, labelled={}, limit=None, batch_size=1)
+    recovery = training(max_length=16, steps=4, batch_size=2)
     rows = rows_of(recovery, given, None, suite, tokenizer(True), job_with(cache))
     assert len(rows) == 8
     for row in rows:
@@ -140,7 +142,7 @@ def test_rows_of_a_recovery(path, cache):
 def test_perplexity_is_that_of_a_plain_loop(path, cache, begins, bos, head, first, begun):
     model = random_model(LlamaConfig(**GATED, max_position_embeddings=64))
     text = Perplexity(Text(path, distinct=False), [16, 9], 300, bos)
-    suite = Suite("tiny", text, tasks={}, labelled={}, limit=None, batch=2)
+    suite = Suite("tiny", text, tasks={}, labelled={}, limit=None, batch_size=2)
     found = suite.evaluate(model, tokenizer(begins), cache)
     stream = [*first, *(i for document in DOCUMENTS for i in ids(document))][:300]
     for window in (16, 9):

@@ -80,11 +80,11 @@ def test_the_evaluation_text_itself_is_refused():
 
 def rows_from(tmp_path, judged, **values):
     path = tmp_path / "text.txt"
-    options = {"tokens": 640, "sequence": 64, "batch": 4, "held_out": 0.5, "pack": True}
+    options = {"tokens": 640, "sequence_length": 64, "batch": 4, "held_out": 0.5, "pack": True}
     options |= {"weight": Weight.none, "target": Target.local}
     given = Calibration("tiny", Text(str(path)), **options)
-    suite = Suite("mine", **{"tasks": {}, **judged}, limit=None, batch=1)
-    recovery = training(sequence=64, **values)
+    suite = Suite("mine", **{"tasks": {}, **judged}, limit=None, batch_size=1)
+    recovery = training(max_length=64, **values)
     return rows_of(
         recovery, given, None, suite, word_tokenizer(2000), job_with(Cache(tmp_path / "c"))
     )
@@ -94,7 +94,7 @@ def test_rows_are_as_many_as_the_budget_reads(tmp_path):
     words = [f"w{i}" for i in torch.randint(2000, (4000,)).tolist()]
     (tmp_path / "text.txt").write_text(" ".join(words))
     nothing = {"perplexity": None, "labelled": {}}
-    assert len(rows_from(tmp_path, nothing, steps=8, batch=2)) == 16
+    assert len(rows_from(tmp_path, nothing, steps=8, batch_size=2)) == 16
     assert len(rows_from(tmp_path, nothing, steps=None, tokens=640)) == 10
     assert len(rows_from(tmp_path, nothing, steps=None, minutes=1.0)) == 4000 // 64
     same = {"perplexity": Perplexity(Text(str(tmp_path / "text.txt")), [64], None), "labelled": {}}
@@ -131,7 +131,7 @@ def test_shares_of_the_calibration_rows_by_part(tmp_path, monkeypatch):
     (tmp_path / "rows.tsv").write_text("one\tlabel\n" + " ".join(words[:30]) + " w0 w0 w0\t1\n")
     text = Perplexity(Text(str(tmp_path / "judged.txt")), [64], None)
     labelled = {"mine": ClassificationBenchmark(str(tmp_path / "rows.tsv"), columns=["one"])}
-    suite = Suite("tiny", text, tasks={}, labelled=labelled, limit=None, batch=1)
+    suite = Suite("tiny", text, tasks={}, labelled=labelled, limit=None, batch_size=1)
     tokenizer, cache = word_tokenizer(2000), Cache(tmp_path / "c")
     ids = torch.tensor(tokenizer(" ".join(words)).input_ids)
     rows = [row(part) for part in ids.split(64)]

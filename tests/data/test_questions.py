@@ -146,7 +146,9 @@ def test_windows_cover_the_context_and_mark_the_answer(tmp_path):
 
 def test_a_window_that_leaves_no_room(tmp_path):
     asked = source(tmp_path).read(Cache(tmp_path / "cache"), "here")
-    with pytest.raises(ValueError, match=r"^here\.sequence=6: a question .* lower here\.stride=5"):
+    with pytest.raises(
+        ValueError, match=r"^here\.max_length=6: a question .* lower here\.stride=5"
+    ):
         list(windows(asked, word_tokenizer(), 6, 5, "here"))
 
 

@@ -98,7 +98,7 @@ def test_a_range_without_text(jsonl, cache):
 
 
 def calibration(path: str, **values) -> Calibration:
-    settings = {"tokens": 240, "sequence": 8, "batch": 2, "held_out": 0.2, "pack": True}
+    settings = {"tokens": 240, "sequence_length": 8, "batch": 2, "held_out": 0.2, "pack": True}
     return Calibration(
         name="text",
         text=Text(path, column="body"),
@@ -136,7 +136,7 @@ def test_too_few_batches_to_hold_one_out(long, cache):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("tokens", 0), ("sequence", 0), ("batch", -1), ("held_out", 1.0)]
+    ("field", "value"), [("tokens", 0), ("sequence_length", 0), ("batch", -1), ("held_out", 1.0)]
 )
 def test_values_out_of_range(long, field, value):
     with pytest.raises(ValueError, match=rf"calibration\.{field}={value} must"):

@@ -32,9 +32,9 @@ ROWS = [
 def suite(tmp_path, rows=ROWS, **options) -> Suite:
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"path": str(path), "sequence": 16, "stride": 5, "longest": 3} | options
+    settings = {"path": str(path), "max_length": 16, "stride": 5, "max_answer_length": 3} | options
     asked = {"mine": QABenchmark(**settings)}
-    return Suite("tiny", None, tasks={}, labelled={}, limit=None, batch=4, questions=asked)
+    return Suite("tiny", None, tasks={}, labelled={}, limit=None, batch_size=4, questions=asked)
 
 
 def official(answer: str, truths: list[str]) -> tuple[float, float]:
@@ -164,12 +164,14 @@ def test_questions_with_and_without_an_answer_have_means_of_their_own(tmp_path):
 
 
 def test_values_out_of_range(tmp_path):
-    with pytest.raises(ValueError, match=r"^suite\.questions\.\*\.longest=0 must be at least 1"):
-        suite(tmp_path, longest=0)
     with pytest.raises(
-        ValueError, match=r"^suite\.questions\.mine\.sequence=200 goes beyond the 128"
+        ValueError, match=r"^suite\.questions\.\*\.max_answer_length=0 must be at least 1"
     ):
-        suite(tmp_path, sequence=200).evaluate(
+        suite(tmp_path, max_answer_length=0)
+    with pytest.raises(
+        ValueError, match=r"^suite\.questions\.mine\.max_length=200 goes beyond the 128"
+    ):
+        suite(tmp_path, max_length=200).evaluate(
             reader("bert"), word_tokenizer(), Cache(tmp_path / "cache")
         )
 

@@ -33,7 +33,7 @@ def suite(tmp_path, limit: int | None = None, **task) -> Suite:
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     settings = {"path": str(path), "columns": ["one"]} | task
     labelled = {"mine": ClassificationBenchmark(**settings)}
-    return Suite("tiny", perplexity=None, tasks={}, labelled=labelled, limit=limit, batch=4)
+    return Suite("tiny", perplexity=None, tasks={}, labelled=labelled, limit=limit, batch_size=4)
 
 
 def judged(suite: Suite, model, tmp_path) -> dict[str, float]:

@@ -37,7 +37,7 @@ def no_network(monkeypatch):
 
 
 def suite(tasks: dict[str, LmEvalTask], **more) -> Suite:
-    settings = {"perplexity": None, "labelled": {}, "limit": None, "batch": 3} | more
+    settings = {"perplexity": None, "labelled": {}, "limit": None, "batch_size": 3} | more
     return Suite(name="tiny", tasks=tasks, **settings)
 
 
@@ -434,7 +434,7 @@ def test_a_window_that_does_not_fit(model, tokenizer, tmp_path):
     ("change", "message"),
     [
         ({"limit": 0}, r"suite\.limit=0"),
-        ({"batch": 0}, r"suite\.batch=0"),
+        ({"batch_size": 0}, r"suite\.batch_size=0"),
         (
             {"perplexity": {"tokens": 511}},
             r"suite\.perplexity\.tokens=511 must fill",

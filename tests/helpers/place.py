@@ -15,7 +15,7 @@ from tests.helpers.tiny import word_tokenizer
 
 WORDS = 125
 LOCAL = ("hardware.repetitions=5", "hardware.tolerance=0.5", "hardware.noise=null")
-WHERE = ("hardware.device=cpu", "hardware.sequence=128", "hardware.alignment=128", *LOCAL)
+WHERE = ("hardware.device=cpu", "hardware.sequence_length=128", "hardware.alignment=128", *LOCAL)
 
 
 class Place:
@@ -65,7 +65,7 @@ class Place:
             "calibration=text",
             f"calibration.text.path={self.root / 'text.txt'}",
             "calibration.tokens=1536",
-            "calibration.sequence=32",
+            "calibration.sequence_length=32",
             *(() if elsewhere else WHERE),
             *([] if own_search else ["search.tokens=64", "search.steps=3"]),
             "suite=wikitext",

@@ -18,8 +18,12 @@ def check(tmp_path, model, *overrides: str, words: str = "w1 w2 w3", size: int =
     path = tmp_path / "text.txt"
     experiment = compose(
         [
-            *("calibration=text", f"calibration.text.path={path}", "calibration.sequence=64"),
-            *("suite=wikitext", f"suite.perplexity.text.path={path}", "search.sequence=64"),
+            *(
+                "calibration=text",
+                f"calibration.text.path={path}",
+                "calibration.sequence_length=64",
+            ),
+            *("suite=wikitext", f"suite.perplexity.text.path={path}", "search.sequence_length=64"),
             *("suite.perplexity.window=[32]", *overrides),
         ]
     )
@@ -32,10 +36,19 @@ def check(tmp_path, model, *overrides: str, words: str = "w1 w2 w3", size: int =
     ("overrides", "said"),
     [
         ([], None),
-        (["calibration.sequence=129"], r"^calibration\.sequence=129 goes beyond the 128 positions"),
-        (["search.sequence=129"], r"^search\.sequence=129 goes beyond the 128 positions"),
-        (["search=spdy", "search.sequence=129"], r"^search\.sequence=129 goes beyond the 128"),
-        (["recovery=distill", "recovery.sequence=129"], r"^recovery\.sequence=129 goes beyond"),
+        (
+            ["calibration.sequence_length=129"],
+            r"^calibration\.sequence_length=129 goes beyond the 128 positions",
+        ),
+        (
+            ["search.sequence_length=129"],
+            r"^search\.sequence_length=129 goes beyond the 128 positions",
+        ),
+        (
+            ["search=spdy", "search.sequence_length=129"],
+            r"^search\.sequence_length=129 goes beyond the 128",
+        ),
+        (["recovery=distill", "recovery.max_length=129"], r"^recovery\.max_length=129 goes beyond"),
         (["suite.perplexity.window=[32,129]"], r"^suite\.perplexity\.window=\[32, 129\] goes bey"),
     ],
 )
@@ -43,7 +56,13 @@ def test_lengths_beyond_the_positions(tmp_path, family, overrides, said):
     model = FAMILIES[family]()
     model.config.max_position_embeddings = 128  # rotary positions would go on without a word
     if said is None:
-        check(tmp_path, model, "calibration.sequence=128", "search.sequence=128", *overrides)
+        check(
+            tmp_path,
+            model,
+            "calibration.sequence_length=128",
+            "search.sequence_length=128",
+            *overrides,
+        )
     else:
         with pytest.raises(ValueError, match=said):
             check(tmp_path, model, *overrides)
@@ -68,7 +87,7 @@ def test_tokens_beyond_the_embedding_count_where_they_occur(tmp_path):
 def test_tokens_of_labelled_rows(tmp_path, size):
     (tmp_path / "rows.tsv").write_text("text\tlabel\nw1\t0\nw125 w2\t1\n")
     labelled = {"mine": ClassificationBenchmark(str(tmp_path / "rows.tsv"), columns=["text"])}
-    suite = Suite("tiny", None, tasks={}, labelled=labelled, limit=None, batch=1)
+    suite = Suite("tiny", None, tasks={}, labelled=labelled, limit=None, batch_size=1)
     experiment = compose(["calibration=task", "task=sst2"])
     experiment.task.train = labelled["mine"]
     given = (ENCODERS["bert"](), word_tokenizer(size), Cache(tmp_path / "cache"))
@@ -78,6 +97,6 @@ def test_tokens_of_labelled_rows(tmp_path, size):
     with pytest.raises(ValueError, match=r"^task\.train: token 128, 'w125'"):
         preflight(experiment, suite, *given)
     experiment.task = None
-    experiment.search.sequence = 64
+    experiment.search.sequence_length = 64
     with pytest.raises(ValueError, match=r"^suite\.labelled\.mine: token 128, 'w125'"):
         preflight(experiment, suite, *given)

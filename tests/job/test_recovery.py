@@ -32,15 +32,22 @@ def place(tmp_path_factory):
 def given(place, *overrides: str, outputs: str) -> list[str]:
     return place.arguments(
         f"recovery.text.path={place.root / 'other.txt'}",
-        *("recovery.sequence=32", "recovery.batch=4", "recovery.steps=12", "recovery.save=4"),
-        *("recovery.rate=0.001", "search.steps=0"),
+        *(
+            "recovery.max_length=32",
+            "recovery.batch_size=4",
+            "recovery.steps=12",
+            "recovery.save_steps=4",
+        ),
+        *("recovery.learning_rate=0.001", "search.steps=0"),
         *overrides,
         outputs=outputs,
     )
 
 
 def test_a_killed_recovery_goes_on_and_is_reported(place, jobs):
-    arguments = given(place, "recovery=distill", "recovery.watch=6", "speedup=1.5", outputs="one")
+    arguments = given(
+        place, "recovery=distill", "recovery.eval_steps=6", "speedup=1.5", outputs="one"
+    )
     step = "pruning.recovery.student:DistillationTrainer.compute_loss"
     killed = jobs(*arguments, kill_at=step, call=7)  # two steps after a checkpoint
     assert killed.returncode == -9
@@ -157,11 +164,11 @@ def test_two_processes_share_the_rows_of_a_step(tmp_path, monkeypatch):
     dense = llama()
     pruned = half(dense)
     rows = [{"input_ids": torch.randint(3, 128, (10,))} for _ in range(40)]
-    options = {"steps": 6, "save": 2, "rate": 0.001, "batch": 4}
+    options = {"steps": 6, "save_steps": 2, "learning_rate": 0.001, "batch_size": 4}
     command = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node 2"
     one, two = (
         recovered(
-            training(**options, launch=launch),
+            training(**options, launcher=launch),
             Distillation(pruned, dense, rows, 0),
             Cache(tmp_path / name),
             nothing,
@@ -172,6 +179,8 @@ def test_two_processes_share_the_rows_of_a_step(tmp_path, monkeypatch):
     assert two.cost["tokens"] == one.cost["tokens"] == 6 * 4 * 10
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-    bad = training(launch="no-such-command")
-    with pytest.raises(ValueError, match=r"^recovery\.launch='no-such-command' is no command here"):
+    bad = training(launcher="no-such-command")
+    with pytest.raises(
+        ValueError, match=r"^recovery\.launcher='no-such-command' is no command here"
+    ):
         recovered(bad, Distillation(pruned, dense, rows, 0), Cache(tmp_path / "bad"), nothing)

@@ -25,7 +25,7 @@ from tests.helpers.families import EVERY, GATED, llama, random_model
 from tests.helpers.shapes import costs, shapes
 from tests.helpers.tiny import linear_table
 
-WORK = {"phase": Phase.auto, "batch": 2, "sequence": 9, "tokens": 4, "alignment": 1}
+WORK = {"phase": Phase.auto, "batch": 2, "sequence_length": 9, "max_new_tokens": 4, "alignment": 1}
 
 
 def proxy(of: Counted, **work) -> Proxy:
@@ -84,7 +84,7 @@ def test_a_roofline_by_hand(tmp_path):
     peak, bandwidth, launch = 1e9, 1e8, 1e-5
     here = Roofline(
         *("there", "cpu", None),
-        **(WORK | {"batch": 1, "sequence": 10}),
+        **(WORK | {"batch": 1, "sequence_length": 10}),
         flops={"bfloat16": peak},
         bandwidth=bandwidth,
         launch=launch,

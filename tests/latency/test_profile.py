@@ -48,8 +48,8 @@ def hardware(**values) -> Local:
         "device": "cpu",
         "phase": Phase.auto,
         "batch": 2,
-        "sequence": 16,
-        "tokens": 5,
+        "sequence_length": 16,
+        "max_new_tokens": 5,
         "threads": 1,
         "repetitions": 3,
         "alignment": 16,
@@ -250,7 +250,9 @@ def attempt(model, here: Local) -> LatencyTable | str:
 @pytest.mark.job
 def test_a_busy_machine_gives_the_quiet_table_or_a_refusal():
     model = random_model(LlamaConfig(**(GATED | WIDER)))
-    here = hardware(sequence=128, repetitions=8, noise=0.2, alignment=256, threads=os.cpu_count())
+    here = hardware(
+        sequence_length=128, repetitions=8, noise=0.2, alignment=256, threads=os.cpu_count()
+    )
     threads = torch.get_num_threads()
     here.open()
     try:
@@ -275,7 +277,7 @@ def test_a_busy_machine_gives_the_quiet_table_or_a_refusal():
 @pytest.mark.job
 def test_generate_is_the_sum_of_its_steps():
     model = llama()
-    table = profile(model, how(model, phase=Phase.generate, tokens=6), sites(model))
+    table = profile(model, how(model, phase=Phase.generate, max_new_tokens=6), sites(model))
     assert table.setting["phase"] == "generate"
     dense = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)}
     assert table.predict(dense) == pytest.approx(table.dense, rel=1e-9)
@@ -291,7 +293,7 @@ def test_a_profile_is_measured_once_per_shape(tmp_path):
     first = hardware().profile(llama(), sites(llama()), cache)
     assert hardware().profile(llama(), sites(llama()), cache) == first
     assert len([p for p in (tmp_path / "profile").iterdir() if p.is_dir()]) == 1
-    hardware(sequence=8).profile(llama(), sites(llama()), cache)
+    hardware(sequence_length=8).profile(llama(), sites(llama()), cache)
     assert len([p for p in (tmp_path / "profile").iterdir() if p.is_dir()]) == 2
 
 
@@ -332,7 +334,7 @@ def test_a_model_without_half_of_itself_is_faster():
     """Two of six sub-blocks are gone and some are cut: the clock must notice."""
     dense = llama()
     pruned = shrink_(copy_sharing_weights(dense), mixed(dense))
-    times = how(dense, repetitions=15, sequence=64, tolerance=0.05).compare(dense, pruned)
+    times = how(dense, repetitions=15, sequence_length=64, tolerance=0.05).compare(dense, pruned)
     assert times[0].p50 > 1.05 * times[1].p50
     assert 15 <= len(times[0].values) == len(times[1].values)
     seconds = sum(times[0].values + times[1].values) / 1000
@@ -357,7 +359,7 @@ def test_values_out_of_range(field, value):
 
 @pytest.mark.gpu
 def test_profile_and_meet_on_cuda(tmp_path):
-    here = hardware(device="cuda", batch=8, sequence=128, repetitions=20, threads=None)
+    here = hardware(device="cuda", batch=8, sequence_length=128, repetitions=20, threads=None)
     device = here.open()
     model = llama().to(device)
     table = here.profile(model, sites(model), Cache(tmp_path))

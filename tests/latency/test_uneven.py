@@ -89,7 +89,13 @@ def test_unequal_blocks_are_profiled_on_the_clock(family, phase):
 
 
 def test_parameters_of_unequal_blocks_are_counted_whole(tmp_path):
-    work = {"phase": Phase.auto, "batch": 2, "sequence": 9, "tokens": 4, "alignment": 1}
+    work = {
+        "phase": Phase.auto,
+        "batch": 2,
+        "sequence_length": 9,
+        "max_new_tokens": 4,
+        "alignment": 1,
+    }
     proxy = Proxy("proxy", "cpu", None, **work, counts=Counted.parameters)
     model = uneven()
     table = proxy.profile(model, sites(model), Cache(tmp_path))

@@ -48,13 +48,13 @@ def flop(**values) -> FLOP:
         "noise": True,
         "steps": 12,
         "warmup": 0.5,
-        "batch": 2,
-        "rate": 1e-3,
-        "gate_rate": 0.1,
-        "multiplier_rate": 1.0,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "gate_learning_rate": 0.1,
+        "multiplier_learning_rate": 1.0,
         "penalty": 0.0,
-        "clip": 1.0,
-        "save": 4,
+        "max_grad_norm": 1.0,
+        "save_steps": 4,
     }
     return FLOP("flop", **(settings | values))
 
@@ -354,8 +354,10 @@ def test_many_gates_in_bfloat16_are_counted_one_by_one():
 def test_what_training_of_a_bfloat16_model_learned_is_what_its_plan_counts(tmp_path):
     dense = llama().to(torch.bfloat16)
     method = flop(sparsity=0.4, steps=4)
-    search = Spdy("spdy", Objective.kl, tokens=24, sequence=12, steps=0, mutation=0.1, inits=1)
-    options = Calibration("tiny", weight=Weight.none, sequence=12, held_out=0.3)
+    search = Spdy(
+        "spdy", Objective.kl, tokens=24, sequence_length=12, steps=0, mutation=0.1, inits=1
+    )
+    options = Calibration("tiny", weight=Weight.none, sequence_length=12, held_out=0.3)
     context = pruning_context(dense, BATCHES, search, job_with(Cache(tmp_path)), options)
     plan = method.plan(replace(context, table=table_of(method.sites(dense)), speedup=None))
     assert isinstance(plan, LearnedPlan)
@@ -430,8 +432,8 @@ def test_a_killed_training_goes_on_and_ends_the_same(tmp_path, monkeypatch):
 
 @pytest.mark.job
 def test_numbers_that_are_not_finite_stop_before_the_step(tmp_path):
-    with pytest.raises(ValueError, match=r"^method\.rate=.* at step \d+; lower it"):
-        trained(tmp_path / "run", tmp_path, rate=1e30, save=1)
+    with pytest.raises(ValueError, match=r"^method\.learning_rate=.* at step \d+; lower it"):
+        trained(tmp_path / "run", tmp_path, learning_rate=1e30, save_steps=1)
     kept = sorted((tmp_path / "run").glob("checkpoint-*"))
     assert kept
     for path in kept:
@@ -443,7 +445,7 @@ def test_numbers_that_are_not_finite_stop_before_the_step(tmp_path):
     [
         ("sparsity", 1.0, "lie between"),
         ("warmup", 0.0, "lie between"),
-        ("rate", 0.0, "be above"),
+        ("learning_rate", 0.0, "be above"),
         ("steps", 0, "be at least"),
     ],
 )

@@ -203,7 +203,13 @@ def test_meeting_a_speedup_builds_once(tmp_path, monkeypatch):
     from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
 
     model = llama()
-    work = {"phase": Phase.auto, "batch": 1, "sequence": 8, "tokens": 2, "alignment": 1}
+    work = {
+        "phase": Phase.auto,
+        "batch": 1,
+        "sequence_length": 8,
+        "max_new_tokens": 2,
+        "alignment": 1,
+    }
     loop = {"repetitions": 3, "tolerance": 0.5, "rounds": 4, "noise": None}
     hardware = Local("here", "cpu", None, **work, **loop)
     posed = context(model, tmp_path)

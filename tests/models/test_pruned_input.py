@@ -102,7 +102,7 @@ def test_a_checkpoint_of_an_older_version_is_loaded(family, tmp_path, monkeypatc
 def test_a_pruned_encoder_gets_the_head_of_a_task(family, tmp_path):
     model = reader(family)
     save(shrink_(model, mixed(model)), word_tokenizer(), tmp_path / "model", "")
-    task = compose(["model=bert-base", "task=sst2", "task.sequence=64"]).task
+    task = compose(["model=bert-base", "task=sst2", "task.max_length=64"]).task
     found = loaded(tmp_path / "model", task=task)
     assert type(found).__name__.endswith("ForSequenceClassification")
     assert found.config.num_labels == 2

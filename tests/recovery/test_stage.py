@@ -15,7 +15,7 @@ from pruning.data.text import Text
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import Kind, architecture, blocks, linears, projection, sites, weight
 from pruning.recovery import worker
-from pruning.recovery.recovery import Lora, Loss, Precision, Shape, Training
+from pruning.recovery.recovery import Lora, Loss, LrSchedulerType, Precision, Training
 from pruning.recovery.stage import recovered
 from pruning.recovery.student import DistillationTrainer
 from pruning.recovery.train import Distillation, steps_of, train
@@ -33,10 +33,11 @@ TASK = Loss(task=1.0, logits=0.0, hidden=0.0, temperature=1.0, relative=True)
 def training(**values) -> Training:
     defaults = {
         "name": "distill", "loss": DISTILL, "lora": None, "path": [], "text": Text(""),
-        "sequence": 12, "steps": 8, "tokens": None, "minutes": None, "batch": 4, "accumulate": 1,
-        "rate": 0.003, "warmup": 0.1, "shape": Shape.linear, "weight_decay": 0.0, "clip": 1.0,
-        "precision": Precision.auto, "checkpointing": False, "save": 3, "watch": None,
-        "launch": None,
+        "max_length": 12, "steps": 8, "tokens": None, "minutes": None, "batch_size": 4,
+        "gradient_accumulation_steps": 1, "learning_rate": 0.003, "warmup_ratio": 0.1,
+        "lr_scheduler_type": LrSchedulerType.linear, "weight_decay": 0.0, "max_grad_norm": 1.0,
+        "precision": Precision.auto, "gradient_checkpointing": False, "save_steps": 3,
+        "eval_steps": None, "launcher": None,
     }  # fmt: skip
     return Training(**(defaults | values))
 
@@ -75,7 +76,7 @@ def test_a_pruned_model_comes_nearer_to_the_dense_one_once(family, tmp_path, mon
     before = parameters(pruned), parameters(dense)
     rate = 0.0003 if family in ENCODERS else 0.001
     given = (
-        training(steps=50, rate=rate, batch=8),
+        training(steps=50, learning_rate=rate, batch_size=8),
         Distillation(pruned, dense, rows, 0),
         cache,
         nothing,
@@ -132,8 +133,8 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_steps(lora, tmp_path, 
 
 
 def test_numbers_that_are_not_finite_keep_the_last_good_checkpoint(tmp_path):
-    dense, recovery = llama(), training(rate=1e30, save=1)
-    with pytest.raises(ValueError, match=r"^recovery\.rate=.* at step \d+; lower it"):
+    dense, recovery = llama(), training(learning_rate=1e30, save_steps=1)
+    with pytest.raises(ValueError, match=r"^recovery\.learning_rate=.* at step \d+; lower it"):
         train(recovery, Distillation(half(dense), dense, ROWS, 0), tmp_path, nothing)
     kept = sorted(tmp_path.glob("checkpoint-*"))
     assert kept
@@ -145,7 +146,9 @@ def test_numbers_that_are_not_finite_keep_the_last_good_checkpoint(tmp_path):
 def test_adapters_are_merged_into_the_projections_and_nothing_else_changes(family, tmp_path):
     dense = EVERY[family]()
     pruned = half(dense)
-    lora = training(name="lora", loss=TASK, lora=Lora(2, 4.0, 0.0), steps=40, rate=0.001, batch=8)
+    lora = training(
+        name="lora", loss=TASK, lora=Lora(2, 4.0, 0.0), steps=40, learning_rate=0.001, batch_size=8
+    )
     given = (Distillation(pruned, dense, rows_for(family), 0), Cache(tmp_path), nothing)
     found = recovered(lora, *given)
     losses = [entry["loss"] for entry in found.curve]
@@ -180,7 +183,7 @@ def test_low_rank_projections_are_trained_and_adapted(tmp_path):
 def test_weights_of_bfloat16_are_trained_in_float32(tmp_path):
     """Steps smaller than bfloat16 can write add up."""
     dense = llama().to(torch.bfloat16)
-    recovery = training(rate=2e-4, steps=10, precision=Precision.bfloat16)
+    recovery = training(learning_rate=2e-4, steps=10, precision=Precision.bfloat16)
     found = recovered(recovery, Distillation(half(dense), dense, ROWS, 0), Cache(tmp_path), nothing)
     assert found.model.dtype == torch.bfloat16
     whole = load_file(next(tmp_path.glob("recovery/*/parameters.safetensors")))
@@ -196,7 +199,8 @@ def test_two_passes_a_step_are_one_of_twice_the_rows(tmp_path):
     rows = [{"input_ids": torch.randint(3, 128, (10,))} for _ in range(40)]
     one, two = (
         recovered(
-            training(steps=5, batch=8 // passes, accumulate=passes, rate=0.001),
+            training(steps=5, batch_size=8 // passes, gradient_accumulation_steps=passes,
+                     learning_rate=0.001),
             Distillation(pruned, dense, rows, 0), Cache(tmp_path / str(passes)), nothing,
         )
         for passes in (1, 2)
@@ -226,7 +230,7 @@ class Clock:
 
 def test_a_killed_training_has_the_minutes_that_are_left(tmp_path, monkeypatch):
     dense, clock = llama(), Clock(monkeypatch)
-    recovery, pruned = training(steps=None, minutes=0.2, save=2), half(dense)
+    recovery, pruned = training(steps=None, minutes=0.2, save_steps=2), half(dense)
 
     class Killed(BaseException):
         """As good as kill -9 for what is on disk: nothing catches it."""
@@ -252,7 +256,7 @@ def test_a_killed_training_has_the_minutes_that_are_left(tmp_path, monkeypatch):
 
 def test_a_budget_is_steps_tokens_or_minutes(tmp_path, monkeypatch):
     mean = sum(len(row["input_ids"]) for row in ROWS) / len(ROWS)
-    by_tokens = training(steps=None, tokens=500, accumulate=2)
+    by_tokens = training(steps=None, tokens=500, gradient_accumulation_steps=2)
     assert steps_of(by_tokens, ROWS) == -(-500 // (mean * 8))
     dense = llama()
     _, cost = train(
@@ -271,7 +275,7 @@ def test_checkpointed_activations_give_the_same_steps(tmp_path):
     pruned = half(dense)
     one, other = (
         recovered(
-            training(steps=3, checkpointing=c),
+            training(steps=3, gradient_checkpointing=c),
             Distillation(pruned, dense, ROWS, 0),
             Cache(tmp_path / str(c)),
             nothing,
@@ -292,7 +296,7 @@ def test_the_student_is_watched_and_evaluations_do_not_count_as_time(tmp_path):
 
     dense = llama()
     given = (Distillation(half(dense), dense, ROWS, 0), Cache(tmp_path), quality)
-    found = recovered(training(steps=6, watch=3), *given)
+    found = recovered(training(steps=6, eval_steps=3), *given)
     watched = [e for e in found.curve if "suite/text/token_perplexity_12" in e]
     assert [(e["step"], e["suite/text/token_perplexity_12"]) for e in watched] == [(3, 1), (6, 2)]
     assert len(seen) == 2
@@ -302,8 +306,13 @@ def test_the_student_is_watched_and_evaluations_do_not_count_as_time(tmp_path):
 def test_the_rate_rises_and_falls(tmp_path):
     dense = llama()
     at = (24 / 40 - 0.25) / 0.75  # of the fall, in front of step 25
-    for shape, middle in ((Shape.linear, 1 - at), (Shape.cosine, (1 + math.cos(math.pi * at)) / 2)):
-        recovery = training(steps=40, warmup=0.25, shape=shape, rate=0.001)
+    for shape, middle in (
+        (LrSchedulerType.linear, 1 - at),
+        (LrSchedulerType.cosine, (1 + math.cos(math.pi * at)) / 2),
+    ):
+        recovery = training(
+            steps=40, warmup_ratio=0.25, lr_scheduler_type=shape, learning_rate=0.001
+        )
         curve, _ = train(
             recovery, Distillation(half(dense), dense, ROWS, 0), tmp_path / shape, nothing
         )
@@ -319,8 +328,8 @@ def test_the_rate_rises_and_falls(tmp_path):
         ({"steps": 0}, r"recovery\.steps=0 must be at least 1"),
         ({"tokens": 10}, r"recovery\.steps=8, recovery\.tokens=10 must be one budget"),
         ({"steps": None}, r"recovery must be one budget"),
-        ({"rate": 0.0}, r"recovery\.rate=0\.0 must be above 0"),
-        ({"warmup": 1.0}, r"recovery\.warmup=1\.0 must lie in"),
+        ({"learning_rate": 0.0}, r"recovery\.learning_rate=0\.0 must be above 0"),
+        ({"warmup_ratio": 1.0}, r"recovery\.warmup_ratio=1\.0 must lie in"),
         ({"path": [2.0, 1.5]}, r"recovery\.path=.* must be ascending"),
     ],
 )
@@ -355,7 +364,7 @@ def test_rows_of_another_length_are_another_training(tmp_path):
     students = []
     for sequence in (8, 16):
         rows = [{"input_ids": row} for row in ids.view(-1, sequence)]
-        recovery = training(steps=2, sequence=sequence)
+        recovery = training(steps=2, max_length=sequence)
         students.append(
             recovered(recovery, Distillation(half(dense), dense, rows, 0), cache, nothing).model
         )
@@ -379,7 +388,7 @@ def test_processes_of_a_training_compute_attention_as_the_job_does(tmp_path, mon
     monkeypatch.setattr(worker, "train", noted)
     monkeypatch.setattr(worker.subprocess, "run", in_this_process)
     recovered(
-        training(launch="processes"),
+        training(launcher="processes"),
         Distillation(half(dense), dense, ROWS, 0),
         Cache(tmp_path),
         nothing,

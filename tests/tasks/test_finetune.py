@@ -91,7 +91,7 @@ def test_a_fine_tuned_model_has_the_attention_that_was_asked_for(task, tmp_path)
 
 def test_weights_of_bfloat16_are_trained_in_float32(task, tmp_path, monkeypatch):
     """Steps of this size are lost in bfloat16, where 1 + 1e-4 is 1."""
-    task.rate = 1e-4
+    task.learning_rate = 1e-4
     before = encoder().to(torch.bfloat16)
     taught = task.fine_tune(before, word_tokenizer(), Cache(tmp_path / "cache"))
     assert taught.dtype == before.dtype == torch.bfloat16
@@ -143,7 +143,9 @@ def test_numbers_that_are_not_finite_stop_training(task, tmp_path):
     model = encoder()
     with torch.no_grad():
         model.bert.embeddings.word_embeddings.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"^task\.rate=.*left the finite numbers at step 1; lower"):
+    with pytest.raises(
+        ValueError, match=r"^task\.learning_rate=.*left the finite numbers at step 1; lower"
+    ):
         task.fine_tune(model, word_tokenizer(), Cache(tmp_path / "cache"))
 
 
@@ -199,7 +201,8 @@ def test_the_task_calibrates(task, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("classes", 0), ("batch", 0), ("epochs", 0.0), ("rate", -1.0)]
+    ("field", "value"),
+    [("classes", 0), ("batch_size", 0), ("epochs", 0.0), ("learning_rate", -1.0)],
 )
 def test_values_out_of_range(field, value):
     with pytest.raises(ValueError, match=rf"^task\.{field}={value} must be"):

@@ -49,7 +49,7 @@ class FLOP(Recipe, Method):
         self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:
         """Count what `method=svd` costs, and three passes of every row that is trained on."""
-        rows = 3.0 * self.steps * self.batch * calibration.sequence
+        rows = 3.0 * self.steps * self.batch_size * calibration.sequence_length
         start = cost_of_levels(self, model, tokens, search)
         return {**start, "training": rows, "prune": 0.0}
 

@@ -196,7 +196,7 @@ def _trained(
     warmup = round(method.warmup * method.steps)
     goal = Goal(Cost.from_table(c.table, sites), 1 - 1 / c.speedup, warmup)
     options = c.calibration.options
-    tokens_read = method.steps * method.batch * options.sequence
+    tokens_read = method.steps * method.batch_size * options.sequence_length
     batches = c.calibration.up_to(round(tokens_read / (1 - options.held_out)))
     parts = {
         name: {level.plain: cost for level, cost in levels.items()}
@@ -208,7 +208,7 @@ def _trained(
         "moments": moments.identity,
         "batches": [batch.digest() for batch in batches],
         "tokens": None if tokens is None else digest_tensors([("counts", tokens.counts)]),
-        "method": {k: v for k, v in asdict(method).items() if k not in ("name", "save")},
+        "method": {k: v for k, v in asdict(method).items() if k not in ("name", "save_steps")},
         "target": goal.target,
         "table": digest(str((parts, c.table.rest, c.table.dense))),
         "device": dense.device.type,  # on CUDA passes are computed in bfloat16

@@ -32,14 +32,14 @@ class Recipe(Options):
     noise: bool = True  # gates are drawn in training, or false: deterministic
     steps: int = 90  # of training
     warmup: float = 0.5  # share of the steps over which the target grows to its full size
-    batch: int = 2  # sequences per step, of calibration.sequence tokens
-    rate: float = 0.0001  # learning rate of the weights; falls to 0
-    gate_rate: float = 0.1  # of the gates
-    multiplier_rate: float = 1.0  # of the Lagrange multipliers
+    batch_size: int = 2  # sequences per step, of calibration.sequence_length tokens
+    learning_rate: float = 0.0001  # learning rate of the weights; falls to 0
+    gate_learning_rate: float = 0.1  # of the gates
+    multiplier_learning_rate: float = 1.0  # of the Lagrange multipliers
     # multiplier of the squared distance at the start; short runs need it, 0 is as published
     penalty: float = 5000
-    clip: float = 1.0  # largest norm of the weights' gradient
-    save: int = 30  # steps between checkpoints, from which a killed run goes on
+    max_grad_norm: float = 1.0  # largest norm of the weights' gradient
+    save_steps: int = 30  # steps between checkpoints, from which a killed run goes on
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,13 +57,14 @@ class Recipe(Options):
             value = getattr(self, name)
             if isinstance(value, float) and not 0 < value < 1:
                 raise ValueError(f"method.{name}={value} must lie between 0 and 1")
-        for name in ("slope", "beta", "rate", "gate_rate", "multiplier_rate", "clip"):
+        rates = ("learning_rate", "gate_learning_rate", "multiplier_learning_rate")
+        for name in ("slope", "beta", *rates, "max_grad_norm"):
             value = getattr(self, name)
             if isinstance(value, float) and value <= 0:
                 raise ValueError(f"method.{name}={value} must be above 0")
         if isinstance(self.room, float) and self.room < 1:
             raise ValueError(f"method.room={self.room} must be at least 1")
-        for name in ("steps", "batch", "save"):
+        for name in ("steps", "batch_size", "save_steps"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"method.{name}={value} must be at least 1")

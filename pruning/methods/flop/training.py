@@ -66,9 +66,9 @@ class GateTrainer(Trainer):
         gates = [module.gates.log_alpha for module in self.gated.values()]
         multipliers = list(self.model.lagrangian.parameters())  # type: ignore[union-attr]
         groups = [
-            {"params": weights(self.model), "lr": m.rate},
-            {"params": gates, "lr": m.gate_rate},
-            {"params": multipliers, "lr": m.multiplier_rate, "maximize": True},
+            {"params": weights(self.model), "lr": m.learning_rate},
+            {"params": gates, "lr": m.gate_learning_rate},
+            {"params": multipliers, "lr": m.multiplier_learning_rate, "maximize": True},
         ]
         self.optimizer = torch.optim.Adam(groups)
         return self.optimizer
@@ -126,14 +126,16 @@ def train(
             directory,
             model.device,
             method.steps,
-            per_device_train_batch_size=method.batch,
-            learning_rate=method.rate,
-            save_steps=method.save,
+            per_device_train_batch_size=method.batch_size,
+            learning_rate=method.learning_rate,
+            save_steps=method.save_steps,
             seed=seed,
         ),
         data_collator=collator(model),
         train_dataset=[row for batch in batches if not batch.held_out for row in batch.rows()],
-        callbacks=[NonFiniteGuard("method.rate", method.clip, directory, weights)],
+        callbacks=[
+            NonFiniteGuard("method.learning_rate", method.max_grad_norm, directory, weights)
+        ],
     )
     model.config.use_cache = False
     run(trainer, directory)
