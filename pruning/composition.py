@@ -1,6 +1,6 @@
 """From conf/ to an `Experiment`: which dataclass every option of a config group becomes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -28,6 +29,7 @@ from pruning.methods.svd import SVD
 from pruning.methods.ziplm import ZipLM
 from pruning.models.source import Model
 from pruning.recovery.recovery import NoRecovery, Training
+from pruning.renamed import today
 from pruning.results.tracker import Tracker
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import TorchEager
@@ -135,8 +137,22 @@ def register() -> None:
 def compose(overrides: list[str]) -> Experiment:
     """Compose conf/ with command-line overrides, without running anything."""
     register()
+    refuse_renamed(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return to_experiment(hydra_compose("config", overrides))
+
+
+def refuse_renamed(overrides: Iterable[str]) -> None:
+    """Raise ValueError for an override, `+` and `~` too, of a field that has another name now.
+
+    Classes from elsewhere, in Hydra's store, may have fields of such names.
+    """
+    for override in overrides:
+        path = override.lstrip("+~").partition("=")[0]
+        group, _, name = path.partition(".")
+        stored = ConfigStore.instance().repo.get(group, {})
+        if (now := today(path)) and not any(name in entry.node for entry in stored.values()):
+            raise ValueError(f"{override}: this option is now {now}")
 
 
 def to_experiment(config: DictConfig) -> Experiment:

@@ -12,6 +12,7 @@ from pruning.methods.method import PruningContext
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pruning"
 FLOORS = (  # from the ground up
+    "renamed",
     "system",
     "data",
     "models",

@@ -1,8 +1,11 @@
 """What went wrong, in one line: for users, without a traceback where they can mend it."""
 
+import re
+
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
+from pruning.renamed import today
 from pruning.system.writing import explained, of_files
 
 USER_ERRORS = (ValueError, HydraException, OmegaConfError)
@@ -27,6 +30,9 @@ def in_one_line(error: BaseException) -> str:
         if text and not any(text in other for other in said):
             said.append(text)
         cause = cause.__cause__ if not isinstance(cause, ValueError) else None
+    field = re.search(r"full_key: (\S+)", " ".join(said))  # as OmegaConf says it
+    if field and (now := today(field[1])):
+        return f"{field[1]}: this option is now {now}"
     if isinstance(error, (HydraException, OmegaConfError)):
         said.append("`python launch.py --help` lists groups, options and fields")
     return "; ".join(said)

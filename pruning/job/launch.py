@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pruning.composition import CONF, register, to_experiment
+from pruning.composition import CONF, refuse_renamed, register, to_experiment
 from pruning.experiment import Experiment
 from pruning.job.failure import in_one_line, is_for_users
 from pruning.job.job import job
@@ -70,6 +70,7 @@ def shell() -> int:
     failure: Exception | None = None
     with journal() as path:
         try:
+            refuse_renamed(sys.argv[1:])
             main()
         except Exception as error:
             if WANTS_TRACEBACK:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pruning.renamed import update_
 from pruning.system.files import to_json, write_text
 
 log = logging.getLogger(__name__)
@@ -170,6 +171,7 @@ def read(path: Path) -> Result | None:
             raise ValueError(f"schema {data['schema']!r}, not {SCHEMA}")
         if data["latency"].pop("compile", False):  # of older results
             data["latency"]["runtime"] = "torch_compile"
+        update_(data["config"])
         return parse(Result, data)
     except FileNotFoundError:
         return None

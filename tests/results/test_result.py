@@ -4,9 +4,11 @@ import json
 import math
 import os
 import platform
+from dataclasses import replace
 
 import pytest
 
+from pruning.results.points import labels
 from pruning.results.result import finished, read, write
 from pruning.system import environment as module
 from pruning.system.environment import environment, peaks
@@ -118,3 +120,33 @@ def test_peak_memory_is_in_gib():
     held = b"1" * (200 * 2**20)
     assert 0.2 < peaks()[0] < 64
     assert len(held)
+
+
+def test_results_from_before_are_read_by_the_names_of_today(result, tmp_path):
+    new = result.config | {
+        "hardware": {"name": "local", "batch": 1, "sequence_length": 256},
+        "calibration": {"sequence_length": 512, "batch": 4},
+        "recovery": {"name": "distill", "learning_rate": 0.0001, "path": []},
+        "suite": {"batch_size": 8, "questions": {"squad": {"max_length": 384}}},
+        "search": {"name": "calibrated", "sequence_length": 128},
+        "runtime": {"name": "torch"},
+        "task": None,
+    }
+    old = result.config | {
+        "hardware": {"name": "local", "batch": 1, "sequence": 256, "compile": False},
+        "calibration": {"sequence": 512, "batch": 4},
+        "recovery": {"name": "distill", "rate": 0.0001, "path": []},
+        "suite": {"batch": 8, "questions": {"squad": {"sequence": 384}}},
+        "search": {"name": "calibrated", "sequence": 128},
+        "task": None,
+    }
+    for name, config in (("old", old), ("new", new)):
+        write(replace(result, name=name, config=config), tmp_path / f"{name}.json")
+        assert read(tmp_path / f"{name}.json").config == new
+    other = json.loads(json.dumps(old))
+    other["recovery"]["rate"], other["hardware"]["compile"] = 0.001, True
+    write(replace(result, config=other), tmp_path / "other.json")
+    runs = [read(tmp_path / f"{name}.json") for name in ("old", "new", "other")]
+    same = "ziplm, recovery.learning_rate=0.0001, runtime=torch"
+    apart = "ziplm, recovery.learning_rate=0.001, runtime=torch_compile"
+    assert labels(runs) == [same, same, apart]
