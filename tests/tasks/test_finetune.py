@@ -159,10 +159,10 @@ def test_what_counts_for_the_result_makes_another_training(task, tmp_path):
     task.fine_tune(encoder(), word_tokenizer(), cache)
     assert entries() == 1
     other = deepcopy(task)
-    other.save, other.name = 50, "renamed"
+    other.save_steps, other.name = 50, "renamed"
     other.fine_tune(encoder(), word_tokenizer(), cache)
     assert entries() == 1
-    other.rate = 0.02
+    other.learning_rate = 0.02
     other.fine_tune(encoder(), word_tokenizer(), cache)
     other.seed = 1
     other.fine_tune(encoder(), word_tokenizer(), cache)
