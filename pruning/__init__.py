@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pruning.methods.svd import SVD
     from pruning.methods.ziplm import ZipLM
     from pruning.models.shrink import shrink_
-    from pruning.recovery.recovery import Lora, Loss, NoRecovery, Training
+    from pruning.recovery.recipe import Lora, Loss
+    from pruning.recovery.recovery import NoRecovery, Training
     from pruning.results.frame import load_results
     from pruning.results.result import Result
     from pruning.runtimes.torch_compile import TorchCompile
@@ -46,7 +47,8 @@ _HOMES = {
     "pruning.calibration.calibration": ("Calibration", "Wikipedia"),
     "pruning.data.text": ("Text",),
     "pruning.search.search": ("Calibrated", "Spdy", "Uniform", "Schedule", "NoSearch"),
-    "pruning.recovery.recovery": ("Training", "Loss", "Lora", "NoRecovery"),
+    "pruning.recovery.recipe": ("Loss", "Lora"),
+    "pruning.recovery.recovery": ("Training", "NoRecovery"),
     "pruning.evaluation.suite": ("Suite",),
     "pruning.evaluation.parts": ("Perplexity",),
     "pruning.tasks.task": ("Classification", "QuestionAnswering"),

@@ -33,7 +33,7 @@ from pruning.models.loaded import LoadedModel
 from pruning.models.shape import Width
 from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
-from pruning.recovery.recovery import Loss, LrSchedulerType, Precision
+from pruning.recovery.recipe import Loss, LrSchedulerType, Precision
 from pruning.recovery.stage import recovered
 from pruning.recovery.train import Distillation
 from pruning.runtimes.torch_compile import TorchCompile

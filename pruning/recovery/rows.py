@@ -8,7 +8,7 @@ from pruning.calibration.calibration import Calibration
 from pruning.data.batch import Row, shuffled
 from pruning.data.contamination import MOST, disjoint
 from pruning.evaluation.suite import Suite
-from pruning.recovery.recovery import Training
+from pruning.recovery.recipe import Recipe
 from pruning.system.job import Job
 from pruning.tasks.task import Task
 
@@ -16,7 +16,7 @@ ALL = 2**40  # tokens, more than any text has
 
 
 def rows_of(
-    recovery: Training,
+    recovery: Recipe,
     calibration: Calibration,
     task: Task | None,
     suite: Suite,

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import digest_rows
 from pruning.models.source import fingerprint
-from pruning.recovery.recovery import Training
+from pruning.recovery.recipe import Recipe
 from pruning.recovery.train import Distillation, Quality, in_bfloat16, train
 from pruning.recovery.worker import train_in_processes, write
 from pruning.system.cache import Cache
@@ -34,7 +34,7 @@ class Recovered:
 
 
 def recovered(
-    recovery: Training,
+    recovery: Recipe,
     given: Distillation,
     cache: Cache,
     quality: Quality,
@@ -51,7 +51,7 @@ def recovered(
         "student": fingerprint(pruned),
         "teacher": fingerprint(given.teacher) if recovery.loss.uses_teacher else None,
         "rows": digest_rows(given.rows),
-        "recipe": recovery.recipe(),
+        "recipe": recovery.identity(),
         "bfloat16": in_bfloat16(recovery, pruned),
         "device": pruned.device.type,
         "watched": None if recovery.eval_steps is None else measured,

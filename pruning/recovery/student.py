@@ -15,7 +15,7 @@ from pruning.data.batch import INPUTS
 from pruning.models.blockwise import predictions
 from pruning.models.sites import architecture
 from pruning.recovery.losses import distance, divergence
-from pruning.recovery.recovery import Loss, LrSchedulerType, Training
+from pruning.recovery.recipe import Loss, LrSchedulerType, Recipe
 from pruning.system.environment import resident
 
 GIVEN = (*INPUTS, "attention_mask")
@@ -141,7 +141,7 @@ class DistillationTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module,
-        recovery: Training,
+        recovery: Recipe,
         lesson: DistillationLoss,
         budget: Budget,
         **options: Any,

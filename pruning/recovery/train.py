@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pruning.data.batch import Row
 from pruning.models.sites import architecture, blocks
-from pruning.recovery.recovery import Lora, Precision, Training
+from pruning.recovery.recipe import Lora, Precision, Recipe
 from pruning.recovery.student import (
     Budget,
     DistillationLoss,
@@ -64,7 +64,7 @@ class RepeatedShuffle(Dataset[Row]):
 
 
 def train(
-    recovery: Training, given: Distillation, directory: Path, quality: Quality
+    recovery: Recipe, given: Distillation, directory: Path, quality: Quality
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Train the student in place; return the logged curve and what it cost."""
     student, rows, seed = given.student, given.rows, given.seed
@@ -137,13 +137,13 @@ def train(
     return curve, cost
 
 
-def in_bfloat16(recovery: Training, model: PreTrainedModel) -> bool:
+def in_bfloat16(recovery: Recipe, model: PreTrainedModel) -> bool:
     """Say whether passes are computed in bfloat16."""
     auto = recovery.precision is Precision.auto and model.device.type == "cuda"
     return auto or recovery.precision is Precision.bfloat16
 
 
-def steps_of(recovery: Training, rows: list[Row]) -> int:
+def steps_of(recovery: Recipe, rows: list[Row]) -> int:
     """Return how many steps a budget allows."""
     r = recovery
     if r.steps is not None:

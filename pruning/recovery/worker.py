@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import Row
 from pruning.models import checkpoint
-from pruning.recovery.recovery import Training
+from pruning.recovery.recipe import Recipe
 from pruning.recovery.train import Distillation, train
 from pruning.system.device_locks import locked
 from pruning.system.files import to_json
@@ -31,7 +30,7 @@ from pruning.tasks.training import own, save_parameters
 
 
 def train_in_processes(
-    recovery: Training, given: Distillation, scratch: Path, directory: Path
+    recovery: Recipe, given: Distillation, scratch: Path, directory: Path
 ) -> None:
     """Start the processes, and wait until the first one has written `directory`.
 
@@ -50,7 +49,7 @@ def train_in_processes(
         folder / "rows.safetensors",
     )
     device, dtype = dense.device.type, str(dense.dtype).removeprefix("torch.")
-    options = {"seed": given.seed, "device": device, "dtype": dtype, "recovery": asdict(recovery)}
+    options = {"seed": given.seed, "device": device, "dtype": dtype, "recovery": recovery.plain()}
     options |= {"attention": dense.config._attn_implementation}
     options |= {"scratch": str(scratch), "directory": str(directory)}
     (folder / "options.json").write_text(json.dumps(options))
@@ -76,10 +75,8 @@ def main(folder: Path) -> None:
     logging.basicConfig(level=logging.WARNING)
     transformers.logging.set_verbosity_error()
     given = json.loads((folder / "options.json").read_text())
-    recovery = OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(Training), given["recovery"])
-    )
-    assert isinstance(recovery, Training)
+    recovery = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), given["recovery"]))
+    assert isinstance(recovery, Recipe)
     device = torch.device(given["device"])
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -10,7 +10,7 @@ from pruning.models.blockwise import predictions
 from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, sites
 from pruning.recovery.losses import distance, divergence
-from pruning.recovery.recovery import Loss
+from pruning.recovery.recipe import Loss
 from pruning.recovery.student import DistillationLoss
 from pruning.tasks.training import own
 from tests.helpers.families import ENCODERS, EVERY, FAMILIES, reader

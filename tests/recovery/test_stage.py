@@ -15,7 +15,8 @@ from pruning.data.text import Text
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import Kind, architecture, blocks, linears, projection, sites, weight
 from pruning.recovery import worker
-from pruning.recovery.recovery import Lora, Loss, LrSchedulerType, Precision, Training
+from pruning.recovery.recipe import Lora, Loss, LrSchedulerType, Precision
+from pruning.recovery.recovery import Training
 from pruning.recovery.stage import recovered
 from pruning.recovery.student import DistillationTrainer
 from pruning.recovery.train import Distillation, steps_of, train
