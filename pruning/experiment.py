@@ -47,6 +47,7 @@ class Experiment(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_range("seed", least=0)
         if isinstance(self.speedup, float) and not (
             self.speedup >= 1 and math.isfinite(self.speedup)
         ):

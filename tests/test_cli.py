@@ -37,7 +37,7 @@ assert not large & sys.modules.keys(), large & sys.modules.keys()
     [
         (["report", "{none}"], "holds no result.json"),
         (["sync", "{none}"], "holds no result.json"),
-        (["sync", "{none}", "tracker.timeout=-1"], "tracker.timeout=-1.0 must be more than 0"),
+        (["sync", "{none}", "tracker.timeout=-1"], "tracker.timeout=-1.0 must be above 0"),
         (["dashboard", "{none}", "colour=red"], "colour"),
         (["profile", "model=nonesuch"], "nonesuch"),
         (["profile", "show", "{none}"], "is no latency table"),

@@ -61,15 +61,8 @@ class Calibration(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tokens", "sequence_length", "batch"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"calibration.{name}={value} must be at least 1")
-        if isinstance(self.held_out, float) and not 0 < self.held_out < 1:
-            raise ValueError(
-                f"calibration.held_out={self.held_out} must lie between 0 and 1: a share of the "
-                "calibration tokens judges the update that the others give"
-            )
+        self.check_range("tokens", "sequence_length", "batch", least=1)
+        self.check_range("held_out", above=0, below=1)
 
     def load(
         self,

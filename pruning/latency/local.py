@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.latency.hardware import Working, at_least
+from pruning.latency.hardware import Working
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.torch_eager import EAGER
 from pruning.system.cache import Cache, digest
@@ -36,11 +36,8 @@ class Local(Working):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, "repetitions", "rounds")
-        if isinstance(self.tolerance, float) and not 0 < self.tolerance < 1:
-            raise ValueError(f"hardware.tolerance={self.tolerance} must lie between 0 and 1")
-        if isinstance(self.noise, float) and not 0 < self.noise < 1:
-            raise ValueError(f"hardware.noise={self.noise} must lie between 0 and 1, or be null")
+        self.check_range("repetitions", "rounds", least=1)
+        self.check_range("tolerance", "noise", above=0, below=1)
 
     def profile(
         self, model: "PreTrainedModel", sites: "list[Site]", cache: Cache, runtime: Runtime = EAGER

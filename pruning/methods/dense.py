@@ -22,6 +22,10 @@ class Dense(Method):
     name: str = "dense"
     speedup: float = 1  # what is asked for by default
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range("speedup", least=1)
+
     def sites(self, model: "PreTrainedModel") -> "list[Site]":
         """List what others could remove, if there is anything."""
         from pruning.models.sites import sites

@@ -65,13 +65,10 @@ class SlimGPT(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.ratio, float) and not 0 < self.ratio < 1:
-            raise ValueError(f"method.ratio={self.ratio} must lie between 0 and 1, or be null")
+        self.check_range("ratio", above=0, below=1)
         check_ridges(self.damp, self.ridges)
-        for name in ("largest", "smallest"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"method.{name}={value} must be at least 1")
+        self.check_range("largest", "smallest", least=1)
+        self.check_range("decay", least=0)
 
     def group_sizes(self, channels: int) -> list[int]:
         """Return the Dynamic Group Size: how many of `channels` leave in each step.

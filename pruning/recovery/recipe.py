@@ -40,18 +40,14 @@ class Loss(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("task", "logits", "hidden"):
-            value = getattr(self, name)
-            if isinstance(value, float) and value < 0:
-                raise ValueError(f"recovery.loss.{name}={value} must be at least 0")
+        self.check_range("task", "logits", "hidden", least=0)
+        self.check_range("temperature", above=0)
         given = [self.task, self.logits, self.hidden]
         if all(isinstance(value, float) for value in given) and not any(given):
             raise ValueError(
                 "recovery.loss: one of task, logits and hidden must be above 0; for no training "
                 "give recovery=none"
             )
-        if isinstance(self.temperature, float) and self.temperature <= 0:
-            raise ValueError(f"recovery.loss.temperature={self.temperature} must be above 0")
 
     @property
     def uses_teacher(self) -> bool:
@@ -71,10 +67,9 @@ class Lora(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.rank, int) and self.rank < 1:
-            raise ValueError(f"recovery.lora.rank={self.rank} must be at least 1")
-        if isinstance(self.dropout, float) and not 0 <= self.dropout < 1:
-            raise ValueError(f"recovery.lora.dropout={self.dropout} must lie in [0, 1)")
+        self.check_range("rank", least=1)
+        self.check_range("alpha", above=0)
+        self.check_range("dropout", least=0, below=1)
 
 
 @dataclass
@@ -106,24 +101,11 @@ class Recipe(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (
-            "max_length",
-            "steps",
-            "tokens",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "save_steps",
-            "eval_steps",
-        ):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"recovery.{name}={value} must be at least 1")
-        for name in ("learning_rate", "minutes", "max_grad_norm"):
-            value = getattr(self, name)
-            if isinstance(value, float) and value <= 0:
-                raise ValueError(f"recovery.{name}={value} must be above 0")
-        if isinstance(self.warmup_ratio, float) and not 0 <= self.warmup_ratio < 1:
-            raise ValueError(f"recovery.warmup_ratio={self.warmup_ratio} must lie in [0, 1)")
+        self.check_range("max_length", "steps", "tokens", "batch_size", least=1)
+        self.check_range("gradient_accumulation_steps", "save_steps", "eval_steps", least=1)
+        self.check_range("learning_rate", "minutes", "max_grad_norm", above=0)
+        self.check_range("warmup_ratio", least=0, below=1)
+        self.check_range("weight_decay", least=0)
         budget = {name: getattr(self, name) for name in BUDGETS}
         if MISSING not in budget.values() and sum(v is not None for v in budget.values()) != 1:
             given = ", ".join(f"recovery.{k}={v}" for k, v in budget.items() if v is not None)

@@ -50,8 +50,7 @@ class Tracker(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.timeout, float) and self.timeout <= 0:
-            raise ValueError(f"tracker.timeout={self.timeout} must be more than 0 seconds")
+        self.check_range("timeout", above=0)
 
     @property
     def shows(self) -> bool:

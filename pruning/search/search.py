@@ -96,10 +96,7 @@ class Schedule(LevelSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("first", "last"):
-            value = getattr(self, name)
-            if isinstance(value, float) and not 0 <= value < 1:
-                raise ValueError(f"search.{name}={value} must be at least 0 and below 1")
+        self.check_range("first", "last", least=0, below=1)
         if isinstance(self.first, float) and isinstance(self.last, float):
             if self.first > self.last:
                 raise ValueError(
@@ -145,12 +142,9 @@ class Guided(LevelSearch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("tokens", 1), ("sequence_length", 1), ("steps", 0)):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < least:
-                raise ValueError(f"search.{name}={value} must be at least {least}")
-        if isinstance(self.mutation, float) and not 0 <= self.mutation <= 1:
-            raise ValueError(f"search.mutation={self.mutation} must lie between 0 and 1")
+        self.check_range("tokens", "sequence_length", least=1)
+        self.check_range("steps", least=0)
+        self.check_range("mutation", least=0, most=1)
 
     def candidates(self) -> int:
         """Count the candidates that are measured."""
@@ -185,6 +179,10 @@ class Spdy(Guided):
     steps: int = 1000
     inits: int = 100  # random coefficients to start from
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range("inits", least=1)
+
     def candidates(self) -> int:
         """Count the random starts too."""
         return self.steps + self.inits
@@ -207,6 +205,10 @@ class Calibrated(Guided):
     name: str = "calibrated"
     # shares of the units kept at which a sub-block's loss is measured
     anchors: list[float] = field(default_factory=lambda: [0.5, 0.0])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range("anchors", least=0, most=1)
 
     def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
         """Count for every site and anchor the text through the blocks from the site on."""

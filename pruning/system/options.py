@@ -1,5 +1,6 @@
 """What the dataclasses of all config groups share: one check of values, from YAML or Python."""
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import cache
@@ -20,6 +21,34 @@ class Options:
         for name, value in converted(self).items():
             setattr(self, name, value)
 
+    def check_range(
+        self,
+        *names: str,
+        least: float | None = None,
+        above: float | None = None,
+        most: float | None = None,
+        below: float | None = None,
+    ) -> None:
+        """Raise ValueError for a number, alone or in a list, that is out of range or not finite.
+
+        Null, and what is missing yet, pass.
+        """
+        for name in names:
+            value = getattr(self, name)
+            several = list(value.values()) if isinstance(value, dict) else value
+            for number in several if isinstance(several, list) else [several]:
+                if not isinstance(number, int | float):
+                    continue
+                broken = [
+                    *(["a finite number"] if not math.isfinite(number) else []),
+                    *([f"at least {least}"] if least is not None and number < least else []),
+                    *([f"above {above}"] if above is not None and number <= above else []),
+                    *([f"at most {most}"] if most is not None and number > most else []),
+                    *([f"below {below}"] if below is not None and number >= below else []),
+                ]
+                if broken:
+                    raise ValueError(f"{_path(self, name)}={value} must be {broken[0]}")
+
 
 def converted(options: Options) -> dict[str, Any]:
     """Return plain values as their fields have them; ValueError where one is of another type.
@@ -37,9 +66,15 @@ def converted(options: Options) -> dict[str, Any]:
             config[name] = value
         except OmegaConfBaseException as error:
             reason = str(error).splitlines()[0]
-            path = f"{options.where}.{name}" if options.where else name
-            raise ValueError(f"{path}={value!r} cannot be used: {reason}") from error
+            raise ValueError(
+                f"{_path(options, name)}={value!r} cannot be used: {reason}"
+            ) from error
     return {name: _plain(config, name) for name in plain}
+
+
+def _path(options: Options, name: str) -> str:
+    """Return where a field is in the config."""
+    return f"{options.where}.{name}" if options.where else name
 
 
 _hints = cache(get_type_hints)

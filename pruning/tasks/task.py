@@ -33,14 +33,9 @@ class Task(Options, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field in ("classes", "max_length", "stride", "batch_size", "save_steps"):
-            value = getattr(self, field, None)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"task.{field}={value} must be at least 1")
-        for field in ("epochs", "learning_rate"):
-            value = getattr(self, field)
-            if isinstance(value, float) and value <= 0:
-                raise ValueError(f"task.{field}={value} must be above 0")
+        self.check_range("max_length", "batch_size", "save_steps", least=1)
+        self.check_range("epochs", "learning_rate", above=0)
+        self.check_range("seed", least=0)
 
     @abstractmethod
     def examples(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "list[Row]":
@@ -76,6 +71,10 @@ class Classification(Task):
     train: Labelled = MISSING  # its rows
     classes: int = 2  # 1: a number is predicted
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range("classes", least=1)
+
     def examples(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "list[Row]":
         """Tokenise the training rows, in order."""
         from pruning.tasks.examples import examples
@@ -99,6 +98,10 @@ class QuestionAnswering(Task):
     learning_rate: float = 0.00003
     train: Questions = MISSING  # its rows
     stride: int = 128  # tokens that two windows of a long context share
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range("stride", least=1)
 
     def examples(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "list[Row]":
         """Tokenise the training questions, a row for each window of their contexts."""

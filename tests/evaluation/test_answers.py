@@ -163,19 +163,6 @@ def test_questions_with_and_without_an_answer_have_means_of_their_own(tmp_path):
     assert found["tiny/mine/f1"] == pytest.approx(sum(scores) / 9)
 
 
-def test_values_out_of_range(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"^suite\.questions\.\*\.max_answer_length=0 must be at least 1"
-    ):
-        suite(tmp_path, max_answer_length=0)
-    with pytest.raises(
-        ValueError, match=r"^suite\.questions\.mine\.max_length=200 goes beyond the 128"
-    ):
-        suite(tmp_path, max_length=200).evaluate(
-            reader("bert"), word_tokenizer(), Cache(tmp_path / "cache")
-        )
-
-
 def test_a_classifier_is_no_reader(tmp_path):
     with pytest.raises(
         ValueError, match=r"^suite='tiny': suite\.questions\.mine measures ForQuestionAnsw"

@@ -348,15 +348,6 @@ def test_a_device_that_is_not_there():
         hardware(device="abacus").open()
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("batch", 0), ("alignment", 0), ("threads", 0), ("tolerance", 0.0), ("rounds", 0)],
-)
-def test_values_out_of_range(field, value):
-    with pytest.raises(ValueError, match=rf"^hardware\.{field}={value} must"):
-        hardware(**{field: value})
-
-
 @pytest.mark.gpu
 def test_profile_and_meet_on_cuda(tmp_path):
     here = hardware(device="cuda", batch=8, sequence_length=128, repetitions=20, threads=None)

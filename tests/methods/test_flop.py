@@ -438,17 +438,3 @@ def test_numbers_that_are_not_finite_stop_before_the_step(tmp_path):
     assert kept
     for path in kept:
         assert all(t.isfinite().all() for t in load_file(path / "model.safetensors").values())
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "must"),
-    [
-        ("sparsity", 1.0, "lie between"),
-        ("warmup", 0.0, "lie between"),
-        ("learning_rate", 0.0, "be above"),
-        ("steps", 0, "be at least"),
-    ],
-)
-def test_values_out_of_range(field, value, must):
-    with pytest.raises(ValueError, match=rf"^method\.{field}={value} must {must}"):
-        flop(**{field: value})

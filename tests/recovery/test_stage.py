@@ -326,15 +326,11 @@ def test_the_rate_rises_and_falls(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, r"recovery\.steps=0 must be at least 1"),
         ({"tokens": 10}, r"recovery\.steps=8, recovery\.tokens=10 must be one budget"),
         ({"steps": None}, r"recovery must be one budget"),
-        ({"learning_rate": 0.0}, r"recovery\.learning_rate=0\.0 must be above 0"),
-        ({"warmup_ratio": 1.0}, r"recovery\.warmup_ratio=1\.0 must lie in"),
-        ({"path": [2.0, 1.5]}, r"recovery\.path=.* must be ascending"),
     ],
 )
-def test_values_out_of_range(values, message):
+def test_one_budget_is_given(values, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         training(**values)
 
@@ -342,8 +338,6 @@ def test_values_out_of_range(values, message):
 def test_a_loss_of_nothing_is_refused():
     with pytest.raises(ValueError, match=r"^recovery\.loss: one of task, logits and hidden"):
         replace(DISTILL, logits=0.0, hidden=0.0)
-    with pytest.raises(ValueError, match=r"^recovery\.lora\.rank=0"):
-        Lora(0, 1.0, 0.0)
 
 
 def test_adapters_of_some_projections(tmp_path):

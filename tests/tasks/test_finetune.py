@@ -198,12 +198,3 @@ def test_the_task_calibrates(task, tmp_path):
         ValueError, match=r"^calibration\.tokens=10000 is more .* task\.train\.path"
     ):
         text.batches(tokenizer, cache, 0, task)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [("classes", 0), ("batch_size", 0), ("epochs", 0.0), ("learning_rate", -1.0)],
-)
-def test_values_out_of_range(field, value):
-    with pytest.raises(ValueError, match=rf"^task\.{field}={value} must be"):
-        Classification("mine", **{field: value})

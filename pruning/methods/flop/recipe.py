@@ -53,21 +53,11 @@ class Recipe(Options):
             and sorted(set(self.clusters)) == self.clusters
         ):
             raise ValueError(f"method.clusters={self.clusters} must ascend between 0 and 1")
-        for name in ("sparsity", "warmup"):
-            value = getattr(self, name)
-            if isinstance(value, float) and not 0 < value < 1:
-                raise ValueError(f"method.{name}={value} must lie between 0 and 1")
+        self.check_range("sparsity", "warmup", above=0, below=1)
         rates = ("learning_rate", "gate_learning_rate", "multiplier_learning_rate")
-        for name in ("slope", "beta", *rates, "max_grad_norm"):
-            value = getattr(self, name)
-            if isinstance(value, float) and value <= 0:
-                raise ValueError(f"method.{name}={value} must be above 0")
-        if isinstance(self.room, float) and self.room < 1:
-            raise ValueError(f"method.room={self.room} must be at least 1")
-        for name in ("steps", "batch_size", "save_steps"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"method.{name}={value} must be at least 1")
+        self.check_range("slope", "beta", *rates, "max_grad_norm", above=0)
+        self.check_range("room", "steps", "batch_size", "save_steps", least=1)
+        self.check_range("penalty", least=0)
 
     def ends(self) -> list[float]:
         """Return where clusters of tokens end."""
