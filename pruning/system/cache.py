@@ -116,7 +116,7 @@ class Cache:
 
     def entries(self) -> list[Entry]:
         """List all stages, finished or not, and the checkpoints of trainings."""
-        entries = []
+        entries: list[Entry] = []
         for path in sorted(self.root.glob("*/*")):
             unfinished = UNFINISHED.fullmatch(path.name) is not None
             resumable = path.parent.name == CHECKPOINTS and NAME.fullmatch(path.name) is not None

@@ -15,7 +15,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Generator[None, None, None]:
     """Hold an exclusive lock on `path`; a process that dies loses it, so no stale lock remains."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -40,7 +40,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def free(path: Path) -> Iterator[bool]:
+def free(path: Path) -> Generator[bool, None, None]:
     """Hold the lock on `path` if nobody else does; say whether it is held."""
     with path.open("w") as file:
         yield _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -70,7 +70,7 @@ class DeviceLock:
         fcntl.flock(self.device, fcntl.LOCK_UN)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> Generator[None, None, None]:
         """Wait until nobody computes or times, and keep it so."""
         fcntl.flock(self.gate, fcntl.LOCK_EX)
         try:
@@ -92,7 +92,7 @@ _mine: list[DeviceLock] = []  # of this process, while a job of it computes; a l
 
 
 @contextmanager
-def computing_on(device: "torch.device") -> Iterator[None]:
+def computing_on(device: "torch.device") -> Generator[None, None, None]:
     """Compute on a device together with other jobs of this user, giving way to those that time."""
     turn = DeviceLock(device)
     turn.share()
@@ -105,7 +105,7 @@ def computing_on(device: "torch.device") -> Iterator[None]:
 
 
 @contextmanager
-def waiting() -> Iterator[None]:
+def waiting() -> Generator[None, None, None]:
     """Let others time on the device of this process meanwhile."""
     mine = _mine.copy()
     _mine.clear()
@@ -130,7 +130,7 @@ def rest() -> None:
 
 
 @contextmanager
-def exclusive(device: "torch.device") -> Iterator[None]:
+def exclusive(device: "torch.device") -> Generator[None, None, None]:
     """Let no other job of this user compute or time anything on the device meanwhile."""
     with waiting():
         turn = DeviceLock(device)

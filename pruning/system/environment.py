@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from pruning.system.files import is_dict
+
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "lm_eval", "numpy", "hydra-core")
 GIB = 2**30
 
@@ -115,7 +117,7 @@ def checkout() -> dict[str, Any]:
 def flatten(nested: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Walk the values of nested dictionaries, each with its path, `("packages.torch", "2")`."""
     for key, value in nested.items():
-        if isinstance(value, dict):
+        if is_dict(value):
             yield from flatten(value, f"{path}{key}.")
         else:
             yield f"{path}{key}", value
@@ -127,7 +129,7 @@ def differences(environments: Sequence[dict[str, Any]]) -> dict[str, list[str | 
     None where it does not tell: an older result has fewer keys, which is no difference.
     """
     flat = [dict(flatten(environment)) for environment in environments]
-    differing = {}
+    differing: dict[str, list[str | None]] = {}
     for key in dict.fromkeys(key for one in flat for key in one):
         values = [str(one[key]) if key in one else None for one in flat]
         if len({value for value in values if value is not None}) > 1:

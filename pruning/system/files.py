@@ -4,8 +4,9 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 
 def write_text(text: str, path: Path) -> None:
@@ -34,12 +35,22 @@ def to_json(value: Any, **options: Any) -> str:
     return json.dumps(finite(value), allow_nan=False, **options)
 
 
+def is_dict(value: object) -> TypeGuard[dict[Any, Any]]:
+    """Say whether a value of any type is a dictionary, of anything."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Say whether a value of any type is a list, of anything."""
+    return isinstance(value, list)
+
+
 def finite(value: Any) -> Any:
     """Replace NaN and infinity, which JSON does not have, by None."""
-    if isinstance(value, dict):
+    if is_dict(value):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [finite(item) for item in cast(Sequence[Any], value)]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pruning.system.files import is_dict, is_list
+
 
 @dataclass
 class Options:
@@ -35,10 +37,7 @@ class Options:
         """
         for name in names:
             value = getattr(self, name)
-            several = list(value.values()) if isinstance(value, dict) else value
-            for number in several if isinstance(several, list) else [several]:
-                if not isinstance(number, int | float):
-                    continue
+            for number in _numbers(value):
                 broken = [
                     *(["a finite number"] if not math.isfinite(number) else []),
                     *([f"at least {least}"] if least is not None and number < least else []),
@@ -72,6 +71,12 @@ def converted(options: Options) -> dict[str, Any]:
     return {name: _plain(config, name) for name in plain}
 
 
+def _numbers(value: Any) -> list[float]:
+    """Return a number, or those in a list or dictionary."""
+    items = [*value.values()] if is_dict(value) else value if is_list(value) else [value]
+    return [item for item in items if isinstance(item, int | float)]
+
+
 def _path(options: Options, name: str) -> str:
     """Return where a field is in the config."""
     return f"{options.where}.{name}" if options.where else name
@@ -85,9 +90,9 @@ def _is_exact(value: Any, hint: Any) -> bool:
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_is_exact(value, one) for one in inner)
-    if origin is list and type(value) is list:
+    if origin is list and is_list(value):
         return all(_is_exact(item, inner[0]) for item in value)
-    if origin is dict and type(value) is dict:
+    if origin is dict and is_dict(value):
         pairs = value.items()
         return all(_is_exact(k, inner[0]) and _is_exact(v, inner[1]) for k, v in pairs)
     if isinstance(value, str) and "${" in value:
@@ -97,7 +102,7 @@ def _is_exact(value: Any, hint: Any) -> bool:
 
 def _nested(value: Any) -> bool:
     """Say whether a value is a dataclass, or holds some."""
-    if isinstance(value, dict):
+    if is_dict(value):
         return any(map(_nested, value.values()))
     return hasattr(value, "__dataclass_fields__")
 

@@ -1,7 +1,7 @@
 """How long each stage of a job took."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
@@ -13,7 +13,7 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, stage: str) -> Generator[None, None, None]:
         """Count what happens inside to `stage`."""
         start = time.perf_counter()
         try:

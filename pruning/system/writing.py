@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def explained(error: BaseException, path: Path | None = None) -> str:
 
 
 @contextmanager
-def writing(path: Path, option: str) -> Iterator[None]:
+def writing(path: Path, option: str) -> Generator[None, None, None]:
     """Turn a failure to write in the directory `path` into a ValueError; `option` moves it."""
     try:
         yield
