@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.models.modeling_pruned import find
 from pruning.models.sites import architecture, blocks
-from pruning.runtimes.gguf_layout import Layout, Shape, layout, rope_factors, tied
+from pruning.runtimes.gguf_layout import Layout, Sizes, layout, rope_factors, tied
 from pruning.runtimes.gguf_precision import Precision
 from pruning.runtimes.gguf_tokenizer import add_tokenizer
 
@@ -141,7 +141,7 @@ def embedding(model: PreTrainedModel) -> Tensor:
 
 
 def _attention(
-    block: nn.Module, shape: Shape, model: PreTrainedModel, made: Layout
+    block: nn.Module, shape: Sizes, model: PreTrainedModel, made: Layout
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of an attention; of one that is gone those of a head that gives zero."""
     if not shape.groups:
@@ -177,7 +177,7 @@ def _attention(
         yield f"attn_output.{name}", tensor
 
 
-def _ffn(block: nn.Module, shape: Shape, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+def _ffn(block: nn.Module, shape: Sizes, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of an FFN; of one that is gone those of a narrow one that gives zero."""
     like, hidden = embedding(model), model.config.hidden_size
     if shape.no_ffn:

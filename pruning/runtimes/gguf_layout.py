@@ -22,7 +22,7 @@ ROPES = ("default", "linear", "llama3")  # those that are the same for every len
 
 
 @dataclass(frozen=True)
-class Shape:
+class Sizes:
     """The sizes of a block in the file, and which halves are there only to give zero."""
 
     groups: int
@@ -38,7 +38,7 @@ class Layout:
 
     name: str
     stays: list[int]  # indices of the blocks that are written
-    written: list[Shape]
+    written: list[Sizes]
     head_size: int
     rope_base: float
     context: int
@@ -86,7 +86,7 @@ def layout(model: PreTrainedModel) -> Layout:
         dummy = not groups and (first or name == "openelm")
         if dummy:
             groups = per_group = 1
-        written.append(Shape(groups, per_group, width or WIDTH, dummy, not width))
+        written.append(Sizes(groups, per_group, width or WIDTH, dummy, not width))
     with_attention = next((i for i, shape in enumerate(shapes) if shape[0]), None)
     size = _head_size(config)
     if with_attention is not None:

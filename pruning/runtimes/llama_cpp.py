@@ -1,0 +1,92 @@
+"""`runtime=llama_cpp`: llama.cpp on this machine's CPU, from a GGUF file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
+
+from pruning.runtimes.gguf_precision import Precision
+from pruning.runtimes.runtime import Call, Runtime
+from pruning.runtimes.workload import Phase, Workload
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from pruning.runtimes.llama_cpp_engine import Loaded
+
+FILE = "model.gguf"
+LOADED: "WeakKeyDictionary[PreTrainedModel, dict[Any, Loaded]]" = WeakKeyDictionary()
+
+
+@dataclass
+class LlamaCpp(Runtime):
+    """Whole models are timed; a block as a model of some of them, behind a small one."""
+
+    phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.generate)
+    copies: ClassVar[int] = 8
+
+    name: str = "llama_cpp"
+    precision: Precision = Precision.f16  # of the weights in the file
+
+    @property
+    def version(self) -> str:
+        """Return the version of llama-cpp-python; ValueError where it is not installed."""
+        try:
+            return version("llama-cpp-python")
+        except PackageNotFoundError as error:
+            raise ValueError(
+                "runtime=llama_cpp needs the package llama-cpp-python, which is not installed: "
+                "pip install 'inference-aware-pruning[llama-cpp]' (it is built in ten minutes)"
+            ) from error
+
+    @property
+    def label(self) -> str:
+        """Return the engine, its version, and how weights are stored."""
+        return f"{self.name} {self.version}, {self.precision}"
+
+    def end_to_end(self, model: "PreTrainedModel", work: Workload) -> Call:
+        """Return a call of a whole model; it is loaded again where its blocks have other shapes."""
+        from pruning.models.modeling_pruned import block_shape
+        from pruning.models.sites import architecture, blocks
+
+        shapes = tuple(block_shape(block, architecture(model)) for block in blocks(model))
+        known = LOADED.setdefault(model, {})
+        if (key := (self.precision, work, shapes)) not in known:
+            loaded = self.loaded(model)
+            loaded.prepare(work)
+            known[key] = loaded
+        return known[key]
+
+    def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
+        """Return what makes a call of `copies` of a block, behind a small one of all kinds."""
+        from pruning.runtimes.gguf_blocks import stacked
+
+        def call(block: "nn.Module", index: int = 0) -> Call:
+            loaded = self.loaded(stacked(model, block, self.copies))
+            loaded.prepare(work)
+            return loaded
+
+        return call
+
+    def served(self, model: "PreTrainedModel") -> Any:
+        """Return what answers calls as the engine does."""
+        from pruning.runtimes.llama_cpp_engine import Served
+
+        return Served(model, self.loaded(model))
+
+    def loaded(self, model: "PreTrainedModel") -> "Loaded":
+        """Load a model as it is now; ValueError where llama.cpp has no such model."""
+        assert self.version
+        from pruning.runtimes.llama_cpp_engine import Loaded
+
+        return Loaded(model, self.precision)
+
+    def export(self, model: "PreTrainedModel", tokenizer: Any, directory: Path) -> str:
+        """Write the GGUF file, whole or not at all."""
+        from pruning.runtimes.gguf_file import write_gguf
+
+        write_gguf(model, tokenizer, directory / FILE, self.precision)
+        return FILE
