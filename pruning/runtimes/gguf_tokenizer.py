@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
@@ -20,6 +21,7 @@ SPLITS = {  # llama.cpp's names of how text is split, and whether whole words sk
     (("Split", WORDS % r"\p{N}{1,3}"), ("ByteLevel", False)): ("llama-bpe", True),
 }
 UNKNOWN = "default"
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token for what no other stands for
 
 
 def add_tokenizer(
@@ -27,7 +29,7 @@ def add_tokenizer(
 ) -> None:
     """Add a tokenizer of so many tokens; None: the file has token ids alone.
 
-    ValueError where it is not one of byte-level BPE.
+    ValueError where it is not BPE, of bytes or with tokens for single ones as sentencepiece has it.
     """
     writer.add_vocab_size(vocabulary)
     if tokenizer is None:
@@ -36,27 +38,58 @@ def add_tokenizer(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = json.loads(backend.to_str()) if backend is not None else {}
     model = described.get("model") or {}
-    name = split_name(described)
-    if name is None:
+    tokens, types = token_list(tokenizer, vocabulary)
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges") or []]
+    if name := split_name(described):
+        if name == UNKNOWN:
+            log.warning(
+                "llama_cpp: how this tokenizer splits text has no name in llama.cpp: the GGUF file "
+                "says 'default', and some words may be split differently there"
+            )
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(name)
+        writer.add_token_merges([" ".join(merge) for merge in merges])
+    elif model.get("type") == "BPE" and model.get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores(scores(tokens, merges))
+        writer.add_add_space_prefix(begins_with_space(described))
+        types = [
+            TokenType.BYTE if BYTE.fullmatch(token) and kind is TokenType.NORMAL else kind
+            for token, kind in zip(tokens, types, strict=True)
+        ]
+        if tokenizer.unk_token_id is not None:
+            types[int(tokenizer.unk_token_id)] = TokenType.UNKNOWN  # type: ignore[arg-type]
+    else:
         raise ValueError(
             f"runtime=llama_cpp: the tokenizer {type(tokenizer).__name__} "
-            f"({model.get('type', 'not a fast one')}) cannot be written to GGUF, only byte-level "
-            "BPE can: give a model with such a tokenizer (SmolLM, Llama 3, Qwen), or another "
-            "runtime"
+            f"({model.get('type', 'not a fast one')}) cannot be written to GGUF, only BPE of bytes "
+            "or with bytes can: give a model with such a tokenizer (SmolLM, Llama, Qwen, Mistral), "
+            "or another runtime"
         )
-    if name == UNKNOWN:
-        log.warning(
-            "llama_cpp: how this tokenizer splits text has no name in llama.cpp: the GGUF file "
-            "says 'default', and some words may be split differently there"
-        )
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(name)
-    tokens, types = token_list(tokenizer, vocabulary)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    merges = model["merges"]
-    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
     _add_special(writer, tokenizer)
+
+
+def scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
+    """Return what sentencepiece prefers tokens by: those that are merged first."""
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(merges):
+        ranks.setdefault("".join(pair), rank)
+    return [-float(ranks.get(token, len(merges))) for token in tokens]
+
+
+def begins_with_space(described: dict[str, Any]) -> bool:
+    """Say whether a text is read as if a space came before it."""
+    steps = []
+    for part in ("normalizer", "pre_tokenizer"):
+        step = described.get(part) or {}
+        steps += step.get("normalizers") or step.get("pretokenizers") or [step]
+    return any(
+        step.get("type") == "Prepend"
+        or (step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never")
+        for step in steps
+    )
 
 
 def split_name(described: dict[str, Any]) -> str | None:

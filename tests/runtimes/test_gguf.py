@@ -1,48 +1,25 @@
 """What is written to GGUF is the model: read by transformers, or tensor by tensor."""
 
-import json
-
 import gguf
 import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from pruning.models.checkpoint import describe
-from pruning.models.modeling_pruned import add_output_biases_, factorise_, resize_block_
+from pruning.models.modeling_pruned import factorise_
 from pruning.models.shrink import copy_sharing_weights, shrink_
-from pruning.models.sites import architecture, blocks
+from pruning.models.sites import blocks
 from pruning.runtimes import gguf_file
 from pruning.runtimes.gguf_file import interleaved, write_gguf
 from pruning.runtimes.gguf_layout import layout, rope_factors
 from pruning.runtimes.gguf_precision import Precision
-from pruning.runtimes.gguf_tokenizer import WORDS, split_name
-from tests.helpers.allocations import mixed, uniform
+from tests.helpers.allocations import uniform
 from tests.helpers.families import EVERY, llama, qwen2, qwen3
-from tests.helpers.tiny import word_tokenizer
+from tests.helpers.written import LLAMA3, pruned, untied, with_output_biases, without
 
 IDS = torch.arange(5, 11)[None]  # mistral looks back no further
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-
-
-def pruned(model):
-    """Return it with uneven blocks: no attention in block 1, no FFN in block 2."""
-    return shrink_(copy_sharing_weights(model), mixed(model))
-
-
-def resized(model, index, groups, heads, width):
-    """Cut a block without choosing what goes."""
-    resize_block_(blocks(model)[index], architecture(model), groups, heads, width)
-    return model
 
 
 def read(path):
@@ -126,8 +103,8 @@ def test_rows_that_are_rotated_together_are_neighbours():
 
 
 def test_a_block_of_which_nothing_is_left_is_dropped(tmp_path):
-    model = resized(llama(), 0, 0, 0, 0)
-    write_gguf(resized(model, 1, 0, 0, 96), None, tmp_path / "a", Precision.f32)
+    model = without(llama(), (0, 0, 0, 0), (1, 0, 0, 96))
+    write_gguf(model, None, tmp_path / "a", Precision.f32)
     kind, fields, tensors = read(tmp_path / "a")
     assert (kind, fields["block_count"]) == ("deci", 2)
     assert fields["attention.head_count"] == [1, 8]  # the first says that there is attention
@@ -144,9 +121,7 @@ def test_biases_are_written(tmp_path):
     assert torch.equal(tensors["blk.1.attn_v.bias"], block.self_attn.v_proj.bias)
     assert torch.equal(tensors["blk.1.attn_q.bias"], interleaved(block.self_attn.q_proj.bias, 8))
     assert torch.equal(tensors["blk.1.ffn_down.bias"], block.mlp.down_proj.bias)
-    model = qwen2()
-    add_output_biases_(model, architecture(model))  # what llama.cpp's qwen2 has not
-    assert layout(model).name == "deci"
+    assert layout(with_output_biases(qwen2())).name == "deci"  # llama.cpp's qwen2 has none there
 
 
 def test_scaled_positions_are_factors(tmp_path):
@@ -180,23 +155,7 @@ def low_rank(model):
 
 def nothing_left():
     """Return a model without blocks."""
-    model = llama()
-    for index in range(3):
-        resized(model, index, 0, 0, 0)
-    return model
-
-
-def with_output_biases(model):
-    """Give a model biases that its family has not."""
-    add_output_biases_(model, architecture(model))
-    return model
-
-
-def untied(model):
-    """Give a model a head of its own."""
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    model.config.tie_word_embeddings = False
-    return model
+    return without(llama(), *((index, 0, 0, 0) for index in range(3)))
 
 
 @pytest.mark.parametrize(
@@ -225,72 +184,4 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(gguf_file.gguf, "quantize", broken)
     with pytest.raises(OSError, match="no space"):
         write_gguf(llama(), None, tmp_path / "a")
-    assert not [*tmp_path.iterdir()]
-
-
-def byte_tokenizer(before, ignore_merges=False):
-    """Make a byte-level tokenizer of 120 tokens with two special ones."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())[:115]
-    vocabulary = {token: i for i, token in enumerate(["<|end|>", *letters, "ab", "abc"])}
-    merges = [("a", "b"), ("ab", "c")]
-    bytes_ = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=ignore_merges))
-    bytes_.pre_tokenizer = before
-    made = PreTrainedTokenizerFast(tokenizer_object=bytes_, eos_token="<|end|>")
-    made.add_tokens(["<tool>"])
-    made.chat_template = "{{ messages }}"
-    return made
-
-
-def test_the_tokenizer_is_in_the_file(tmp_path):
-    write_gguf(llama(), byte_tokenizer(pre_tokenizers.ByteLevel(False)), tmp_path / "a")
-    fields = read(tmp_path / "a")[1]
-    tokens = fields["tokenizer.ggml.tokens"]
-    assert len(tokens) == fields["vocab_size"] == 128
-    assert tokens[116:120] == ["ab", "abc", "<tool>", "[PAD119]"]
-    assert fields["tokenizer.ggml.merges"] == ["a b", "ab c"]
-    types = fields["tokenizer.ggml.token_type"]
-    assert [types[i] for i in (0, 1, 118, 119)] == [3, 1, 4, 5]  # control, normal, own, unused
-    assert fields["tokenizer.ggml.eos_token_id"] == 0
-    assert "tokenizer.ggml.bos_token_id" not in fields
-    assert fields["tokenizer.ggml.add_bos_token"] is False
-    assert fields["tokenizer.chat_template"] == "{{ messages }}"
-
-
-def splitting(pattern):
-    """Return how Llama 3 and Qwen 2 split."""
-    first = pre_tokenizers.Split(Regex(pattern), "isolated")
-    return pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(False, use_regex=False)])
-
-
-@pytest.mark.parametrize(
-    ("before", "skips", "name"),
-    [
-        (pre_tokenizers.ByteLevel(False), False, "gpt-2"),
-        (
-            pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(False)]),
-            False,
-            "smollm",
-        ),
-        (splitting(WORDS % r"\p{N}"), False, "qwen2"),
-        (splitting(WORDS % r"\p{N}{1,3}"), True, "llama-bpe"),
-        (splitting(WORDS % r"\p{N}{1,3}"), False, "default"),
-        (splitting("x"), False, "default"),
-        (pre_tokenizers.ByteLevel(True), False, "default"),
-    ],
-)
-def test_how_text_is_split_has_a_name(tmp_path, caplog, before, skips, name):
-    tokenizer = byte_tokenizer(before, skips)
-    assert split_name(json.loads(tokenizer.backend_tokenizer.to_str())) == name
-    write_gguf(llama(), tokenizer, tmp_path / "a")
-    assert read(tmp_path / "a")[1]["tokenizer.ggml.pre"] == name
-    assert ("llama_cpp: how this tokenizer splits" in caplog.text) == (name == "default")
-
-
-def test_other_tokenizers_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"^runtime=llama_cpp: .*WordLevel.* only byte-level BPE"):
-        write_gguf(llama(), word_tokenizer(), tmp_path / "a")
-    many = byte_tokenizer(pre_tokenizers.ByteLevel(False))
-    many.add_tokens([f"more{i}" for i in range(20)])
-    with pytest.raises(ValueError, match=r"^runtime=llama_cpp: the tokenizer has 139 tokens and"):
-        write_gguf(llama(), many, tmp_path / "a")
     assert not [*tmp_path.iterdir()]

@@ -1,5 +1,6 @@
 """llama.cpp computes what transformers does, of every model that is written for it."""
 
+import ctypes
 import gc
 import json
 import os
@@ -9,63 +10,27 @@ import sys
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers
+from transformers import LlamaConfig
 
 from pruning.latency.timer import Rounds, interleaved
-from pruning.models.modeling_pruned import add_output_biases_, resize_block_
 from pruning.models.shape import Heads, Width
-from pruning.models.shrink import copy_sharing_weights, resized, shrink_
-from pruning.models.sites import architecture, blocks
+from pruning.models.shrink import resized, shrink_
 from pruning.runtimes import llama_cpp, llama_cpp_engine
+from pruning.runtimes.gguf_file import write_gguf
 from pruning.runtimes.gguf_precision import Precision
 from pruning.runtimes.llama_cpp import LlamaCpp
 from pruning.runtimes.llama_cpp_engine import ENGINES, Loaded
 from pruning.runtimes.workload import Phase, Workload
 from tests.helpers.allocations import mixed, uniform
-from tests.helpers.families import EVERY, llama, qwen2, qwen3
+from tests.helpers.families import EVERY, GATED, llama, qwen2, qwen3, random_model
+from tests.helpers.tokenizers import README, byte_level, sentencepiece_like
+from tests.helpers.written import LLAMA3, pruned, untied, with_output_biases, without
 
 pytest.importorskip("llama_cpp", reason="needs the extra llama-cpp")
 pytestmark = pytest.mark.job
 
 IDS = torch.arange(5, 17).reshape(2, 6)  # mistral looks back no further
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-
-
-def pruned(model):
-    """Return it with uneven blocks: no attention in block 1, no FFN in block 2."""
-    return shrink_(copy_sharing_weights(model), mixed(model))
-
-
-def without(model, *gone):
-    """Return it with sub-blocks removed: (block, KV groups, heads, FFN width)."""
-    for index, *sizes in gone:
-        resize_block_(blocks(model)[index], architecture(model), *sizes)
-    return model
-
-
-def with_output_biases(model):
-    """Return it with random biases that its family has not."""
-    add_output_biases_(model, architecture(model))
-    for name, parameter in model.named_parameters():
-        if name.endswith(("o_proj.bias", "down_proj.bias")):
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def untied(model):
-    """Return it with a head of its own."""
-    head = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(3))
-    model.lm_head.weight = torch.nn.Parameter(0.15 * head)
-    model.config.tie_word_embeddings = False
-    return model
-
-
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 MODELS = {
     **{family: EVERY[family] for family in FAMILIES},
@@ -194,6 +159,47 @@ def test_the_process_ends_with_its_parent():
             return
         signal.sigtimedwait([], 0.05)
     pytest.fail("the engine goes on")
+
+
+def ids_there(path, text):
+    """Return the tokens of a text as llama.cpp reads them."""
+    api = pytest.importorskip("llama_cpp")
+    options = api.llama_model_default_params()
+    options.vocab_only = True
+    model = api.llama_model_load_from_file(str(path).encode(), options)
+    content = text.encode()
+    room = (ctypes.c_int32 * (len(content) + 8))()
+    vocabulary = api.llama_model_get_vocab(model)
+    count = api.llama_tokenize(vocabulary, content, len(content), room, len(room), True, True)
+    api.llama_model_free(model)
+    return room[:count]
+
+
+BYTES = pre_tokenizers.ByteLevel(False)
+TOKENIZERS = {
+    "llama 2": sentencepiece_like,
+    "llama 2, metaspace": lambda: sentencepiece_like(metaspace=True),
+    "gpt-2": lambda: byte_level(BYTES),
+    "smollm": lambda: byte_level(pre_tokenizers.Sequence([pre_tokenizers.Digits(True), BYTES])),
+}
+TEXTS = (
+    "Hello world",
+    "a  b\n\n\tc, don't",
+    "It's 12345 o'clock; Grüße aus 数字 🙂",
+    "one<|end|>two",
+    README.read_text(encoding="utf-8")[:3000],
+)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_text_has_the_same_tokens_there(tmp_path, name):
+    tokenizer = TOKENIZERS[name]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>"]})
+    model = random_model(LlamaConfig(**(GATED | {"vocab_size": len(tokenizer)})))
+    write_gguf(model, tokenizer, tmp_path / "a")
+    later = "metaspace" in name  # llama.cpp adds a space behind special tokens, as Llama 2 did
+    for text in (text for text in TEXTS if not (later and "<|end|>" in text)):
+        assert ids_there(tmp_path / "a", text) == tokenizer(text)["input_ids"], text
 
 
 def test_what_is_exported_is_the_model(tmp_path):
