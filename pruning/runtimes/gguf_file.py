@@ -1,5 +1,6 @@
 """Write a dense or pruned model as one GGUF file, which llama.cpp reads."""
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from pruning.runtimes.gguf_tokenizer import add_tokenizer
 ATTENTION = "self_attn.%s_proj"
 HALVES = ("q", "k")  # projections whose rows are rotated
 
+
+logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)  # it names every file
 
 FILE_TYPES = {
     Precision.f32: LlamaFileType.ALL_F32,
