@@ -32,6 +32,8 @@ from pruning.recovery.recovery import NoRecovery, Training
 from pruning.renamed import today
 from pruning.results.tracker import Tracker
 from pruning.runtimes.llama_cpp import LlamaCpp
+from pruning.runtimes.onnxruntime import OnnxRuntime
+from pruning.runtimes.openvino import OpenVINO
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import TorchEager
 from pruning.search.search import Calibrated, NoSearch, Schedule, Spdy, Uniform
@@ -56,7 +58,13 @@ SCHEMAS: dict[str, dict[str, type]] = {  # by config group, and what its YAMLs b
         "flop": FLOP,
     },
     "hardware": {"local": Local, "file": File, "roofline": Roofline, "proxy": Proxy},
-    "runtime": {"torch": TorchEager, "torch_compile": TorchCompile, "llama_cpp": LlamaCpp},
+    "runtime": {
+        "torch": TorchEager,
+        "torch_compile": TorchCompile,
+        "llama_cpp": LlamaCpp,
+        "onnxruntime": OnnxRuntime,
+        "openvino": OpenVINO,
+    },
     "calibration": {"text": Calibration, "wikipedia": Wikipedia},
     "search": {
         "calibrated": Calibrated,

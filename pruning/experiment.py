@@ -59,14 +59,15 @@ class Experiment(Options):
                 f"search={self.search.name} does not go with method={self.method.name}: leave it "
                 "out, and the method's own default is taken"
             )
+        phase = getattr(self.hardware, "phase", Phase.auto)
         if (
             isinstance(self.runtime, Runtime)
-            and not self.runtime.generates
-            and getattr(self.hardware, "phase", None) is Phase.generate
+            and phase is not Phase.auto
+            and phase not in self.runtime.phases
         ):
             raise ValueError(
-                f"runtime={self.runtime.name} does not go with hardware.phase=generate, whose loop "
-                "it does not run: choose prefill or decode, or runtime=torch"
+                f"runtime={self.runtime.name} does not go with hardware.phase={phase}: it runs "
+                f"{', '.join(self.runtime.phases)}; choose one of these, or runtime=torch"
             )
         if (
             self.task is None

@@ -56,7 +56,7 @@ def profile(model: PreTrainedModel, how: Measurement, sites: list[Site]) -> Late
     tables = [(n, _profile(model, replace(how, work=step), sites, alignment)) for n, step in steps]
     if work.phase is not Phase.generate:
         return tables[0][1]
-    table = combine(tables, asdict(work) | {"runtime": runtime.name})
+    table = combine(tables, asdict(work) | {"runtime": runtime.label})
     call = {work.phase: runtime.end_to_end(model, work)}
     whole = interleaved(call, model.device, Rounds(how.repetitions), "profile: whole")[work.phase]
     table.rest += whole.p50 - table.dense
@@ -85,7 +85,7 @@ def _profile(
         ms = {level: t.p50 for (part, level), t in timings.items() if part == site.part}
         if site.kind is not Kind.LINEAR:
             empty = timings[NOTHING, NONE].p50
-            alone = {level: p50 - empty for level, p50 in ms.items()}
+            alone = {level: (p50 - empty) / runtime.copies for level, p50 in ms.items()}
             ms = monotone(alone)
             most = max(alone[level] - ms[level] for level in ms)
             lowered[site.part] = most / max(alone[site.whole], 1e-9)
@@ -104,7 +104,7 @@ def _profile(
         dense=dense,
         setting=asdict(work)
         | {
-            "runtime": runtime.name,
+            "runtime": runtime.label,
             "alignment": alignment,
             "dtype": str(model.dtype).removeprefix("torch."),
             "attention": model.config._attn_implementation,

@@ -1,7 +1,6 @@
 """Write a pruned model as an ordinary Hugging Face directory."""
 
 import json
-import os
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -23,6 +22,7 @@ from pruning.models.modeling_pruned import block_shape, head_size, ranks
 from pruning.models.sites import HEADS, architecture, blocks
 from pruning.models.weights import loaded
 from pruning.system.cache import file_sha256
+from pruning.system.files import whole_directory
 
 CODE = Path(modeling_pruned.__file__)
 FORMER = (  # sha256 sums of what it was in checkpoints before
@@ -50,18 +50,8 @@ def save(
     and is loaded with `trust_remote_code=True`.
     """
     config = describe(model)
-    partial, former = (path.with_name(f".{path.name}.{state}") for state in ("partial", "former"))
-    for leftover in (partial, former):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
+    with whole_directory(path) as partial:
         _write(model, config, tokenizer, partial, card)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if path.exists():
-        os.replace(path, former)  # a directory can only replace an empty one
-    os.replace(partial, path)
-    shutil.rmtree(former, ignore_errors=True)
 
 
 def _write(
@@ -71,8 +61,7 @@ def _write(
     directory: Path,
     card: str,
 ) -> None:
-    """Write all files to a directory that is not there yet."""
-    directory.mkdir(parents=True)
+    """Write all files to an empty directory."""
     model.save_pretrained(directory)
     for file in directory.glob("*.py"):  # of a model that was itself loaded with remote code
         file.unlink()

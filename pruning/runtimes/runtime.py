@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
-from pruning.runtimes.workload import Workload
+from pruning.runtimes.workload import Phase, Workload
 from pruning.system.options import Options
 
 if TYPE_CHECKING:
@@ -21,7 +23,8 @@ class Runtime(Options, ABC):
     """An engine; whatever is timed is a call that it makes."""
 
     where = "runtime"
-    generates: ClassVar[bool] = True  # whether it runs the loop of the phase generate
+    phases: ClassVar[tuple[Phase, ...]]  # that it runs
+    copies: ClassVar[int] = 1  # of a block that a call of one runs
     projections: ClassVar[bool] = False  # whether a projection by itself costs what it does inside
     name: str = MISSING  # that results and tables name it by
 
@@ -29,6 +32,15 @@ class Runtime(Options, ABC):
     @abstractmethod
     def version(self) -> str:
         """Return the version of the engine, on which times depend."""
+
+    @property
+    def label(self) -> str:
+        """Return what results call it; times of two labels are not compared."""
+        return self.name
+
+    def served(self, model: "PreTrainedModel") -> Any:
+        """Return what answers calls as the engine does, to be evaluated."""
+        return model
 
     @abstractmethod
     def end_to_end(self, model: "PreTrainedModel", work: Workload) -> Call:
@@ -38,5 +50,23 @@ class Runtime(Options, ABC):
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         """Return what makes a call of a shrunken copy of a block, by its index or the first.
 
-        Not for generate.
+        The call runs `copies` of it. Not for generate.
         """
+
+    def export(self, model: "PreTrainedModel", tokenizer: Any, directory: Path) -> str | None:
+        """Write what the engine serves into a job's directory; return the name of it there.
+
+        None for an engine that serves the checkpoint as it is.
+        """
+        return None
+
+
+def package_version(package: str, runtime: str, extra: str) -> str:
+    """Return the version of an engine; ValueError where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError as error:
+        raise ValueError(
+            f"runtime={runtime} needs the package {package}, which is not installed: "
+            f"pip install 'inference-aware-pruning[{extra}]'"
+        ) from error

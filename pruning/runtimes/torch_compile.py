@@ -7,7 +7,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, ClassVar
 
 from pruning.runtimes.runtime import Call, Runtime
-from pruning.runtimes.workload import Workload
+from pruning.runtimes.workload import Phase, Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class TorchCompile(Runtime):
     """Whole models and single blocks, each in one graph; a minute or so per model."""
 
-    generates: ClassVar[bool] = False  # the loop is not compiled
+    # not generate, whose loop is not compiled
+    phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.encode)
 
     name: str = "torch_compile"
 

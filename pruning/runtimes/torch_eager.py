@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, ClassVar
 
 from pruning.runtimes.runtime import Call, Runtime
-from pruning.runtimes.workload import Workload
+from pruning.runtimes.workload import Phase, Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class TorchEager(Runtime):
     """Modules are called as they are."""
 
+    phases: ClassVar[tuple[Phase, ...]] = tuple(Phase)
     projections: ClassVar[bool] = True
 
     name: str = "torch"

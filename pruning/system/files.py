@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -28,6 +30,24 @@ def write_bytes(content: bytes, path: Path) -> None:
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_directory(path: Path) -> Generator[Path]:
+    """Give an empty directory to write to, that takes the place of `path` once all is written."""
+    partial, former = (path.with_name(f".{path.name}.{state}") for state in ("partial", "former"))
+    for leftover in (partial, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        os.replace(path, former)  # a directory can only replace an empty one
+    os.replace(partial, path)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def to_json(value: Any, **options: Any) -> str:

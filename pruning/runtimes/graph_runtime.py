@@ -1,0 +1,128 @@
+"""Runtimes that compile a model as one graph: what they have in common."""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary, finalize
+
+from pruning.runtimes.runtime import Call, Runtime, package_version
+from pruning.runtimes.workload import Phase, Workload
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from pruning.runtimes.graph import Arrays, Graph
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the warnings of exporters to those who write them: no user can act on them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+SESSIONS: "WeakKeyDictionary[PreTrainedModel, dict[str, Session]]" = WeakKeyDictionary()
+
+
+class Session:
+    """A graph that an engine has compiled: inputs by name -> outputs, in order."""
+
+    def __init__(self, run: "Callable[[Arrays], list[Any]]", inputs: list[str], outputs: list[str]):
+        self.run, self.inputs, self.outputs = run, inputs, outputs
+
+    def __call__(self, arrays: "Arrays") -> list[Any]:
+        """Run it; a graph has no input that nothing depends on."""
+        return self.run({name: arrays[name] for name in self.inputs})
+
+
+@dataclass
+class GraphRuntime(Runtime):
+    """Whole models are compiled; a block is timed as a model of a few copies of it.
+
+    One graph reads prompts, and tokens behind a KV cache, of any batch and length.
+    """
+
+    copies: ClassVar[int] = 4
+    phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.encode)
+    package: ClassVar[str]  # on PyPI
+    extra: ClassVar[str]  # of this package
+
+    @property
+    def version(self) -> str:
+        """Return the version of the engine; ValueError where it is not installed."""
+        return package_version(self.package, self.name, self.extra)
+
+    @property
+    def label(self) -> str:
+        """Return the engine, its version, and what it computes in."""
+        precision = getattr(self, "precision", "")  # a field of each, with values of its own
+        return f"{self.name} {self.version.split('-')[0]}, {precision}"
+
+    @abstractmethod
+    def write(self, graph: "Graph", directory: Path) -> None:
+        """Write what the engine serves to a directory that is there."""
+
+    @abstractmethod
+    def open(self, directory: Path) -> Session:
+        """Load what `write` wrote."""
+
+    def end_to_end(self, model: "PreTrainedModel", work: Workload) -> Call:
+        """Return a call of a whole model, compiled."""
+        from pruning.runtimes.graph import feed
+
+        session, arrays = self.session(model), feed(model, work)
+        return lambda: session(arrays)
+
+    def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
+        """Return what makes a call of `copies` of a block, one behind the other."""
+        from pruning.models.uniform import uniform
+
+        def call(block: "nn.Module", index: int = 0) -> Call:
+            return self.end_to_end(uniform(model, block, self.copies), work)
+
+        return call
+
+    def served(self, model: "PreTrainedModel") -> Any:
+        """Return what answers calls as the engine does."""
+        from pruning.runtimes.served import Served
+
+        return Served(model, self.session(model))
+
+    def session(self, model: "PreTrainedModel") -> Session:
+        """Compile a model, once while it lives."""
+        from pruning.runtimes.graph import exported
+
+        known = SESSIONS.setdefault(model, {})
+        if (key := repr(self)) not in known:
+            files = Path(tempfile.mkdtemp(prefix="pruning-graph-"))
+            try:
+                self.write(exported(model), files)
+                known[key] = self.open(files)
+            except BaseException:
+                shutil.rmtree(files, ignore_errors=True)
+                raise
+            finalize(known[key], shutil.rmtree, files, ignore_errors=True)
+        return known[key]
+
+    def export(self, model: "PreTrainedModel", tokenizer: Any, directory: Path) -> str:
+        """Write what the engine serves to a directory of its name, whole or not at all."""
+        from pruning.runtimes.graph import exported
+        from pruning.system.files import whole_directory
+
+        with whole_directory(directory / self.name) as partial:
+            self.write(exported(model), partial)
+        return self.name
