@@ -57,6 +57,25 @@ def profile(fields: Fields = None) -> None:
     print(path)
 
 
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(metavar="OUTPUTS/STUDY/JOB/model")],
+    to: Annotated[str, typer.Option(help="runtimes, such as onnxruntime,openvino")],
+    precision: Annotated[str | None, typer.Option(help="runtime.precision")] = None,
+) -> None:
+    """Write a finished model for other engines.
+
+    What they serve stands beside `model`, and is compared with PyTorch before this says so.
+    """
+    from pruning.composition import compose
+    from pruning.job.export import export
+
+    given = [] if precision is None else [f"runtime.precision={precision}"]
+    runtimes = [compose([f"runtime={name}", *given]).runtime for name in to.split(",")]
+    for name, parity in export(model.resolve(), runtimes).items():
+        print(f"{model.parent / name}: {parity.same:.0%} same tokens, KL {parity.kl:.2g} nats")
+
+
 class Action(StrEnum):
     """What to do with the cache."""
 

@@ -44,6 +44,7 @@ class Quality:
     pruned: Measured  # the same where nothing was trained
     missing: dict[str, str]  # by part of the suite, what was wrong with its data
     shared: dict[str, float]  # by part, the share of calibration rows that hold evaluated text
+    served: dict[str, dict[str, float]]  # of dense and pruned, as the runtime answers
 
     def evaluation(self) -> Evaluation:
         """Return it as results have it."""
@@ -56,6 +57,7 @@ class Quality:
             one_shot=self.one_shot.metrics if trained else {},
             shared=self.shared,
             windows=self.dense.windows,
+            served=self.served,
         )
 
 

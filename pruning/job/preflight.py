@@ -22,6 +22,7 @@ def preflight(
     cache: Cache,
 ) -> None:
     """Raise ValueError where a part of the suite, a length or a token is not for this model."""
+    assert experiment.runtime.version  # or an error that says how to install it
     suite.check(model)
     _check_lengths(experiment, model)
     if experiment.calibration.text is not None:

@@ -47,7 +47,8 @@ def run(experiment: Experiment, out: Path, command: str = "", start: Path | None
         one_shot = stages.evaluate_pruned(suite, made.pruned, dense, job)
         made, trained = recover(e, made, dense, rows, suite, job)
         after = stages.evaluate_pruned(suite, made.pruned, dense, job) if trained else one_shot
-        quality = Quality(before, one_shot, after, missing, shared)
+        served = stages.evaluate_served(e, suite, dense, made, job)
+        quality = Quality(before, one_shot, after, missing, shared, served)
         outcome = PruningOutcome(dense, made, table, plan, quality, trained)
         return save(e, outcome, job, command)
 
@@ -71,6 +72,8 @@ def save(experiment: Experiment, outcome: PruningOutcome, job: Job, command: str
         checkpoint.save(made.pruned, outcome.dense.tokenizer, out / "model", "")
         write_allocation(made.allocation, out / "allocation.json")
         outcome.table.write(out / "latency.json")
+        if experiment.runtime.exports:
+            experiment.runtime.export(made.pruned, outcome.dense.tokenizer, out)
     written = compose(experiment, outcome, job, command)
     write_text(card(written), out / "model" / "README.md")
     result.write(written, out / "result.json")

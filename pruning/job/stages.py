@@ -21,6 +21,7 @@ from pruning.methods.method import Plan
 from pruning.models import checkpoint
 from pruning.models.allocation import composed, read_allocation
 from pruning.models.loaded import LoadedModel
+from pruning.models.source import fingerprint
 from pruning.models.weights import check_finite
 from pruning.system.job import Job
 
@@ -99,6 +100,26 @@ def evaluate_dense(experiment: Experiment, suite: Suite, dense: LoadedModel, job
             "checkpoint or suite"
         )
     return measured
+
+
+def evaluate_served(
+    experiment: Experiment, suite: Suite, dense: LoadedModel, made: ClosedLoopResult, job: Job
+) -> dict[str, dict[str, float]]:
+    """Measure both models as the runtime answers; nothing where that is what PyTorch answers.
+
+    Not by lm-eval, which has a model of transformers for its own.
+    """
+    runtime = experiment.runtime
+    if not runtime.exports or made.measured is None:
+        return {}
+    answered = replace(suite, tasks={}, average=[])
+    metrics = {}
+    with job.stopwatch("evaluate"):
+        for name, model in (("dense", dense.model), ("pruned", made.pruned)):
+            identity = f"{fingerprint(model)} {runtime.label}"
+            given = runtime.served(model), dense.tokenizer, job.cache, identity
+            metrics[name] = answered.evaluate(*given).metrics
+    return metrics
 
 
 def shared_rows(

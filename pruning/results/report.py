@@ -84,6 +84,9 @@ def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:
             rows.append((titled(sides[0], key), *(quantity(side, key) for side in sides)))
             if key in one_shot:
                 rows.append((f"{key}, before recovery", "", quantity(one_shot, key)))
+            if served := result.evaluation.served:
+                values = (quantity(served[side], key) for side in ("dense", "pruned"))
+                rows.append((f"{key}, {result.latency.runtime}", *values))
     return rows
 
 

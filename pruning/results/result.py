@@ -100,6 +100,8 @@ class Evaluation:
     # by token perplexity: how many `windows`, tokens `predicted` in them, and whether the
     # beginning-of-sequence token stands at the head of `every` window, of the `first`, or of `none`
     windows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # of `dense` and `pruned` as `latency.runtime` answers; nothing where that is PyTorch
+    served: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 @dataclass

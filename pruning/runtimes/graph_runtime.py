@@ -57,6 +57,7 @@ class GraphRuntime(Runtime):
     """
 
     copies: ClassVar[int] = 4
+    exports: ClassVar[bool] = True
     phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.encode)
     package: ClassVar[str]  # on PyPI
     extra: ClassVar[str]  # of this package
@@ -96,11 +97,11 @@ class GraphRuntime(Runtime):
 
         return call
 
-    def served(self, model: "PreTrainedModel") -> Any:
-        """Return what answers calls as the engine does."""
+    def served(self, model: "PreTrainedModel", written: Path | None = None) -> Any:
+        """Return what answers as the engine does; by what `export` wrote, if that is given."""
         from pruning.runtimes.served import Served
 
-        return Served(model, self.session(model))
+        return Served(model, self.open(written) if written else self.session(model))
 
     def session(self, model: "PreTrainedModel") -> Session:
         """Compile a model, once while it lives."""

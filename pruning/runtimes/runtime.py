@@ -25,6 +25,7 @@ class Runtime(Options, ABC):
     where = "runtime"
     phases: ClassVar[tuple[Phase, ...]]  # that it runs
     copies: ClassVar[int] = 1  # of a block that a call of one runs
+    exports: ClassVar[bool] = False  # whether it serves a format of its own
     projections: ClassVar[bool] = False  # whether a projection by itself costs what it does inside
     name: str = MISSING  # that results and tables name it by
 
@@ -38,8 +39,8 @@ class Runtime(Options, ABC):
         """Return what results call it; times of two labels are not compared."""
         return self.name
 
-    def served(self, model: "PreTrainedModel") -> Any:
-        """Return what answers calls as the engine does, to be evaluated."""
+    def served(self, model: "PreTrainedModel", written: Path | None = None) -> Any:
+        """Return what answers as the engine does; by what `export` wrote, if that is given."""
         return model
 
     @abstractmethod
@@ -53,12 +54,9 @@ class Runtime(Options, ABC):
         The call runs `copies` of it. Not for generate.
         """
 
-    def export(self, model: "PreTrainedModel", tokenizer: Any, directory: Path) -> str | None:
-        """Write what the engine serves into a job's directory; return the name of it there.
-
-        None for an engine that serves the checkpoint as it is.
-        """
-        return None
+    def export(self, model: "PreTrainedModel", tokenizer: Any, directory: Path) -> str:
+        """Write what the engine serves into a job's directory; return the name of it there."""
+        raise NotImplementedError(f"{self.name} serves the checkpoint as it is")
 
 
 def package_version(package: str, runtime: str, extra: str) -> str:
