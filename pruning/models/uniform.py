@@ -27,14 +27,17 @@ def uniform(model: PreTrainedModel, block: nn.Module, copies: int) -> PreTrained
         for module in layers[index].modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
-    made.config = deepcopy(model.config)
-    made.config.vocab_size = min(TOKENS, model.config.vocab_size)
+    config = made.config  # the copy's own
+    config.num_hidden_layers = copies
+    if types := getattr(config, "layer_types", None):
+        config.layer_types = types[:1] * copies
+    config.vocab_size = min(TOKENS, config.vocab_size)
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding), "products of embeddings are no blocks"
-    small = nn.Embedding(made.config.vocab_size, embedding.embedding_dim)
+    small = nn.Embedding(config.vocab_size, embedding.embedding_dim)
     made.set_input_embeddings(small.to(embedding.weight))
     if (head := model.get_output_embeddings()) is not None:
-        sizes = embedding.embedding_dim, made.config.vocab_size
+        sizes = embedding.embedding_dim, config.vocab_size
         smaller = nn.Linear(*sizes, bias=head.bias is not None)  # type: ignore[union-attr]
         made.set_output_embeddings(smaller.to(embedding.weight))
     return made

@@ -1,10 +1,9 @@
 """A model as one graph, which engines compile: `torch.export` of it, and what its inputs are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -14,11 +13,8 @@ from transformers.cache_utils import DynamicLayer
 from pruning.models.modeling_pruned import block_shape, head_size
 from pruning.models.sites import architecture, blocks, positions
 from pruning.runtimes.calls import random_tokens
-from pruning.runtimes.graph_runtime import quietly
+from pruning.runtimes.session import Arrays, quietly
 from pruning.runtimes.workload import Phase, Workload
-
-Arrays = dict[str, np.ndarray]
-Session = Callable[[Arrays], list[np.ndarray]]  # a compiled graph: inputs by name -> outputs
 
 
 class DecoderGraph(nn.Module):

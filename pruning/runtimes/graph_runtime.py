@@ -1,52 +1,26 @@
 """Runtimes that compile a model as one graph: what they have in common."""
 
-import logging
 import shutil
 import tempfile
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary, finalize
 
 from pruning.runtimes.runtime import Call, Runtime, package_version
+from pruning.runtimes.session import Session
 from pruning.runtimes.workload import Phase, Workload
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from pruning.runtimes.graph import Arrays, Graph
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the warnings of exporters to those who write them: no user can act on them."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    from pruning.runtimes.graph import Graph
 
 
 SESSIONS: "WeakKeyDictionary[PreTrainedModel, dict[str, Session]]" = WeakKeyDictionary()
-
-
-class Session:
-    """A graph that an engine has compiled: inputs by name -> outputs, in order."""
-
-    def __init__(self, run: "Callable[[Arrays], list[Any]]", inputs: list[str], outputs: list[str]):
-        self.run, self.inputs, self.outputs = run, inputs, outputs
-
-    def __call__(self, arrays: "Arrays") -> list[Any]:
-        """Run it; a graph has no input that nothing depends on."""
-        return self.run({name: arrays[name] for name in self.inputs})
 
 
 @dataclass

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from pruning.runtimes.gguf_precision import Precision
-from pruning.runtimes.runtime import Call, Runtime
+from pruning.runtimes.runtime import Call, Runtime, package_version
 from pruning.runtimes.workload import Phase, Workload
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ class LlamaCpp(Runtime):
 
     phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.generate)
     copies: ClassVar[int] = 8
+    exports: ClassVar[bool] = True
 
     name: str = "llama_cpp"
     precision: Precision = Precision.f16  # of the weights in the file
@@ -34,13 +34,7 @@ class LlamaCpp(Runtime):
     @property
     def version(self) -> str:
         """Return the version of llama-cpp-python; ValueError where it is not installed."""
-        try:
-            return version("llama-cpp-python")
-        except PackageNotFoundError as error:
-            raise ValueError(
-                "runtime=llama_cpp needs the package llama-cpp-python, which is not installed: "
-                "pip install 'inference-aware-pruning[llama-cpp]' (it is built in ten minutes)"
-            ) from error
+        return package_version("llama-cpp-python", self.name, "llama-cpp")
 
     @property
     def label(self) -> str:
@@ -71,18 +65,18 @@ class LlamaCpp(Runtime):
 
         return call
 
-    def served(self, model: "PreTrainedModel") -> Any:
-        """Return what answers calls as the engine does."""
+    def served(self, model: "PreTrainedModel", written: Path | None = None) -> Any:
+        """Return what answers as the engine does; by what `export` wrote, if that is given."""
         from pruning.runtimes.llama_cpp_engine import Served
 
-        return Served(model, self.loaded(model))
+        return Served(model, self.loaded(model, written))
 
-    def loaded(self, model: "PreTrainedModel") -> "Loaded":
-        """Load a model as it is now; ValueError where llama.cpp has no such model."""
+    def loaded(self, model: "PreTrainedModel", written: Path | None = None) -> "Loaded":
+        """Load a model as it is now, or a file; ValueError where llama.cpp has no such model."""
         assert self.version
         from pruning.runtimes.llama_cpp_engine import Loaded
 
-        return Loaded(model, self.precision)
+        return Loaded(model, self.precision, written)
 
     def export(self, model: "PreTrainedModel", tokenizer: Any, directory: Path) -> str:
         """Write the GGUF file, whole or not at all."""

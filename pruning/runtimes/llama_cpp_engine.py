@@ -96,13 +96,14 @@ ENGINES: "WeakValueDictionary[int, Engine]" = WeakValueDictionary()  # by their 
 class Loaded:
     """A model in the engine, without a tokenizer; no file of it is left."""
 
-    def __init__(self, model: PreTrainedModel, precision: Precision):
+    def __init__(self, model: PreTrainedModel, precision: Precision, written: Path | None = None):
         threads = torch.get_num_threads()
         self.engine = ENGINES.get(threads) or Engine(threads)
         ENGINES[threads] = self.engine
         with tempfile.TemporaryDirectory(prefix="pruning-gguf-") as directory:
-            path = Path(directory) / "model.gguf"
-            write_gguf(model, None, path, precision)
+            if (path := written) is None:
+                path = Path(directory) / "model.gguf"
+                write_gguf(model, None, path, precision)
             self.number = self.engine.ask("load", path=str(path))["number"]
         finalize(self, self.engine.unused.append, self.number)
 

@@ -6,10 +6,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pruning.runtimes.graph_runtime import GraphRuntime, Session, quietly
+from pruning.runtimes.graph_runtime import GraphRuntime
+from pruning.runtimes.session import Arrays, Session, quietly
 
 if TYPE_CHECKING:
-    from pruning.runtimes.graph import Arrays, Graph
+    from pruning.runtimes.graph import Graph
 
 FILE = "model.onnx"
 
@@ -69,7 +70,7 @@ class OnnxRuntime(GraphRuntime):
             directory / FILE, options, providers=["CPUExecutionProvider"]
         )
 
-        def run(arrays: "Arrays") -> list[Any]:
+        def run(arrays: Arrays) -> list[Any]:
             return [*session.run(None, arrays)]
 
         names = ([one.name for one in p] for p in (session.get_inputs(), session.get_outputs()))

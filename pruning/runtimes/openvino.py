@@ -5,10 +5,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pruning.runtimes.graph_runtime import GraphRuntime, Session, quietly
+from pruning.runtimes.graph_runtime import GraphRuntime
+from pruning.runtimes.session import Arrays, Session, quietly
 
 if TYPE_CHECKING:
-    from pruning.runtimes.graph import Arrays, Graph
+    from pruning.runtimes.graph import Graph
 
 FILE = "openvino_model.xml"
 
@@ -61,7 +62,7 @@ class OpenVINO(GraphRuntime):
         compiled = openvino.Core().compile_model(directory / FILE, "CPU", hints)
         request = compiled.create_infer_request()
 
-        def run(arrays: "Arrays") -> list[Any]:
+        def run(arrays: Arrays) -> list[Any]:
             results = request.infer(arrays, share_inputs=True, share_outputs=True)
             return [*results.values()]
 

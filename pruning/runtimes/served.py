@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pruning.models.sites import architecture
 from pruning.runtimes.graph import cached
-from pruning.runtimes.graph_runtime import Session
+from pruning.runtimes.session import Session
 
 
 class Served:
