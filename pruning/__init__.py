@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pruning.recovery.recovery import NoRecovery, Training
     from pruning.results.frame import load_results
     from pruning.results.result import Result
+    from pruning.runtimes.llama_cpp import LlamaCpp
+    from pruning.runtimes.onnxruntime import OnnxRuntime
+    from pruning.runtimes.openvino import OpenVINO
     from pruning.runtimes.torch_compile import TorchCompile
     from pruning.runtimes.torch_eager import TorchEager
     from pruning.search.search import Calibrated, NoSearch, Schedule, Spdy, Uniform
@@ -43,6 +46,9 @@ _HOMES = {
     "pruning.latency.local": ("Local",),
     "pruning.latency.cost_models": ("File", "Roofline", "Proxy"),
     "pruning.runtimes.torch_eager": ("TorchEager",),
+    "pruning.runtimes.onnxruntime": ("OnnxRuntime",),
+    "pruning.runtimes.openvino": ("OpenVINO",),
+    "pruning.runtimes.llama_cpp": ("LlamaCpp",),
     "pruning.runtimes.torch_compile": ("TorchCompile",),
     "pruning.calibration.calibration": ("Calibration", "Wikipedia"),
     "pruning.data.text": ("Text",),
@@ -65,12 +71,15 @@ __all__ = [
     "Depth",
     "File",
     "Flap",
+    "LlamaCpp",
     "Local",
     "Lora",
     "Loss",
     "Magnitude",
     "NoRecovery",
     "NoSearch",
+    "OnnxRuntime",
+    "OpenVINO",
     "Perplexity",
     "Proxy",
     "Pruned",
