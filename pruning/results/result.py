@@ -13,6 +13,8 @@ from pruning.system.files import to_json, write_text
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+Numbers = Mapping[str, float | None]  # by metric
+Curve = list[dict[str, float]]  # by step
 T = TypeVar("T")
 
 
@@ -91,17 +93,19 @@ class Params:
 class Evaluation:
     """`"<suite>/<task>/<metric>"` -> number; null where it was not finite."""
 
-    dense: Mapping[str, float | None]
-    pruned: Mapping[str, float | None]
-    read: dict[str, str] = field(default_factory=dict)  # by part, the hash of what was asked
-    not_run: dict[str, str] = field(default_factory=dict)  # by part, what was wrong with its data
-    one_shot: Mapping[str, float | None] = field(default_factory=dict)  # pruned, before recovery
-    shared: dict[str, float] = field(default_factory=dict)  # share of calibration rows, by part
+    dense: Numbers
+    pruned: Numbers
+    # by part, the hash of what was asked, and what was wrong with its data
+    read: dict[str, str] = field(default_factory=dict[str, str])
+    not_run: dict[str, str] = field(default_factory=dict[str, str])
+    one_shot: Numbers = field(default_factory=dict[str, float | None])  # pruned, before recovery
+    # share of calibration rows, by part
+    shared: dict[str, float] = field(default_factory=dict[str, float])
     # by token perplexity: how many `windows`, tokens `predicted` in them, and whether the
     # beginning-of-sequence token stands at the head of `every` window, of the `first`, or of `none`
-    windows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    windows: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     # of `dense` and `pruned` as `latency.runtime` answers; nothing where that is PyTorch
-    served: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    served: Mapping[str, Numbers] = field(default_factory=dict[str, Numbers])
 
 
 @dataclass
@@ -120,7 +124,8 @@ class Block:
     query_heads: int
     kv_heads: int
     ffn: int  # channels
-    ranks: dict[str, int] = field(default_factory=dict)  # of the projections that are two now
+    # of the projections that are two now
+    ranks: dict[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass
@@ -138,15 +143,24 @@ class Result:
     memory: Memory
     allocation: list[Block]  # one entry per block, in order
     environment: dict[str, Any]  # of `environment()`
-    break_even: dict[str, dict[str, int]] = field(default_factory=dict)  # ranks, by projection
-    embedding: dict[str, int] = field(default_factory=dict)  # rank of each cluster of tokens
-    training: list[dict[str, float]] = field(default_factory=list)  # curves of what was trained
-    search: list[dict[str, float]] = field(default_factory=list)  # losses of what it measured
-    recovery: dict[str, Any] = field(default_factory=dict)  # training after pruning: cost, curve
-    table: dict[str, Any] = field(default_factory=dict)  # that told a speed: setting, environment
+    # ranks, by projection
+    break_even: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    # rank of each cluster of tokens
+    embedding: dict[str, int] = field(default_factory=dict[str, int])
+    training: Curve = field(default_factory=list[dict[str, float]])  # of what was trained
+    search: Curve = field(default_factory=list[dict[str, float]])  # losses of what it measured
+    # training after pruning: cost, curve
+    recovery: dict[str, Any] = field(default_factory=dict[str, Any])
+    # that told a speed: setting, environment
+    table: dict[str, Any] = field(default_factory=dict[str, Any])
     command: str = ""  # the command line of the job; empty in older results
     loader: str = "AutoModelForCausalLM"  # the class of transformers that loads the checkpoint
     schema: int = SCHEMA
+
+
+def config_group(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a group of a resolved config, or of a group; empty where there is none."""
+    return config.get(name) or {}
 
 
 def write_samples(samples: Mapping[str, Sequence[dict[str, Any]]], out: Path) -> None:

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pruning.results.kept import units
 from pruning.results.points import Point, task_of
-from pruning.results.result import Result, times
+from pruning.results.result import Result, config_group, times
 from pruning.system.environment import differences
 
 
@@ -28,7 +29,7 @@ class Row:
 
 def rows_of(points: Sequence[Point], study: Path) -> list[Row]:
     """Return a row per result, those of a method together, by target."""
-    gathered = []
+    gathered: list[Row] = []
     ordered = sorted(points, key=lambda p: p.label)  # stable: by target within a label
     pairs = [(p, run) for p in ordered for run in sorted(p.runs, key=_seed)]
     for (p, run), title in zip(pairs, titles(pairs), strict=True):
@@ -44,7 +45,7 @@ def _seed(run: Result) -> tuple[str, int]:
 
 def titles(pairs: Sequence[tuple[Point, Result]]) -> Iterator[str]:
     """Name results by label and target, then by task and seed; by their run where alike."""
-    said = []
+    said: list[str] = []
     for p, run in pairs:
         extra = [task_of(run.config), f"seed {run.config.get('seed')}"] if len(p.runs) > 1 else []
         said.append(", ".join([p.label, times(p.target), *filter(None, extra)]))
@@ -58,13 +59,13 @@ def environments(rows: Sequence[Row]) -> dict[str, list[str | None]]:
 
     Besides the environment, the device and the type of the weights that were asked for.
     """
-    told = []
+    told: list[dict[str, Any]] = []
     for row in rows:
         config = row.run.config
         asked = {"model": ("dtype",), "hardware": ("device",)}
         groups = {
-            group: {key: config[group][key] for key in keys if key in (config.get(group) or {})}
-            for group, keys in asked.items()
+            kind: {key: value for key, value in config_group(config, kind).items() if key in keys}
+            for kind, keys in asked.items()
         }
         told.append(row.run.environment | groups)
     return differences(told)

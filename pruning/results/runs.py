@@ -28,7 +28,8 @@ def log_job(run: "Run", result: Result, directory: Path, checkpoint: bool) -> No
     for step, (stage, seconds) in enumerate(result.seconds.items()):
         run.log({"stages/step": step, f"stages/{stage}_s": seconds})
     run.log({"per_layer/kept": kept(result)})
-    run.summary.update(summary(result))
+    for key, number in summary(result).items():
+        run.summary[key] = number
     artifact = wandb.Artifact(result.name, type="result")
     for path in (directory / name for name in FILES):
         if path.exists():

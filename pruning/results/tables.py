@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from pruning.results.frame import frame
+from pruning.results.frame import to_csv
 from pruning.results.points import EQUAL, Point, best, dense_of, metrics, task_of
 from pruning.results.report import quantity, titled
 from pruning.results.result import times
@@ -21,7 +21,7 @@ def markdown(study: str, points: Sequence[Point]) -> str:
     speed = bases.pop() if len(bases) == 1 else "speedup"
     lines.append(f"| {' | '.join(['target', 'method', speed, *heads, 'parameters', 'runs'])} |")
     lines.append("| --- | --- | ---: |" + " ---: |" * (len(heads) + 2))
-    winners = []
+    winners: list[str] = []
     for target in dict.fromkeys(p.target for p in points):
         rivals = [p for p in points if p.target == target]
         champions = {key: best(rivals, key) for key in keys}
@@ -71,5 +71,4 @@ def table(points: Sequence[Point]) -> str:
     keys = metrics(points)
     columns = COLUMNS | {f"dense/{key}": f"dense {key}" for key in keys}
     columns |= {f"pruned/{key}": key for key in keys}
-    rows = frame([run for p in points for run in p.runs]).reindex(columns=list(columns))
-    return rows.rename(columns=columns).to_csv(index=False, lineterminator="\n")
+    return to_csv([run for p in points for run in p.runs], columns)

@@ -132,9 +132,9 @@ def publish(study: Path) -> None:
     """Show the frontier of a study by the tracker that its first result was made with."""
     from pruning.results.points import read_results
 
-    given = read_results(study)[0].config["tracker"]
-    kinds = {"name": Service(given["name"]), "mode": Mode(given["mode"])}
-    Tracker(**{"checkpoint": False, **given, **kinds}).report_study(study)
+    given: dict[str, Any] = {"checkpoint": False, **read_results(study)[0].config["tracker"]}
+    given |= {"name": Service(given["name"]), "mode": Mode(given["mode"])}
+    Tracker(**given).report_study(study)
 
 
 def run_id(name: str) -> str:

@@ -1,7 +1,7 @@
 """Charts with a line per result: its speedups, what it kept, what it cost."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pruning.results.result import times
 from pruning.results.rows import Row
@@ -17,7 +17,7 @@ def speedups(rows: Sequence[Row]) -> "LayerChart":
     """Draw target, predicted and measured speedup of every result in a line of its own."""
     import altair as alt
 
-    values = []
+    values: list[dict[str, Any]] = []
     for row in rows:
         speedup = row.run.speedup
         known = {"target": speedup.target, "predicted": speedup.predicted}

@@ -91,7 +91,7 @@ def dots(rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:
 
 def centres(points: Sequence[Point], metric: str) -> list[dict[str, Any]]:
     """Return the mean of every point, and the ends of its bar, null without one."""
-    means = []
+    means: list[dict[str, Any]] = []
     for p in points:
         if (centre := p.centre(metric)) is None:
             continue
