@@ -1,5 +1,6 @@
 """Measure a latency table and save it; or show one."""
 
+import re
 from pathlib import Path
 
 from pruning.composition import compose
@@ -18,11 +19,18 @@ def measure(overrides: list[str]) -> Path:
     model = experiment.model.skeleton(cache, hardware.open(), experiment.task)
     sites = experiment.method.sites(model)
     table = hardware.profile(model, sites, cache, experiment.runtime)
-    size = "{phase}-{batch}x{sequence}-{dtype}".format(**table.setting)
-    size += "" if table.runtime == "torch" else f"-{table.runtime}"
-    path = PROFILES / f"{experiment.model.name}-{hardware.name}-{size}.json"
+    path = PROFILES / file_name(experiment.model.name, hardware.name, table)
     table.write(path)
     return path
+
+
+def file_name(model: str, hardware: str, table: LatencyTable) -> str:
+    """Return what a table is saved as, without what an override would have to quote."""
+    setting = "{phase}-{batch}x{sequence}-{dtype}".format(**table.setting)
+    name = f"{model}-{hardware}-{setting}"
+    if table.runtime != "torch":
+        name += "-" + re.sub(r"[^\w.]+", "-", table.runtime)
+    return f"{name}.json"
 
 
 def show(path: Path) -> None:
