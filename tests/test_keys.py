@@ -36,8 +36,9 @@ from pruning.models.source import Dtype, Model, fingerprint
 from pruning.recovery.recipe import Loss, LrSchedulerType, Precision
 from pruning.recovery.stage import recovered
 from pruning.recovery.train import Distillation
+from pruning.runtimes import llama_cpp, onnxruntime, openvino
 from pruning.runtimes.torch_compile import TorchCompile
-from pruning.runtimes.torch_eager import EAGER
+from pruning.runtimes.torch_eager import EAGER, TorchEager
 from pruning.runtimes.workload import Phase
 from pruning.search.climb import calibrated
 from pruning.search.options import Objective
@@ -518,6 +519,28 @@ def test_what_changes_a_result_changes_its_key(stage, what, root, original):
     before, given = original(stage, BESIDE.get((stage, what), nothing_else)), Given(root)
     CASES[stage][what](given)
     assert entry(stage, given) != before
+
+
+@pytest.mark.parametrize(
+    ("engine", "option", "value"),
+    [
+        (openvino.OpenVINO(), "precision", openvino.Precision.int8),
+        (llama_cpp.LlamaCpp(), "precision", llama_cpp.Precision.q8_0),
+        (onnxruntime.OnnxRuntime(), "precision", onnxruntime.Precision.int8),
+        (onnxruntime.OnnxRuntime(), "spinning", True),
+    ],
+)
+def test_options_of_an_engine_change_the_key_of_a_profile(engine, option, value, root, monkeypatch):
+    monkeypatch.setattr("pruning.runtimes.runtime.version", lambda package: "1")  # or none is there
+    before = entry("profile", Given(root, runtime=engine))
+    assert entry("profile", Given(root, runtime=replace(engine))) == before
+    assert entry("profile", Given(root, runtime=replace(engine, **{option: value}))) != before
+
+
+def test_the_key_of_a_profile_by_torch_holds_no_options(root):
+    setting = key_of("profile", Given(root))["setting"]
+    assert setting == ["cpu", "prefill, 2 x 16 tokens", 1]
+    assert key_of("profile", Given(root, runtime=TorchEager()))["setting"] == setting
 
 
 def elsewhere(owner: str) -> Change:
