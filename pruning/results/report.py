@@ -85,7 +85,7 @@ def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:
         add(titled(dense, key), key, dense, pruned)
         if key in one_shot:
             add(f"{key}, before recovery", key, {}, one_shot)
-        if served := measured.served:
+        if key in (served := measured.served).get("pruned", {}):
             add(f"{key}, {result.latency.runtime}", key, served["dense"], served["pruned"])
     return rows
 
