@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pruning.runtimes.graph import Graph
 
 FILE = "model.onnx"
+OPSET = 24  # attention is one operation; in 23 rotations refuse batches
 
 
 class Precision(StrEnum):
@@ -43,6 +44,7 @@ class OnnxRuntime(GraphRuntime):
                 graph.program,
                 input_names=graph.inputs,
                 output_names=graph.outputs,
+                opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
             )
