@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -23,37 +23,25 @@ print(pruned.save("from_python") / "model")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Build the wheel from a copy, install it into a folder of its own, and leave the checkout."""
+    """Install a copy of the checkout into a fresh environment, and leave the checkout."""
     where = tmp_path_factory.mktemp("installed")
-    source, site = where / "source", where / "site"
     left_out = shutil.ignore_patterns(".*", "outputs", "multirun", "build", "*.egg-info", "docs")
-    shutil.copytree(ROOT, source, ignore=left_out)
+    shutil.copytree(ROOT, where / "source", ignore=left_out)
     shutil.copy(ROOT / "examples" / "prune_from_python.py", where / "examples_of_the_wheel.py")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    for words in (
-        ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", where, source],
-        [
-            "install",
-            "--no-deps",
-            "--no-index",
-            "--target",
-            site,
-            "--find-links",
-            where,
-            "inference-aware-pruning",
-        ],
-    ):
-        subprocess.run([*pip, *words], check=True, capture_output=True, text=True)
+    venv.create(where / "env", with_pip=True)
+    pip = [where / "env" / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+    words = ["install", "--constraint", ROOT / "constraints.txt", where / "source"]
+    subprocess.run([*pip, *words], check=True, capture_output=True, text=True)
     return where
 
 
 def run(place: Path, *words: object) -> str:
-    """Run Python with the installed package in front, from another directory; return its output."""
+    """Run the Python of that environment, from another directory; return its output."""
     done = subprocess.run(
-        [sys.executable, *words],
+        [place / "env" / "bin" / "python", *words],
         cwd=place,
         env={
-            "PYTHONPATH": f"{place / 'site'}:{place}",
+            "PYTHONPATH": str(place),  # for the example
             "PRUNING_CACHE": str(place / "cache"),
             "PATH": "/usr/bin:/bin",
             "OMP_NUM_THREADS": "1",
@@ -67,14 +55,15 @@ def run(place: Path, *words: object) -> str:
 
 @pytest.mark.slow
 def test_an_installed_package_prunes_from_any_directory(place):
-    packaged = place / "site" / "pruning" / "conf"
+    (site,) = (place / "env" / "lib").glob("python3*/site-packages")
+    packaged = site / "pruning" / "conf"
     for path in (ROOT / "conf").rglob("*.*"):
         assert (packaged / path.relative_to(ROOT / "conf")).read_text() == path.read_text()
 
     (place / "script.py").write_text(SCRIPT)
-    assert "from_python/model" in run(place, "script.py", place / "site")
+    assert "from_python/model" in run(place, "script.py", site)
 
-    entry = place / "site" / "bin" / "pruning-launch"
+    entry = place / "env" / "bin" / "pruning-launch"
     said = run(place, entry, "--help")
     assert "method: dense, depth" in said
     assert "schema" not in said
