@@ -33,10 +33,11 @@ from pruning.models.sites import (
 )
 
 M = TypeVar("M", bound=PreTrainedModel)
+N = TypeVar("N", bound=nn.Module)
 
 
-def copy_sharing_weights(model: M) -> M:
-    """Copy the structure of a model but share every parameter and buffer with it."""
+def copy_sharing_weights(model: N) -> N:
+    """Copy the structure of a model or block but share every parameter and buffer with it."""
     shared = [*model.parameters(), *model.buffers()]
     return deepcopy(model, {id(tensor): tensor for tensor in shared})
 
@@ -44,13 +45,16 @@ def copy_sharing_weights(model: M) -> M:
 def repeat_blocks_(model: PreTrainedModel, count: int) -> None:
     """Let a model of one block have `count`, which share its weights and know their places."""
     layers = blocks(model)
-    block = layers[0]
-    shared = {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())}
-    for index in range(1, count):
-        layers.append(deepcopy(block, dict(shared)))
-        for module in layers[index].modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = index  # type: ignore[assignment]
+    layers.extend(copy_block(layers[0], index) for index in range(1, count))
+
+
+def copy_block(block: nn.Module, index: int) -> nn.Module:
+    """Copy a block for another place, which the copy knows; it shares the weights."""
+    copy = copy_sharing_weights(block)
+    for module in copy.modules():
+        if hasattr(module, "layer_idx"):
+            module.layer_idx = index  # type: ignore[assignment]
+    return copy
 
 
 def resize_(block: nn.Module, a: Architecture, shapes: Iterable[Shape]) -> None:

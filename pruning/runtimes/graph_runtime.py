@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -64,10 +65,12 @@ class GraphRuntime(Runtime):
 
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         """Return what makes a call of `copies` of a block, one behind the other."""
-        from pruning.models.uniform import uniform
+        from pruning.models.stacked import stacked
 
         def call(block: "nn.Module", index: int = 0) -> Call:
-            return self.end_to_end(uniform(model, block, self.copies), work)
+            # weights that are shared would be read from a cache
+            copies = [deepcopy(block) for _ in range(self.copies)]
+            return self.end_to_end(stacked(model, copies), work)
 
         return call
 

@@ -56,10 +56,11 @@ class LlamaCpp(Runtime):
 
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         """Return what makes a call of `copies` of a block, behind a small one of all kinds."""
-        from pruning.runtimes.gguf_blocks import stacked
+        from pruning.models.stacked import stacked
+        from pruning.runtimes.gguf_blocks import behind_a_small_one
 
         def call(block: "nn.Module", index: int = 0) -> Call:
-            loaded = self.loaded(stacked(model, block, self.copies))
+            loaded = self.loaded(stacked(model, behind_a_small_one(model, block, self.copies)))
             loaded.prepare(work)
             return loaded
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from transformers import LlamaConfig
 from pruning.latency.timer import Rounds, interleaved
 from pruning.models.shape import Heads, Width
 from pruning.models.shrink import resized, shrink_
-from pruning.runtimes import llama_cpp, llama_cpp_engine
+from pruning.runtimes import llama_cpp_engine
 from pruning.runtimes.gguf_file import write_gguf
 from pruning.runtimes.gguf_precision import Precision
 from pruning.runtimes.llama_cpp import LlamaCpp
@@ -218,9 +219,9 @@ def test_the_label_says_engine_version_and_precision(monkeypatch):
     assert LlamaCpp(precision=Precision.q8_0).label.endswith(", q8_0")
 
     def missing(name):
-        raise llama_cpp.PackageNotFoundError
+        raise PackageNotFoundError
 
-    monkeypatch.setattr(llama_cpp, "version", missing)
+    monkeypatch.setattr("pruning.runtimes.runtime.version", missing)
     with pytest.raises(
         ValueError, match=r"^runtime=llama_cpp needs .*: pip install '.*\[llama-cpp"
     ):
