@@ -41,7 +41,7 @@ def export(model: Path, runtimes: Iterable[Runtime]) -> dict[str, Parity]:
     for runtime in runtimes:
         if not runtime.exports:
             raise ValueError(f"runtime={runtime.name} serves {model} as it is: nothing to export")
-        assert runtime.version  # or an error that says how to install it
+        runtime.check(loaded, tokenizer)
         written = model.parent / runtime.export(loaded, tokenizer, model.parent)
         answers[written.name] = alike = parity(loaded, runtime.served(loaded, written))
         if alike.same < LEAST:

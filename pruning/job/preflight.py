@@ -21,8 +21,8 @@ def preflight(
     tokenizer: PreTrainedTokenizerBase,
     cache: Cache,
 ) -> None:
-    """Raise ValueError where a part of the suite, a length or a token is not for this model."""
-    assert experiment.runtime.version  # or an error that says how to install it
+    """Raise ValueError where the runtime, the suite, a length or a token is not for this model."""
+    experiment.runtime.check(model, tokenizer)
     suite.check(model)
     _check_lengths(experiment, model)
     if experiment.calibration.text is not None:

@@ -47,6 +47,11 @@ class Entry:
         return gguf.quantize(values, self.stored)
 
 
+def check_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError where `write_gguf` would, for a family, shapes or a tokenizer."""
+    add_tokenizer(GGUFWriter(None, layout(model).name), tokenizer, model.config.vocab_size)
+
+
 @torch.no_grad()
 def write_gguf(
     model: PreTrainedModel,

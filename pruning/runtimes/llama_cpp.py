@@ -41,6 +41,13 @@ class LlamaCpp(Runtime):
         """Return the engine, its version, and how weights are stored."""
         return f"{self.name} {self.version}, {self.precision}"
 
+    def check(self, model: "PreTrainedModel", tokenizer: Any) -> None:
+        """Raise ValueError where the engine is not installed, or GGUF cannot hold these two."""
+        from pruning.runtimes.gguf_file import check_gguf
+
+        super().check(model, tokenizer)
+        check_gguf(model, tokenizer)
+
     def end_to_end(self, model: "PreTrainedModel", work: Workload) -> Call:
         """Return a call of a whole model; it is loaded again where its blocks have other shapes."""
         from pruning.models.modeling_pruned import block_shape

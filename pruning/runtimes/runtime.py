@@ -39,6 +39,10 @@ class Runtime(Options, ABC):
         """Return what results call it; times of two labels are not compared."""
         return self.name
 
+    def check(self, model: "PreTrainedModel", tokenizer: Any) -> None:
+        """Raise ValueError where the engine is not installed, or has no such model or tokenizer."""
+        assert self.version  # or an error that says how to install it
+
     def served(self, model: "PreTrainedModel", written: Path | None = None) -> Any:
         """Return what answers as the engine does; by what `export` wrote, if that is given."""
         return model

@@ -1,15 +1,20 @@
 """What a model cannot read is refused; what it never reads is not."""
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 
 from pruning.composition import compose
 from pruning.evaluation.parts import ClassificationBenchmark
 from pruning.evaluation.suite import Suite
 from pruning.job.preflight import check_ids, preflight
 from pruning.system.cache import Cache
-from tests.helpers.families import ENCODERS, FAMILIES
+from tests.helpers.families import ENCODERS, FAMILIES, llama, qwen3
 from tests.helpers.tiny import word_tokenizer
+from tests.helpers.tokenizers import byte_level
+from tests.helpers.written import pruned, untied
 
 
 def check(tmp_path, model, *overrides: str, words: str = "w1 w2 w3", size: int = 125) -> None:
@@ -100,3 +105,47 @@ def test_tokens_of_labelled_rows(tmp_path, size):
     experiment.search.sequence_length = 64
     with pytest.raises(ValueError, match=r"^suite\.labelled\.mine: token 128, 'w125'"):
         preflight(experiment, suite, *given)
+
+
+@pytest.fixture
+def _installed(monkeypatch):
+    """Let all engines be there, of some version."""
+    monkeypatch.setattr("pruning.runtimes.runtime.version", lambda package: "1")
+
+
+@pytest.mark.usefixtures("_installed")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (llama, r"the tokenizer \w+ \(WordLevel\) cannot be written to GGUF, .*: give a model"),
+        (FAMILIES["gpt2"], r"models of the family gpt2 are not written to GGUF: give a model of"),
+        (lambda: pruned(untied(qwen3())), r"a qwen3 of uneven blocks has no untied head there: gi"),
+    ],
+)
+def test_what_gguf_cannot_hold_is_refused_before_any_work(tmp_path, make, said):
+    with pytest.raises(ValueError, match=rf"^runtime=llama_cpp: {said}"):
+        check(tmp_path, make(), "runtime=llama_cpp")
+    for runtime in ("torch", "torch_compile", "onnxruntime", "openvino"):
+        check(tmp_path, make(), f"runtime={runtime}")
+
+
+@pytest.mark.usefixtures("_installed")
+def test_what_gguf_holds_is_not_refused():
+    tokenizer = byte_level(pre_tokenizers.ByteLevel(False), 128)
+    runtime = compose(["runtime=llama_cpp"]).runtime
+    model = llama()
+    model.config.vocab_size = len(tokenizer)
+    runtime.check(model, tokenizer)
+    model.config.vocab_size -= 1
+    with pytest.raises(ValueError, match=r"^runtime=llama_cpp: the tokenizer has \d+ tokens and"):
+        runtime.check(model, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["llama_cpp", "onnxruntime", "openvino"])
+def test_an_engine_that_is_not_installed_is_named_first(tmp_path, name, monkeypatch):
+    def missing(package: str) -> str:
+        raise PackageNotFoundError
+
+    monkeypatch.setattr("pruning.runtimes.runtime.version", missing)
+    with pytest.raises(ValueError, match=rf"^runtime={name} needs the package .*: pip install"):
+        check(tmp_path, FAMILIES["gpt2"](), f"runtime={name}")
