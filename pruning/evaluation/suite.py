@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+GROUPS = ("tasks", "labelled", "questions")  # fields with parts by name
+
 
 @dataclass
 class Suite(Options):
@@ -96,7 +98,7 @@ class Suite(Options):
         """Yield (config path, name, part) of all that is evaluated; a text has the name `text`."""
         if self.perplexity is not None:
             yield PERPLEXITY, "text", self.perplexity
-        for kind in ("tasks", "labelled", "questions"):
+        for kind in GROUPS:
             for name, part in getattr(self, kind).items():
                 yield f"suite.{kind}.{name}", name, part
 
@@ -162,7 +164,7 @@ class Suite(Options):
     def _without(self, names: set[str]) -> "Suite":
         left = {
             kind: {name: part for name, part in getattr(self, kind).items() if name not in names}
-            for kind in ("tasks", "labelled", "questions")
+            for kind in GROUPS
         }
         return replace(self, **left, perplexity=None if "text" in names else self.perplexity)
 

@@ -1,7 +1,9 @@
 """The levels of every site: what is kept at each, what it costs in loss, and its weights."""
 
+import inspect
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +29,16 @@ from pruning.system.progress import track
 def dear(loss: float | None) -> float:
     """Return a loss, infinity for one that is not finite: what overflows is never the better."""
     return loss if loss is not None and math.isfinite(loss) else math.inf
+
+
+def foreign_code(kind: type) -> list[str]:
+    """Return the source of a class and its bases from elsewhere: no version stands for it."""
+    ours = {"pruning", *sys.stdlib_module_names}
+    foreign = [one for one in kind.__mro__ if one.__module__.partition(".")[0] not in ours]
+    try:
+        return [inspect.getsource(one) for one in foreign]
+    except (OSError, TypeError):  # typed at a prompt
+        return [f"{one.__module__}.{one.__qualname__}" for one in foreign]
 
 
 @dataclass
@@ -90,6 +102,8 @@ class Levels(Mapping[Site, SiteLevels]):
         shapes = [[level.plain for level in table.levels(site)] for site in prunable]
         # not its name: uniform_ffn has the levels of ziplm
         settings = {"kind": type(method).__name__, **asdict(method), "name": None}  # type: ignore[call-overload]
+        if code := foreign_code(type(method)):
+            settings["code"] = code
         key = {"version": 4, "moments": moments.identity, "method": settings, "shapes": shapes}
         entry = cache.stage("levels", key, build)
         return cls.read(entry, prunable, moments)

@@ -10,6 +10,7 @@ from torch import nn
 from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Accumulator, Moments, Split, collect
 from pruning.methods.baselines import Flap
+from pruning.models.shape import Width
 from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, Site, linears, projection, sites, weight
 from tests.helpers.families import EVERY, llama, opt
@@ -222,7 +223,8 @@ def test_flap_orders_by_the_variance_of_nearly_constant_inputs(tmp_path):
     assert moments[site].all.covariance.diagonal().min() > 0
     score = weight(block.fc2).double().square().sum(0) * variance
     widths = [site.units, 60, 30, 1, 0]
-    of = Flap("flap", bias=True).site_levels(site, weight(block.fc2), moments[site], widths)
+    shapes = [Width(width) for width in widths]
+    of = Flap("flap", bias=True).site_levels(site, weight(block.fc2), moments[site], shapes)
     for keep, width in zip(of.keeps, widths, strict=True):
         kept = score.argsort(descending=True)[:width]
         assert keep.nonzero().flatten().tolist() == sorted(kept.tolist())

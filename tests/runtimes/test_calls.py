@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pruning.composition import SCHEMAS
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import architecture, blocks
 from pruning.runtimes.calls import FrozenCache, end_to_end, filled, of_block, random_tokens
+from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.workload import Phase, Workload
 from tests.helpers.allocations import mixed
 from tests.helpers.families import EVERY, llama
@@ -60,6 +62,30 @@ def test_a_block_alone_does_what_it_does_in_the_model(family, phase):
     torch.testing.assert_close(
         found, expected[:, -1:] if phase == "decode" else expected, rtol=1e-4, atol=1e-4
     )
+
+
+CALLED = {  # modules are called as they are: no format of its own, nothing that is compiled
+    name: kind
+    for name, kind in SCHEMAS["runtime"].items()
+    if not kind.exports and kind is not TorchCompile  # in a process of its own
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CALLED)
+def test_a_runtime_calls_the_model_and_its_blocks(name):
+    runtime, model = CALLED[name](), llama()
+    assert runtime.version
+    for phase in {Phase.prefill, Phase.decode} & {*runtime.phases}:
+        work = Workload(phase, 2, 9)
+        ids = random_tokens(model, 2, 9) if phase is Phase.prefill else prompt(model)
+        expected = model(input_ids=ids, use_cache=False).logits[:, -1]
+        found = runtime.end_to_end(model, work)().logits[:, -1]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        hidden = runtime.block(model, work)(blocks(model)[0])()
+        torch.testing.assert_close(
+            hidden, of_block(model, work)(blocks(model)[0])(), rtol=1e-4, atol=1e-4
+        )
 
 
 def compiled(*families: str) -> list[dict]:

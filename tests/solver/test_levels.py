@@ -1,4 +1,6 @@
 import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from itertools import pairwise
 
 import pytest
@@ -6,13 +8,13 @@ import torch
 
 from pruning.calibration.moments import Moments, Split
 from pruning.latency.grid import heads, widths
-from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
+from pruning.methods.baselines import Flap, Magnitude
 from pruning.methods.leveled import Leveled
 from pruning.methods.svd import SVD
-from pruning.methods.ziplm import Score
+from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.shape import Heads
 from pruning.models.sites import Kind, Site, shape
-from pruning.solver.levels import Levels, SiteLevels
+from pruning.solver.levels import Levels, SiteLevels, foreign_code
 from pruning.solver.obs import greedy
 from pruning.solver.ordering import HeldOut, choose_ridge, kept_units
 from tests.helpers.data import inputs, lstsq, mean, weights
@@ -172,11 +174,8 @@ def test_what_is_gone_costs_all(whole):
 
 def every_method() -> list[Leveled]:
     """Build every method of levels that end with nothing: all but ranks."""
-    methods = [ziplm(score, RIDGES) for score in Score]
-    methods += [Flap("flap", bias=True), Flap("flap_no_bias", bias=False), WandaSp("wanda_sp")]
-    methods += [Magnitude("magnitude"), Random("random", seed=0)]
-    assert {type(one) for one in methods} | {SVD} == set(_concrete(Leveled))
-    return methods
+    others = [kind() for kind in _concrete(Leveled) if kind not in (ZipLM, SVD)]
+    return [*(ziplm(score, RIDGES) for score in Score), Flap(bias=False), *others]
 
 
 def _concrete(base: type) -> list[type]:
@@ -313,3 +312,36 @@ def test_moments_that_are_not_finite_do_not_make_a_loss_of_zero(bad):
     moments.held.H[3, 3] = bad
     with pytest.raises(ValueError, match=r"block\.0\.ffn's inputs is not finite"):
         Magnitude("magnitude").site_levels(FFN, W, moments, shapes_of(FFN))
+
+
+ELSEWHERE = """
+from dataclasses import dataclass
+from pruning.methods.scored import Scored
+
+@dataclass
+class Mine(Scored):
+    name: str = "mine"
+
+    def score(self, site, W, H):
+        return {} * W.norm(dim=0)
+"""
+
+
+def test_code_from_elsewhere_is_part_of_the_key(tmp_path):
+    """No version stands for it: with other code and the same fields, levels are solved again."""
+    code = []
+    for number, sign in enumerate("+-"):
+        path = tmp_path / f"mine_{number}.py"
+        path.write_text(ELSEWHERE.format(f"{sign}1"))
+        found = spec_from_file_location(path.stem, path)
+        assert found is not None
+        assert found.loader is not None
+        sys.modules[path.stem] = module = module_from_spec(found)
+        try:
+            found.loader.exec_module(module)
+            code.append(foreign_code(module.Mine))
+        finally:
+            del sys.modules[path.stem]
+    assert "+1 * W.norm" in code[0][0]
+    assert code[0] != code[1]
+    assert [foreign_code(kind) for kind in _concrete(Leveled)] == [[]] * len(_concrete(Leveled))
