@@ -1,6 +1,6 @@
 """How fast and how good are finished models in an engine? One JSON line.
 
-    python benchmarks/runtimes.py --models JOB/model ... runtime=openvino [more overrides]
+    python benchmarks/runtimes.py --model JOB/model [--model ...] runtime=openvino [more overrides]
 
 Every model is timed there in turns with the dense one, and its quality is what the engine answers.
 So a model that was pruned for the engine stands beside those that were pruned for another.
@@ -21,7 +21,7 @@ from pruning.system.cache import Cache
 def main() -> None:
     """Print a row per model on stderr, and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=Path, nargs="+", required=True)
+    parser.add_argument("--model", type=Path, action="append", required=True)
     arguments, overrides = parser.parse_known_args()
     experiment = compose(overrides)
     cache, runtime = Cache(experiment.cache), experiment.runtime
@@ -31,7 +31,7 @@ def main() -> None:
         parser.error("models are timed on hardware=local")
     suite, _ = experiment.suite.for_task(experiment.task).available(cache)
     rows = []
-    for path in arguments.models:
+    for path in arguments.model:
         pruned = load(path, dense.dtype, device, experiment.model.implementation)
         slow, fast = how.compare(dense, pruned, confirm=True)
         measured, doubt = speedup(slow, fast)
