@@ -87,6 +87,9 @@ def quantise(whole: Path, smaller: Path) -> None:
     """Write a graph in which the weights of products are int8, with a scale per column."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    options = {"per_channel": True, "use_external_data_format": True}
+    # not Attention, which it takes for an operation of older graphs
+    options = {"per_channel": True, "op_types_to_quantize": ["MatMul", "Gemm", "Gather"]}
     with quietly():
-        quantize_dynamic(whole, smaller, weight_type=QuantType.QInt8, **options)
+        quantize_dynamic(
+            whole, smaller, weight_type=QuantType.QInt8, use_external_data_format=True, **options
+        )
