@@ -551,7 +551,7 @@ BAD = {  # the overrides, and what the line must say: config path, value, remedy
     ),
     "ratio of more than all": (
         ["method=slimgpt", "method.ratio=1.5", "speedup=null"],
-        ["method.ratio=1.5", "between 0 and 1"],
+        ["method.ratio=1.5", "below 1"],
     ),
     "a ratio that a table does not hold": (
         [

@@ -91,6 +91,9 @@ def main(folder: Path) -> None:
         curve, cost = train(recovery, learning, scratch, lambda model: {})
     if first:
         write(student, curve, cost, Path(given["directory"]))
+    if torch.distributed.is_initialized():  # or its threads may abort a process that ends
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def read(tensors: Mapping[str, torch.Tensor]) -> list[Row]:
