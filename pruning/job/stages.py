@@ -21,7 +21,6 @@ from pruning.methods.method import Plan
 from pruning.models import checkpoint
 from pruning.models.allocation import composed, read_allocation
 from pruning.models.loaded import LoadedModel
-from pruning.models.source import fingerprint
 from pruning.models.weights import check_finite
 from pruning.system.job import Job
 
@@ -110,14 +109,14 @@ def evaluate_served(
     Not by lm-eval, which has a model of transformers for its own.
     """
     runtime = experiment.runtime
-    if not runtime.exports or made.measured is None:
-        return {}
     answered = replace(suite, tasks={}, average=[])
-    metrics = {}
+    if not runtime.exports or made.measured is None or not [*answered.parts()]:
+        return {}
+    pruned, metrics = LoadedModel(made.pruned, dense.tokenizer), {}
     with job.stopwatch("evaluate"):
-        for name, model in (("dense", dense.model), ("pruned", made.pruned)):
-            identity = f"{fingerprint(model)} {runtime.label}"
-            given = runtime.served(model), dense.tokenizer, job.cache, identity
+        for name, loaded in (("dense", dense), ("pruned", pruned)):
+            identity = f"{loaded.fingerprint} {runtime.label}"
+            given = runtime.served(loaded.model), loaded.tokenizer, job.cache, identity
             metrics[name] = answered.evaluate(*given).metrics
     return metrics
 

@@ -1,7 +1,7 @@
 """`hardware=local`: this machine, measured."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +71,8 @@ class Local(Working):
 
         runtime = how.runtime
         # eager PyTorch is told by the environment alone
-        chosen = {k: v for k, v in asdict(runtime).items() if k != "name"}
-        engine = [] if runtime == EAGER else [runtime.name, runtime.version, *chosen.values()]
+        options = runtime.choices.values()
+        engine = [] if runtime == EAGER else [runtime.name, runtime.version, *options]
         config = json.loads(model.config.to_json_string(use_diff=False))
         shapes = {name: [*tensor.shape] for name, tensor in model.state_dict().items()}
         return {

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -13,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from pruning.models.modeling_pruned import block_shape, head_size
 from pruning.models.sites import architecture, blocks, positions
 from pruning.runtimes.calls import random_tokens
-from pruning.runtimes.session import Arrays, quietly
+from pruning.runtimes.session import Arrays, Session, quietly
 from pruning.runtimes.workload import Phase, Workload
 
 
@@ -78,27 +79,25 @@ class Graph:
 def exported(model: PreTrainedModel) -> Graph:
     """Export a model, dense or pruned; its weights are shared with the graph."""
     ids, batch = random_tokens(model, 2, 7), Dim("batch")
-    longest = positions(model) if architecture(model).encoder else None
-    tokens = Dim("sequence", max=longest) if longest else Dim("sequence")
     shapes: dict[str, Any]
     values: dict[str, Any]
     if architecture(model).encoder:
-        module, inputs = EncoderGraph(model), ["input_ids", "attention_mask"]
+        module, names = EncoderGraph(model), ["input_ids", "attention_mask"]
         values = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        shapes = {name: {0: batch, 1: tokens} for name in inputs}
+        shapes = {name: {0: batch, 1: Dim("sequence", max=positions(model))} for name in names}
         outputs = [*model(**values)]
     else:
         module, past = DecoderGraph(model), cached(model, 2, 5)
-        inputs = ["input_ids", "positions", *past]
+        names = ["input_ids", "positions", *past]
         values = {"input_ids": ids, "positions": torch.arange(3), "past": [*past.values()]}
-        shapes = {"input_ids": {0: batch, 1: tokens}, "positions": {0: Dim("positions")}}
+        shapes = {"input_ids": {0: batch, 1: Dim("sequence")}, "positions": {0: Dim("positions")}}
         shapes["past"] = [{0: batch, 2: Dim("past")}] * len(past)
         outputs = ["logits", *(name.replace("past", "present") for name in past)]
     with quietly():
         program = torch.export.export(
             module.eval(), (), values, dynamic_shapes=shapes, strict=False
         )
-    return Graph(program, inputs, outputs)
+    return Graph(program, names, outputs)
 
 
 def cached(model: PreTrainedModel, batch: int, tokens: int) -> dict[str, Tensor]:
@@ -116,8 +115,31 @@ def feed(model: PreTrainedModel, work: Workload) -> Arrays:
     """Return the inputs of one call: a prompt up to its last token's logits, or one token more."""
     decode = work.phase is Phase.decode
     ids = random_tokens(model, work.batch, 1 if decode else work.sequence)
-    if work.phase is Phase.encode:
-        return {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
-    past = cached(model, work.batch, work.sequence if decode else 0)
-    last = {"input_ids": ids, "positions": torch.tensor([ids.shape[1] - 1])}
-    return {name: tensor.numpy() for name, tensor in (last | past).items()}
+    last = torch.tensor([ids.shape[1] - 1])
+    return inputs(model, ids, last, work.sequence if decode else 0)
+
+
+def answer(
+    model: PreTrainedModel, session: Session, ids: Tensor, mask: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the logits of all tokens, or what the head of an encoder gives."""
+    outputs = session(inputs(model, ids, torch.arange(ids.shape[1]), mask=mask))
+    return {
+        name: torch.from_numpy(np.array(value))
+        for name, value in zip(session.outputs, outputs, strict=True)
+        if name.endswith("logits")
+    }
+
+
+def inputs(
+    model: PreTrainedModel, ids: Tensor, where: Tensor, past: int = 0, mask: Tensor | None = None
+) -> Arrays:
+    """Return what a graph reads: tokens behind `past` random ones, and `where` logits are wanted.
+
+    An encoder reads tokens and a mask, by default of ones.
+    """
+    if architecture(model).encoder:
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
+    else:
+        given = {"input_ids": ids, "positions": where, **cached(model, len(ids), past)}
+    return {name: tensor.numpy() for name, tensor in given.items()}

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary, finalize
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from pruning.runtimes.graph import Graph
 
 
-SESSIONS: "WeakKeyDictionary[PreTrainedModel, dict[str, Session]]" = WeakKeyDictionary()
+# by runtime: what runs a model, and its files
+COMPILED: "WeakKeyDictionary[PreTrainedModel, dict[str, tuple[Session, Path]]]" = (
+    WeakKeyDictionary()
+)
 
 
 @dataclass
@@ -41,12 +45,6 @@ class GraphRuntime(Runtime):
     def version(self) -> str:
         """Return the version of the engine; ValueError where it is not installed."""
         return package_version(self.package, self.name, self.extra)
-
-    @property
-    def label(self) -> str:
-        """Return the engine, its version, and what it computes in."""
-        precision = getattr(self, "precision", "")  # a field of each, with values of its own
-        return f"{self.name} {self.version.split('-')[0]}, {precision}"
 
     @abstractmethod
     def write(self, graph: "Graph", directory: Path) -> None:
@@ -76,31 +74,36 @@ class GraphRuntime(Runtime):
 
     def served(self, model: "PreTrainedModel", written: Path | None = None) -> Any:
         """Return what answers as the engine does; by what `export` wrote, if that is given."""
+        from pruning.runtimes.graph import answer
         from pruning.runtimes.served import Served
 
-        return Served(model, self.open(written) if written else self.session(model))
+        session = self.open(written) if written else self.session(model)
+        return Served(model, partial(answer, model, session))
 
     def session(self, model: "PreTrainedModel") -> Session:
         """Compile a model, once while it lives."""
+        return self._compiled(model)[0]
+
+    def export(self, model: "PreTrainedModel", tokenizer: Any, directory: Path) -> str:
+        """Copy what the engine has compiled to a directory of its name, whole or not at all."""
+        from pruning.system.files import whole_directory
+
+        with whole_directory(directory / self.name) as made:
+            shutil.copytree(self._compiled(model)[1], made, dirs_exist_ok=True)
+        return self.name
+
+    def _compiled(self, model: "PreTrainedModel") -> tuple[Session, Path]:
+        """Return what runs a model, and the files that it was loaded from."""
         from pruning.runtimes.graph import exported
 
-        known = SESSIONS.setdefault(model, {})
+        known = COMPILED.setdefault(model, {})
         if (key := repr(self)) not in known:
             files = Path(tempfile.mkdtemp(prefix="pruning-graph-"))
             try:
                 self.write(exported(model), files)
-                known[key] = self.open(files)
+                known[key] = session, _ = self.open(files), files
             except BaseException:
                 shutil.rmtree(files, ignore_errors=True)
                 raise
-            finalize(known[key], shutil.rmtree, files, ignore_errors=True)
+            finalize(session, shutil.rmtree, files, ignore_errors=True)
         return known[key]
-
-    def export(self, model: "PreTrainedModel", tokenizer: Any, directory: Path) -> str:
-        """Write what the engine serves to a directory of its name, whole or not at all."""
-        from pruning.runtimes.graph import exported
-        from pruning.system.files import whole_directory
-
-        with whole_directory(directory / self.name) as partial:
-            self.write(exported(model), partial)
-        return self.name

@@ -36,11 +36,6 @@ class LlamaCpp(Runtime):
         """Return the version of llama-cpp-python; ValueError where it is not installed."""
         return package_version("llama-cpp-python", self.name, "llama-cpp")
 
-    @property
-    def label(self) -> str:
-        """Return the engine, its version, and how weights are stored."""
-        return f"{self.name} {self.version}, {self.precision}"
-
     def check(self, model: "PreTrainedModel", tokenizer: Any) -> None:
         """Raise ValueError where the engine is not installed, or GGUF cannot hold these two."""
         from pruning.runtimes.gguf_file import check_gguf
@@ -75,9 +70,10 @@ class LlamaCpp(Runtime):
 
     def served(self, model: "PreTrainedModel", written: Path | None = None) -> Any:
         """Return what answers as the engine does; by what `export` wrote, if that is given."""
-        from pruning.runtimes.llama_cpp_engine import Served
+        from pruning.runtimes.served import Served
 
-        return Served(model, self.loaded(model, written))
+        loaded = self.loaded(model, written)
+        return Served(model, lambda ids, _: {"logits": loaded.logits(ids)})
 
     def loaded(self, model: "PreTrainedModel", written: Path | None = None) -> "Loaded":
         """Load a model as it is now, or a file; ValueError where llama.cpp has no such model."""

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any
 from weakref import WeakValueDictionary, finalize
 
@@ -127,17 +126,3 @@ class Loaded:
         By default attention is computed as it is served, in float16 and at once; else exactly.
         """
         return self.engine.ask("logits", number=self.number, ids=ids.tolist(), exact=exact)
-
-
-class Served:
-    """Answers calls by the engine; in all else it is the model that is loaded there."""
-
-    def __init__(self, model: PreTrainedModel, loaded: Loaded):
-        self.model, self.loaded = model, loaded
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def __call__(self, input_ids: Tensor, **options: Any) -> SimpleNamespace:
-        """Return the logits of rows that begin without padding."""
-        return SimpleNamespace(logits=self.loaded.logits(input_ids))

@@ -36,10 +36,6 @@ class OnnxRuntime(GraphRuntime):
     # beside it is slower
     spinning: bool = False
 
-    @property
-    def label(self) -> str:
-        return super().label + (", spinning" if self.spinning else "")
-
     def write(self, graph: "Graph", directory: Path) -> None:
         import torch
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,9 +35,21 @@ class Runtime(Options, ABC):
         """Return the version of the engine, on which times depend."""
 
     @property
+    def choices(self) -> dict[str, Any]:
+        """Return its options, on which times depend as on the version."""
+        return {key: value for key, value in asdict(self).items() if key != "name"}
+
+    @property
     def label(self) -> str:
-        """Return what results call it; times of two labels are not compared."""
-        return self.name
+        """Return what results call it; times of two labels are not compared.
+
+        PyTorch is its name alone: its version stands with the environment.
+        """
+        said = [
+            key if value is True else str(value) for key, value in self.choices.items() if value
+        ]
+        release = self.version.split("-")[0] if self.exports else ""
+        return ", ".join([f"{self.name} {release}".rstrip(), *said])
 
     def check(self, model: "PreTrainedModel", tokenizer: Any) -> None:
         """Raise ValueError where the engine is not installed, or has no such model or tokenizer."""

@@ -19,11 +19,12 @@ from pruning.models.shape import Heads, Width
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import architecture, linears, sites
 from pruning.runtimes.calls import end_to_end
-from pruning.runtimes.workload import Phase, Workload
+from pruning.runtimes.workload import Phase
 from pruning.system.cache import Cache
 from tests.helpers.families import EVERY, GATED, llama, random_model
 from tests.helpers.shapes import costs, shapes
 from tests.helpers.tiny import linear_table
+from tests.helpers.works import work_in
 
 WORK = {"phase": Phase.auto, "batch": 2, "sequence_length": 9, "max_new_tokens": 4, "alignment": 1}
 
@@ -57,13 +58,8 @@ def test_parameters_are_those_of_the_pruned_model(family, tmp_path):
 def test_operations_are_those_that_torch_counts(family, phase):
     """Of the whole model, in eager attention, which torch sees."""
     model = EVERY[family]()
-    encoder = architecture(model).encoder
-    if encoder and phase == "decode":
-        pytest.skip("an encoder does not decode")
     model.set_attn_implementation("eager")
-    work = Workload(Phase.encode if encoder else Phase.prefill, 2, 9)
-    if phase == "decode":
-        work = Workload(Phase.decode, 2, 9)
+    work = work_in(model, phase)
     counter = Counter(model, work, 4)
     call = end_to_end(model, work)
     with FlopCounterMode(display=False) as counted:
@@ -71,7 +67,7 @@ def test_operations_are_those_that_torch_counts(family, phase):
     ours = sum(counter.part(site, site.whole).flop for site in sites(model))
     if family == "opt":  # its embedding has another size: two products, which are not counted
         ours += 2 * counter.rows * 2 * 32 * 64
-    if not encoder:
+    if not architecture(model).encoder:
         ours += counter.rest().flop
         assert ours == pytest.approx(counted.get_total_flops(), rel=0.02)
     else:

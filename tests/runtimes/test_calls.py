@@ -16,6 +16,7 @@ from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.workload import Phase, Workload
 from tests.helpers.allocations import mixed
 from tests.helpers.families import EVERY, llama
+from tests.helpers.works import work_in
 
 ROOT = Path(__file__).parents[2]
 DECODERS = [name for name, make in EVERY.items() if not architecture(make()).encoder]
@@ -46,16 +47,11 @@ def test_a_decode_call_is_the_last_token_of_the_whole_text(family, pruned):
 @pytest.mark.parametrize("family", EVERY)
 def test_a_block_alone_does_what_it_does_in_the_model(family, phase):
     model = EVERY[family]()
-    encoder = architecture(model).encoder
-    if encoder and phase == "decode":
-        pytest.skip("an encoder does not decode")
-    work, ids = DECODE, prompt(model)
-    if phase == "auto":
-        work = Workload(Phase.encode if encoder else Phase.prefill, 2, 9)
-        ids = random_tokens(model, 2, 9)
+    work = work_in(model, phase)
+    ids = prompt(model) if phase == "decode" else random_tokens(model, 2, 9)
     seen = []
     hook = blocks(model)[0].register_forward_hook(lambda m, a, out: seen.append(out))
-    model(input_ids=ids, **({} if encoder else {"use_cache": False}))
+    model(input_ids=ids, **({} if work.phase is Phase.encode else {"use_cache": False}))
     hook.remove()
     expected = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     found = of_block(model, work)(blocks(model)[0])()

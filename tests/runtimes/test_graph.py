@@ -20,7 +20,7 @@ from tests.helpers.families import EVERY
 from tests.helpers.place import Place
 from tests.helpers.tiny import word_tokenizer
 
-pytestmark = pytest.mark.job
+pytestmark = [pytest.mark.job, pytest.mark.filterwarnings("ignore")]  # of exporters
 
 EXACT: list[GraphRuntime] = [
     OnnxRuntime(),
@@ -37,8 +37,12 @@ def place(tmp_path_factory):
     return Place(tmp_path_factory.mktemp("runtimes"))
 
 
-def skip_without(runtime: GraphRuntime) -> None:
-    pytest.importorskip(runtime.package)
+@pytest.fixture(autouse=True)
+def installed(request):
+    """Skip what is about an engine that is not installed."""
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if "runtime" in params:
+        pytest.importorskip(params["runtime"].package)
 
 
 def pruned(family: str):
@@ -55,12 +59,10 @@ def tokens(batch: int, count: int) -> torch.Tensor:
     return torch.randint(3, 120, (batch, count), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.filterwarnings("ignore")  # of exporters
 @torch.no_grad()
 @pytest.mark.parametrize("family", list(EVERY))
 @pytest.mark.parametrize("runtime", EXACT, ids=lambda runtime: runtime.name)
 def test_an_engine_gives_the_logits_of_transformers(runtime, family):
-    skip_without(runtime)
     model, ids = pruned(family), tokens(3, 11)
     mine, theirs = runtime.served(model)(input_ids=ids), model(input_ids=ids)
     for name in ("logits", "start_logits", "end_logits"):
@@ -68,11 +70,9 @@ def test_an_engine_gives_the_logits_of_transformers(runtime, family):
             torch.testing.assert_close(getattr(mine, name), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 @pytest.mark.parametrize("runtime", EXACT, ids=lambda runtime: runtime.name)
 def test_a_token_behind_a_cache_is_the_last_of_the_whole_text(runtime):
-    skip_without(runtime)
     model, ids = pruned("llama"), tokens(2, 9)
     past = model(input_ids=ids[:, :-1], use_cache=True).past_key_values
     session = runtime.session(model)
@@ -89,24 +89,20 @@ def test_a_token_behind_a_cache_is_the_last_of_the_whole_text(runtime):
     torch.testing.assert_close(present, whole, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 @pytest.mark.parametrize("runtime", CLOSE, ids=lambda runtime: runtime.name)
 def test_eight_bits_are_near_and_not_the_same(runtime):
-    skip_without(runtime)
     model, ids = pruned("qwen3"), tokens(2, 30)
     mine, theirs = runtime.served(model)(input_ids=ids).logits, model(input_ids=ids).logits
     off = float((mine - theirs).norm() / theirs.norm())
     assert 1e-4 < off < 0.2
 
 
-@pytest.mark.filterwarnings("ignore")
 @torch.no_grad()
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 @pytest.mark.parametrize("runtime", EXACT, ids=lambda runtime: runtime.name)
 def test_a_block_is_timed_as_so_many_of_it(runtime, phase, monkeypatch):
     """The work of a call of a block: as many as said, each with the shape of the block."""
-    skip_without(runtime)
     model, work = pruned("gpt2"), Workload(Phase(phase), 2, 6)
     block = blocks(model)[0]
     with monkeypatch.context() as patched:
@@ -124,20 +120,16 @@ def test_a_block_is_timed_as_so_many_of_it(runtime, phase, monkeypatch):
     runtime.block(model, work)(resized(model, Heads(0, 0), Width(0)))()
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("runtime", EXACT, ids=lambda runtime: runtime.name)
 def test_what_is_written_answers_like_the_model(runtime, tmp_path):
-    skip_without(runtime)
     checkpoint.save(pruned("qwen2"), word_tokenizer(), tmp_path / "model", "")
     alike = export(tmp_path / "model", [runtime])[runtime.name]
     assert alike.same == 1
     assert abs(alike.kl) < 1e-6
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("runtime", EXACT, ids=lambda runtime: runtime.name)
 def test_an_engine_that_answers_otherwise_leaves_nothing(runtime, tmp_path, monkeypatch):
-    skip_without(runtime)
     checkpoint.save(pruned("qwen2"), word_tokenizer(), tmp_path / "model", "")
     before = sorted(tmp_path.iterdir())
     other = shrink_(EVERY["qwen2"](), {}).eval()
@@ -148,10 +140,8 @@ def test_an_engine_that_answers_otherwise_leaves_nothing(runtime, tmp_path, monk
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("runtime", EXACT, ids=lambda runtime: runtime.name)
 def test_an_export_that_is_interrupted_leaves_nothing(runtime, tmp_path, monkeypatch):
-    skip_without(runtime)
 
     def killed(self, graph, directory):
         (directory / "half").write_text("half")
@@ -163,13 +153,13 @@ def test_an_export_that_is_interrupted_leaves_nothing(runtime, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_runtime_that_is_not_installed_says_how_to(monkeypatch):
     monkeypatch.setattr(OpenVINO, "package", "no-such-package")
     with pytest.raises(ValueError, match=r"^runtime=openvino needs .*\[openvino\]'$"):
         assert OpenVINO().version
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_job_is_pruned_for_a_runtime_and_leaves_what_it_serves(place, jobs):
     pytest.importorskip("openvino")
     words = "runtime=openvino", "runtime.precision=float32", "speedup=1.2"
