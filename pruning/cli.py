@@ -60,20 +60,28 @@ def profile(fields: Fields = None) -> None:
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(metavar="OUTPUTS/STUDY/JOB/model")],
-    to: Annotated[str, typer.Option(help="runtimes, such as onnxruntime,openvino")],
-    precision: Annotated[str | None, typer.Option(help="runtime.precision")] = None,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="gguf, onnx, openvino, or several: gguf,onnx (or runtimes: llama_cpp, onnxruntime)"
+        ),
+    ],
+    precision: Annotated[
+        str | None,
+        typer.Option(help="runtime.precision of the formats that have it, such as q8_0 or int8"),
+    ] = None,
 ) -> None:
     """Write a finished model for other engines.
 
     What they serve stands beside `model`, and is compared with PyTorch before this says so.
     """
-    from pruning.composition import compose
-    from pruning.job.export import export
+    from pruning.job.export import engines, export
 
-    given = [] if precision is None else [f"runtime.precision={precision}"]
-    runtimes = [compose([f"runtime={name}", *given]).runtime for name in to.split(",")]
-    for name, parity in export(model.resolve(), runtimes).items():
-        print(f"{model.parent / name}: {parity.same:.0%} same tokens, KL {parity.kl:.2g} nats")
+    runtimes = engines(to, precision)
+    answers = export(model.resolve(), runtimes)
+    for runtime, (name, parity) in zip(runtimes, answers.items(), strict=True):
+        alike = f"{parity.same:.0%} same tokens, KL {parity.kl:.2g} nats"
+        print(f"{model.parent / name} ({runtime.label}): {alike}")
 
 
 class Action(StrEnum):

@@ -1,7 +1,7 @@
 """A finished model in the formats of engines, each compared with PyTorch after it was written."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from pruning.composition import compose
 from pruning.models import checkpoint
 from pruning.models.files import reading
 from pruning.runtimes.calls import random_tokens
 from pruning.runtimes.runtime import Runtime
 
 TOKENS = 64  # that both read
+FORMATS = {"gguf": "llama_cpp", "onnx": "onnxruntime", "openvino": "openvino"}  # runtimes by format
 LEAST = 0.8  # share of them whose most likely token has to be the same: int8 differs at a few
 
 
@@ -27,7 +29,34 @@ class Parity:
     kl: float  # mean of KL(PyTorch || engine), in nats
 
 
-def export(model: Path, runtimes: Iterable[Runtime]) -> dict[str, Parity]:
+def engines(names: str, precision: str | None) -> list[Runtime]:
+    """Return the runtimes of some formats, separated by commas; a runtime's own name will do.
+
+    Those that have the precision get it, and the others keep their default.
+    """
+    runtimes: dict[str, Runtime] = {}
+    for name in names.split(","):
+        if name not in (*FORMATS, *FORMATS.values()):
+            raise ValueError(
+                f"--to={names}: {name!r} is no format to export to: give {', '.join(FORMATS)}"
+            )
+        runtime = FORMATS.get(name, name)
+        runtimes[runtime] = compose([f"runtime={runtime}"]).runtime
+    if precision is None:
+        return [*runtimes.values()]
+    kinds: dict[str, Any] = {name: type(r.choices["precision"]) for name, r in runtimes.items()}
+    offered = {name: [*kind] for name, kind in kinds.items()}
+    if not any(precision in known for known in offered.values()):
+        have = "; ".join(f"{name} has {', '.join(known)}" for name, known in offered.items())
+        raise ValueError(f"--precision={precision} is in none of them: {have}")
+    for name in runtimes:
+        if precision in offered[name]:
+            given = f"runtime={name}", f"runtime.precision={precision}"
+            runtimes[name] = compose([*given]).runtime
+    return [*runtimes.values()]
+
+
+def export(model: Path, runtimes: Sequence[Runtime]) -> dict[str, Parity]:
     """Write a checkpoint for engines beside it, and return how each answers.
 
     ValueError where an engine answers otherwise: what was written for it is removed.
@@ -39,9 +68,8 @@ def export(model: Path, runtimes: Iterable[Runtime]) -> dict[str, Parity]:
     loaded = checkpoint.load(model, torch.float32, torch.device("cpu"))
     answers = {}
     for runtime in runtimes:
-        if not runtime.exports:
-            raise ValueError(f"runtime={runtime.name} serves {model} as it is: nothing to export")
         runtime.check(loaded, tokenizer)
+    for runtime in runtimes:
         written = model.parent / runtime.export(loaded, tokenizer, model.parent)
         answers[written.name] = alike = parity(loaded, runtime.served(loaded, written))
         if alike.same < LEAST:

@@ -53,7 +53,7 @@ def random_model(config: PreTrainedConfig, auto: Any = None) -> PreTrainedModel:
 
 
 def llama(**values) -> PreTrainedModel:
-    return random_model(LlamaConfig(**GATED, tie_word_embeddings=True, **values))
+    return random_model(LlamaConfig(**(GATED | {"tie_word_embeddings": True} | values)))
 
 
 def mistral() -> PreTrainedModel:
