@@ -15,6 +15,7 @@ from pruning.models import checkpoint
 from pruning.models.files import reading
 from pruning.runtimes.calls import random_tokens
 from pruning.runtimes.runtime import Runtime
+from pruning.runtimes.session import quietly
 
 TOKENS = 64  # that both read
 FORMATS = {"gguf": "llama_cpp", "onnx": "onnxruntime", "openvino": "openvino"}  # runtimes by format
@@ -63,9 +64,10 @@ def export(model: Path, runtimes: Sequence[Runtime]) -> dict[str, Parity]:
     """
     if not (model / "config.json").is_file():
         raise ValueError(f"{model} is no checkpoint: give the directory `model` of a finished job")
-    with reading(model, str(model)):
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    loaded = checkpoint.load(model, torch.float32, torch.device("cpu"))
+    with quietly():  # transformers warns of configs that older versions wrote
+        with reading(model, str(model)):
+            tokenizer = AutoTokenizer.from_pretrained(model)
+        loaded = checkpoint.load(model, torch.float32, torch.device("cpu"))
     answers = {}
     for runtime in runtimes:
         runtime.check(loaded, tokenizer)

@@ -17,6 +17,7 @@ from pruning.models.source import Dtype, Model
 from pruning.system.cache import Cache
 from tests.helpers.allocations import mixed
 from tests.helpers.families import ENCODERS, EVERY, llama, reader
+from tests.helpers.older import make_older_
 from tests.helpers.tiny import word_tokenizer
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
@@ -73,24 +74,7 @@ def test_every_version_of_the_code_is_known():
 def test_a_checkpoint_of_an_older_version_is_loaded(family, tmp_path, monkeypatch):
     """It said what differs between blocks in transformers' `per_layer_config`."""
     model = pruned(family, tmp_path / "model")
-    names = {
-        "llama": ("num_attention_heads", "num_key_value_heads", "intermediate_size"),
-        "gpt2": ("n_head", None, "n_inner"),
-        "bert": ("num_attention_heads", None, "intermediate_size"),
-    }[family]
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    blocks = {}
-    for index, left in enumerate(config.pop("pruned_blocks")):
-        entry = dict(zip(names, (left[k] for k in ("query_heads", "kv_heads", "ffn")), strict=True))
-        of = {"attention": names[:2], "mlp": names[2:]}
-        skip = [part for part, keys in of.items() if entry[keys[0]] == 0]
-        gone = {None, *(key for part in skip for key in of[part])}
-        blocks[str(index)] = {"skip": skip} | {k: v for k, v in entry.items() if k not in gone}
-    config |= {"per_layer_config": blocks, "allow_global_per_layer_attribute_access": True}
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    former = tmp_path / "model" / "modeling_pruned.py"
-    former.write_text("# as it was")
-    monkeypatch.setattr(checkpoint, "FORMER", (sha256(former.read_bytes()).hexdigest(),))
+    make_older_(tmp_path / "model", monkeypatch)
     found = loaded(tmp_path / "model")
     assert torch.equal(found(input_ids=IDS).logits, model(input_ids=IDS).logits)
     save(found, None, tmp_path / "again", "")

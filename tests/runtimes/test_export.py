@@ -1,5 +1,7 @@
 """`python -m pruning export`: a finished model for engines, named by what is written."""
 
+from functools import partial
+
 import pytest
 
 from pruning import cli
@@ -7,7 +9,9 @@ from pruning.composition import SCHEMAS
 from pruning.job import export as exporting
 from pruning.job.export import FORMATS, engines
 from pruning.models import checkpoint
-from tests.helpers.families import llama
+from tests.helpers.families import EVERY, llama
+from tests.helpers.older import make_older_
+from tests.helpers.tiny import word_tokenizer
 from tests.helpers.tokenizers import sentencepiece_like
 from tests.helpers.written import pruned
 
@@ -77,3 +81,23 @@ def test_three_formats_by_one_command(tmp_path, capsys):
         assert f", {precision}): " in line
     for file in ("model.gguf", "onnxruntime/model.onnx", "openvino/openvino_model.xml"):
         assert (tmp_path / file).is_file()
+
+
+@pytest.mark.job
+@pytest.mark.filterwarnings("ignore")  # of exporters
+@pytest.mark.parametrize(("family", "to"), [("llama", "gguf,onnx"), ("gpt2", "onnx")])
+def test_a_result_of_an_older_version_is_exported(family, to, tmp_path, capsys, monkeypatch):
+    """A job's directory with nothing but a checkpoint: no result that names a runtime."""
+    for engine in ("llama_cpp", "onnxruntime"):
+        pytest.importorskip(engine)
+    make = partial(llama, vocab_size=600) if family == "llama" else EVERY[family]
+    tokenizer = sentencepiece_like() if family == "llama" else word_tokenizer()
+    checkpoint.save(pruned(make()), tokenizer, tmp_path / "model", "")
+    make_older_(tmp_path / "model", monkeypatch)
+    precision = ["--precision", "f32"] if "gguf" in to else []
+    assert cli.main(["export", str(tmp_path / "model"), "--to", to, *precision]) == 0
+    out = capsys.readouterr()
+    lines = [line for line in out.out.splitlines() if "same tokens" in line]
+    assert len(lines) == len(to.split(","))
+    assert all(": 100% same tokens" in line for line in lines)
+    assert "per-layer" not in out.err
