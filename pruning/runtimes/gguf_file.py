@@ -18,6 +18,7 @@ from pruning.models.modeling_pruned import find
 from pruning.models.sites import architecture, blocks
 from pruning.runtimes.gguf_layout import Layout, Sizes, layout, rope_factors, tied
 from pruning.runtimes.gguf_precision import Precision
+from pruning.runtimes.gguf_quantise import quantise_
 from pruning.runtimes.gguf_tokenizer import add_tokenizer
 
 ATTENTION = "self_attn.%s_proj"
@@ -30,6 +31,7 @@ FILE_TYPES = {
     Precision.f32: LlamaFileType.ALL_F32,
     Precision.f16: LlamaFileType.MOSTLY_F16,
     Precision.q8_0: LlamaFileType.MOSTLY_Q8_0,
+    Precision.q4_k_m: LlamaFileType.MOSTLY_Q4_K_M,
 }
 
 
@@ -84,6 +86,8 @@ def write_gguf(
         for entry in entries:
             writer.write_tensor_data(entry.array())
         writer.close()
+        if precision is Precision.q4_k_m:
+            quantise_(partial, FILE_TYPES[precision], torch.get_num_threads())
         os.replace(partial, path)
     finally:
         writer.close()

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
+from gguf import GGUFReader
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig
 
@@ -20,6 +21,7 @@ from pruning.models.shrink import resized, shrink_
 from pruning.runtimes import llama_cpp_engine
 from pruning.runtimes.gguf_file import write_gguf
 from pruning.runtimes.gguf_precision import Precision
+from pruning.runtimes.gguf_quantise import quantise_
 from pruning.runtimes.llama_cpp import LlamaCpp
 from pruning.runtimes.llama_cpp_engine import ENGINES, Loaded
 from pruning.runtimes.workload import Phase, Workload
@@ -66,13 +68,38 @@ def test_logits_are_those_of_transformers(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("precision", "most"), [(Precision.f16, 0.01), (Precision.q8_0, 0.05)])
+@pytest.mark.parametrize(
+    ("precision", "most"),
+    [(Precision.f16, 0.01), (Precision.q8_0, 0.05), (Precision.q4_k_m, 0.4)],
+)
 def test_logits_are_close_in_less_precision(precision, most):
     model = pruned(llama())
     served = LlamaCpp(precision=precision).served(model)
     expected, found = model(input_ids=IDS).logits, served(input_ids=IDS).logits
     assert (found - expected).abs().max() < most * expected.abs().max()
     assert served.config is model.config
+
+
+def test_four_bits_where_rows_are_made_of_blocks_and_more_elsewhere(tmp_path):
+    model = pruned(llama(hidden_size=256, intermediate_size=768, vocab_size=256))
+    write_gguf(model, None, tmp_path / "a", Precision.q4_k_m)
+    reader = GGUFReader(tmp_path / "a")
+    stored = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert stored["blk.0.ffn_up.weight"] == "Q4_K"  # rows of 256
+    assert stored["blk.1.ffn_down.weight"] == "Q4_K"  # of 768
+    assert stored["blk.0.attn_output.weight"] == "Q5_0"  # of 192
+    assert stored["blk.0.ffn_down.weight"] == "F16"  # of 385
+    assert reader.fields["general.file_type"].contents() == 15
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_llama_cpp_cannot_quantise_is_one_line_and_stays(tmp_path):
+    (tmp_path / "bad").write_bytes(b"GGUF and nothing more")
+    wanted = r"^runtime=llama_cpp: .*cannot quantise .*: give"
+    with pytest.raises(ValueError, match=wanted) as said:
+        quantise_(tmp_path / "bad", 15, 1)
+    assert "\n" not in str(said.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode", "generate"])
