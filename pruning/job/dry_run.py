@@ -1,7 +1,8 @@
 """`dry_run=true`: which stages of a job are in the cache, and what the others cost, roughly.
 
 The model and the calibration text are loaded, since the identity of every stage depends on them;
-nothing else is computed but one forward pass of one batch, the unit of the estimates.
+nothing else is computed but one forward pass of one batch, and calls of one block in the runtime:
+the units of the estimates.
 """
 
 import time
@@ -18,6 +19,7 @@ from rich.table import Table
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job import stages
+from pruning.latency.estimate import profile_seconds
 from pruning.methods.method import Method, PruningContext
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import sites
@@ -52,7 +54,7 @@ class ReadOnlyCache(Cache):
 
 @dataclass
 class Estimate:
-    """Stages with what is known of them; one forward pass per token as the unit of time."""
+    """Stages with what is known of them; one forward pass per token as the unit of most times."""
 
     seconds_per_token: float
     rows: list[tuple[str, str, float | None]] = field(default_factory=list)
@@ -62,8 +64,12 @@ class Estimate:
 
         What is cached takes no time.
         """
-        seconds = tokens * self.seconds_per_token if tokens and not cached else None
-        self.rows.append((stage, "cached" if cached else "to compute", seconds))
+        self.add_timed(stage, cached, tokens * self.seconds_per_token if tokens else None)
+
+    def add_timed(self, stage: str, cached: bool, seconds: float | None) -> None:
+        """Note a stage and how long it takes, if that is known."""
+        state = "cached" if cached else "to compute"
+        self.rows.append((stage, state, None if cached else seconds))
 
     def table(self, title: str) -> Table:
         """Return the stages as a table."""
@@ -112,7 +118,7 @@ def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimat
     console.print(estimate.table(name))
     total = sum(seconds or 0.0 for _, _, seconds in estimate.rows)
     console.print(
-        f"about {total / 60:.0f} minutes, solves, profile and lm-eval's tasks not counted; about "
+        f"about {total / 60:.0f} minutes, solves, measure and lm-eval's tasks not counted; about "
         f"{_memory(dense.model, text.batches) / GIB:.1f} GiB of memory at the peak"
     )
     return estimate
@@ -125,7 +131,10 @@ def _add_measured(
     table, sites = None, experiment.method.sites(loaded.model)
     with suppress(NotCached):
         table = experiment.hardware.profile(loaded.model, sites, job.cache, experiment.runtime)
-    estimate.add("profile", table is not None, None)
+    how, seconds = experiment.hardware.measurement(loaded.model, experiment.runtime), None
+    if table is None and how is not None:
+        seconds = profile_seconds(loaded.model, how, sites)
+    estimate.add_timed("profile", table is not None, seconds)
     text_alone = replace(suite, tasks={}, labelled={}, questions={})
     whole, text = (_is_known(part, loaded, job.cache) for part in (suite, text_alone))
     estimate.add("evaluate the dense model", whole, None if text else _read(suite))

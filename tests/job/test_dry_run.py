@@ -44,6 +44,7 @@ def test_before_the_first_job_and_after_it(place, jobs):
         *("prune", "measure", "evaluate the pruned model"),
     }
     assert re.search(r"about \d+ minutes.*GiB", dry.stdout)
+    assert seconds(dry.stdout)["profile"] != ""
 
     assert jobs(*arguments).returncode == 0
     before = place.entries()
