@@ -36,6 +36,7 @@ FORMER = (  # sha256 sums of what it was in checkpoints before
     "3b4e996c4b04512432782f86452c1d687db1532f9986961c9eb030fed1cb16bf",
     "e6329176d68961692184884cfb06190dcbf7ba71ebe6f66d699bea7df5aee4ee",
     "361cc0f766299395490e49ffc5ee120b6eb95ce3a2490f113f860c809b019094",
+    "534562d43e130b60ab5d79abda77aa2947f22011c467fb194ae5faef7e3f0f6d",
 )
 EMBEDDING, BLOCKS = "embedding_clusters", "pruned_blocks"  # keys in config.json
 OURS = ("output_bias", "ranks", EMBEDDING)  # keys that no class of transformers knows
@@ -66,7 +67,7 @@ def _write(
     for file in directory.glob("*.py"):  # of a model that was itself loaded with remote code
         file.unlink()
     config.save_pretrained(directory)
-    _add(directory / "config.json", older(config))
+    _add(directory / "config.json", older(config) | heads_by_layer(config))
     if getattr(config, "auto_map", None):
         shutil.copyfile(CODE, directory / CODE.name)
     if tokenizer is not None:
@@ -92,6 +93,35 @@ def older(config: PreTrainedConfig) -> dict[str, Any]:
         if rope.get("rope_type", "default") != "default":
             fields["rope_scaling"] = rope
     return fields
+
+
+def heads_by_layer(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what engines read of each layer's attention, where transformers has a key for it.
+
+    The key holds names of ours, which stand for the family's own in one layer: whoever reads the
+    family's own without a layer gets the dense model's, without a word from transformers.
+    """
+    a = modeling_pruned.ARCHITECTURES[config.model_type]
+    if a.encoder or not hasattr(config, BLOCKS):
+        return {}
+    names = {"query_heads": a.heads, "kv_heads": a.kv_heads}
+    names = {ours: name for ours, name in names.items() if name}
+    layers = enumerate(getattr(config, BLOCKS))
+    size = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+    return {
+        "head_dim": size,
+        "attribute_map": type(config).attribute_map | names,
+        "per_layer_config": {
+            str(i): {name: left[name] or 1 for name in names} for i, left in layers
+        },
+    }
+
+
+def _homogeneous_(config: PreTrainedConfig) -> None:
+    """Take out what `heads_by_layer` has put into a file."""
+    config.per_layer_config = None
+    for key in ("attribute_map", "allow_global_per_layer_attribute_access"):
+        config.__dict__.pop(key, None)
 
 
 def _add(file: Path, values: dict[str, Any]) -> None:
@@ -142,7 +172,9 @@ def pruned_class(
             "own, and other code is not run: update this package, or prune the dense model"
         )
     if config.is_heterogeneous:
-        _take_over_(config)
+        if not hasattr(config, BLOCKS):
+            _take_over_(config)
+        _homogeneous_(config)
     head = next((head for head in HEADS if auto and auto.endswith(head)), None)
     if head is not None:
         name = next(name.removesuffix(suffix) for suffix in HEADS if name.endswith(suffix)) + head
@@ -158,7 +190,6 @@ def _take_over_(config: PreTrainedConfig) -> None:
         groups = getattr(index, a.kv_heads) if a.kv_heads and heads else heads
         width = 0 if "mlp" in index.skip else getattr(index, a.intermediate)
         config.pruned_blocks.append({"query_heads": heads, "kv_heads": groups, "ffn": width})
-    config.per_layer_config = None
 
 
 def describe(model: PreTrainedModel) -> PreTrainedConfig:
@@ -168,6 +199,7 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     config.dtype = str(model.dtype).removeprefix("torch.")
     for stale in ("auto_map", BLOCKS, "ranks", EMBEDDING):
         config.__dict__.pop(stale, None)
+    _homogeneous_(config)
     shapes = [block_shape(block, a) for block in blocks(model)]
     if a.kv_heads:  # other families take it from the dense model's heads
         config.head_dim = next(
@@ -186,7 +218,10 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     if len(set(shapes)) == 1 and (plain := _plain(config, dense, *shapes[0])) is not None:
         return plain
     config.architectures = [f"Pruned{dense}"]
-    config.auto_map = {auto_class(dense): f"{CODE.stem}.Pruned{dense}"}
+    classes = {auto_class(dense): dense}
+    if not a.encoder:  # what vLLM builds
+        classes = {"AutoModel": type(model.base_model).__name__.removeprefix("Pruned"), **classes}
+    config.auto_map = {auto: f"{CODE.stem}.Pruned{name}" for auto, name in classes.items()}
     config.pruned_blocks = [
         {"query_heads": groups * heads, "kv_heads": groups, "ffn": width}
         for groups, heads, width in shapes

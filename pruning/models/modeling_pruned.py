@@ -6,6 +6,7 @@ later. `pruned_blocks` in config.json is what is left of every block, in order, 
 `output_bias` the projections back to the residual stream have biases that the family has not.
 `ranks` names the projections that are a product of two: `{block: {"self_attn.q_proj": 96}}`.
 `embedding_clusters` says so of the embedding: `{"sizes": [tokens], "ranks": [...], "tied": true}`.
+vLLM reads the heads of every block in `per_layer_config`, and builds the class without a head.
 """
 
 from collections.abc import Callable
@@ -20,15 +21,23 @@ from transformers import (
     DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
     GemmaForCausalLM,
+    GemmaModel,
     GPT2LMHeadModel,
+    GPT2Model,
     LlamaForCausalLM,
+    LlamaModel,
     MistralForCausalLM,
+    MistralModel,
     OPTForCausalLM,
+    OPTModel,
     Qwen2ForCausalLM,
+    Qwen2Model,
     Qwen3ForCausalLM,
+    Qwen3Model,
     RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 
@@ -204,7 +213,7 @@ class ClusteredHead(nn.Module):
 
 
 class Zero(nn.Module):
-    """Stand in for a removed projection: the residual stream plus a 0-dim zero is itself."""
+    """Stand in for what was removed: the residual stream plus a 0-dim zero is itself."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         return hidden_states.new_zeros(())
@@ -214,15 +223,21 @@ class ZeroAttention(Zero):
     """Stand in for a removed attention, which also returns its weights.
 
     A cache counts the tokens in each layer that has a window, so there those of no heads go in.
+    vLLM finds the attention of a layer by its config, its index and a call in its source.
     """
 
-    def __init__(self, layer_idx: int | None = None):
+    heads = 0
+
+    def __init__(self, config: Any, layer_idx: int | None = None):
         super().__init__()
-        self.layer_idx = layer_idx
+        self.config, self.layer_idx = config, layer_idx
 
     def forward(
         self, hidden_states: Any = None, past_key_values: Any = None, **kwargs
     ) -> tuple[torch.Tensor, None]:
+        if self.heads:
+            attend: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
+            return attend(self, hidden_states, hidden_states, hidden_states, None)
         if hidden_states is None:
             hidden_states = kwargs["query"]  # of distilbert in transformers 4
         layers = getattr(past_key_values, "layers", ())
@@ -296,8 +311,9 @@ def resize_block_(
 
 def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: int) -> None:
     if groups == 0:
-        place = getattr(find(block, a.attention), "layer_idx", None)
-        replace_(block, a.attention, ZeroAttention(place))
+        old = find(block, a.attention)
+        facts = (getattr(old, name, None) for name in ("config", "layer_idx"))
+        replace_(block, a.attention, ZeroAttention(*facts))
         if find(block, a.attention_output) is not None:  # it lies beside the attention
             replace_(block, a.attention_output, Zero())
         replace_(block, a.attention_norm, nn.Identity())
@@ -322,7 +338,9 @@ def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: in
 
 def _resize_ffn_(block: nn.Module, a: Architecture, width: int) -> None:
     if width == 0:
-        for path in (*a.ffn_inputs, a.ffn_output):
+        whole = a.ffn_output.rpartition(".")[0]
+        parts = (*a.ffn_inputs, a.ffn_output)
+        for path in parts if a.encoder or not whole else (whole,):  # vLLM fuses projections
             replace_(block, path, Zero())
         replace_(block, a.ffn_norm, nn.Identity())
         return
@@ -347,9 +365,9 @@ def _size(module: Any) -> tuple[int, int]:
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
 
 
-def add_output_biases_(model: nn.Module, architecture: Architecture) -> None:
+def add_output_biases_(blocks: Any, architecture: Architecture) -> None:
     """Give every projection back to the residual stream a bias, of zeros where it had none."""
-    for block in model.get_submodule(architecture.blocks).children():
+    for block in blocks:
         for path in (architecture.attention_output, architecture.ffn_output):
             output = find(block, path)
             if isinstance(output, nn.Linear) and output.bias is None:
@@ -418,13 +436,14 @@ class _Pruned:
     def __init__(self, config: Any, *args, **kwargs):
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         a = ARCHITECTURES[config.model_type]
-        blocks = self.get_submodule(a.blocks)  # type: ignore[attr-defined]
+        inside = a.blocks.partition(".")[2]  # of the model without its head, which may be this
+        blocks = self.base_model.get_submodule(inside)  # type: ignore[attr-defined]
         for block, left in zip(blocks, config.pruned_blocks, strict=True):  # type: ignore[arg-type]
             groups, total = left["kv_heads"], left["query_heads"]
             assert total % max(groups, 1) == 0, f"{total} query heads do not spread over {groups}"
             resize_block_(block, a, groups, total // max(groups, 1), left["ffn"])
         if getattr(config, "output_bias", False):
-            add_output_biases_(self, a)  # type: ignore[arg-type]
+            add_output_biases_(blocks, a)
         for index, paths in (getattr(config, "ranks", None) or {}).items():
             for path, rank in paths.items():
                 factorise_(blocks[int(index)], path, rank)  # type: ignore[index]
@@ -433,7 +452,15 @@ class _Pruned:
         self.post_init()  # type: ignore[attr-defined]
 
 
+class PrunedLlamaModel(_Pruned, LlamaModel):
+    pass
+
+
 class PrunedLlamaForCausalLM(_Pruned, LlamaForCausalLM):
+    pass
+
+
+class PrunedMistralModel(_Pruned, MistralModel):
     pass
 
 
@@ -441,7 +468,15 @@ class PrunedMistralForCausalLM(_Pruned, MistralForCausalLM):
     pass
 
 
+class PrunedQwen2Model(_Pruned, Qwen2Model):
+    pass
+
+
 class PrunedQwen2ForCausalLM(_Pruned, Qwen2ForCausalLM):
+    pass
+
+
+class PrunedQwen3Model(_Pruned, Qwen3Model):
     pass
 
 
@@ -449,11 +484,23 @@ class PrunedQwen3ForCausalLM(_Pruned, Qwen3ForCausalLM):
     pass
 
 
+class PrunedGemmaModel(_Pruned, GemmaModel):
+    pass
+
+
 class PrunedGemmaForCausalLM(_Pruned, GemmaForCausalLM):
     pass
 
 
+class PrunedGPT2Model(_Pruned, GPT2Model):
+    pass
+
+
 class PrunedGPT2LMHeadModel(_Pruned, GPT2LMHeadModel):
+    pass
+
+
+class PrunedOPTModel(_Pruned, OPTModel):
     pass
 
 

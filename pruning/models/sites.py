@@ -266,7 +266,7 @@ def add_bias_(model: PreTrainedModel, site: Site, shift: Float[Tensor, " rows"])
     """Add to the bias of an output projection; a family without such biases gets them all."""
     module = projection(model, site)
     if module.bias is None:
-        add_output_biases_(model, architecture(model))
+        add_output_biases_(blocks(model), architecture(model))
         model.config.output_bias = True  # type: ignore[attr-defined]
     bias = module.bias
     assert isinstance(bias, nn.Parameter)

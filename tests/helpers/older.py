@@ -29,7 +29,7 @@ def make_older_(directory: Path, patched: pytest.MonkeyPatch) -> None:
         gone = {None, *(key for part in skip for key in parts[part])}
         blocks[str(index)] = {"skip": skip} | {k: v for k, v in entry.items() if k not in gone}
     config |= {"per_layer_config": blocks, "allow_global_per_layer_attribute_access": True}
-    for newer in ("torch_dtype", "rope_theta", "rope_scaling"):
+    for newer in ("torch_dtype", "rope_theta", "rope_scaling", "attribute_map"):
         config.pop(newer, None)
     (directory / "config.json").write_text(json.dumps(config))
     former = directory / "modeling_pruned.py"

@@ -32,7 +32,7 @@ def without(model: PreTrainedModel, *gone: tuple[int, int, int, int]) -> PreTrai
 
 def with_output_biases(model: PreTrainedModel) -> PreTrainedModel:
     """Give it random biases that its family has not."""
-    add_output_biases_(model, architecture(model))
+    add_output_biases_(blocks(model), architecture(model))
     for name, parameter in model.named_parameters():
         if name.endswith(("o_proj.bias", "down_proj.bias")):
             torch.nn.init.normal_(parameter, std=0.3)

@@ -8,11 +8,18 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
-from pruning.models.checkpoint import describe, save
+from pruning.models.checkpoint import describe, load, save
+from pruning.models.modeling_pruned import head_size
 from pruning.models.shrink import factor_, shrink_
-from pruning.models.sites import linears, projection, sites, weight
+from pruning.models.sites import architecture, blocks, linears, projection, sites, weight
 from tests.helpers.allocations import mixed, uniform
 from tests.helpers.families import ENCODERS, FAMILIES, llama, reader
 from tests.helpers.tiny import word_tokenizer
@@ -352,3 +359,35 @@ def test_a_stranger_gets_the_same_encoder(tmp_path):
     for name, logits in expected.items():
         found = load_file(root / f"{name}.safetensors")["logits"]
         torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_model_without_its_head_is_loaded_too(family, tmp_path):
+    """vLLM builds this class, and puts a head of its own behind it."""
+    model = FAMILIES[family]()
+    save(shrink_(model, mixed(model)), None, tmp_path / "model", "")
+    found = AutoModel.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    assert type(found).__name__ == f"Pruned{type(model.base_model).__name__}"
+    expected = model.base_model(input_ids=IDS).last_hidden_state
+    assert torch.equal(found(input_ids=IDS).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_says_its_heads_in_words_of_transformers(family, tmp_path):
+    model = FAMILIES[family]()
+    a = architecture(model)
+    size = head_size(blocks(model)[0], a)
+    save(shrink_(model, mixed(model)), None, tmp_path / "model", "")
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    assert config.is_heterogeneous
+    assert config.num_attention_heads == 8  # the dense model's, without an error
+    for block, layer in zip(config.pruned_blocks, config.per_layer_config, strict=True):
+        assert layer.num_attention_heads == max(1, block["query_heads"])
+        if a.kv_heads:
+            assert layer.num_key_value_heads == max(1, block["kv_heads"])
+        assert layer.head_dim == size
+    again = describe(load(tmp_path / "model", torch.float32, torch.device("cpu")))
+    assert not again.is_heterogeneous
+    assert again.attribute_map == type(config).attribute_map
+    assert again.pruned_blocks == config.pruned_blocks
