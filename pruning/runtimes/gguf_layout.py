@@ -129,7 +129,7 @@ def _architecture(
     if not tied(model):
         raise _refusal(
             "a qwen3 of uneven blocks has no untied head there",
-            "search=uniform, or a model of llama, mistral or qwen2",
+            "a model of llama, mistral or qwen2",
         )
     return "openelm"
 
