@@ -1,4 +1,9 @@
+import os
+import sys
 import time
+from pathlib import Path
+from subprocess import PIPE, Popen
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,6 +94,27 @@ def test_interruptions_are_counted_per_second_and_thread(monkeypatch, seconds, c
     interruptions = timer.Interruptions()
     now[0], taken[0] = seconds, 7 + count
     assert interruptions.many() == many
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system tells nothing")
+@pytest.mark.parametrize(("code", "many"), [("while True: pass", True), ("input()", False)])
+def test_a_cpu_that_is_taken_from_an_engine_is_seen(monkeypatch, code, many):
+    """Two processes of ours have one CPU between them, and this one waits."""
+    monkeypatch.setattr(timer.torch, "get_num_threads", lambda: 1)
+    (cpu, *_) = os.sched_getaffinity(0)
+    pinned = f"import os; os.sched_setaffinity(0, [{cpu}]); print(flush=True)\n{code}"
+    command, pipes = [sys.executable, "-c", pinned], {"stdin": PIPE, "stdout": PIPE}
+    engines = [Popen(command, **pipes) for _ in range(2)]
+    try:
+        assert all(engine.stdout.readline() for engine in engines)
+        monkeypatch.setattr(timer.resource, "getrusage", lambda _: SimpleNamespace(ru_nivcsw=0))
+        interruptions = timer.Interruptions()
+        time.sleep(1.0)
+        assert interruptions.many() == many
+    finally:
+        for engine in engines:
+            engine.kill()
+            engine.communicate()
 
 
 def test_percentiles():
