@@ -14,6 +14,7 @@ from pruning.results.report import (
     windows,
 )
 from pruning.results.result import Result, config_group, times
+from pruning.results.serving import serving
 
 URL = "path/to/this/directory"
 PIPELINES = {
@@ -39,8 +40,10 @@ def card(result: Result) -> str:
         front["datasets"] = read
     # JSON is YAML, and quotes what needs quoting
     matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
-    sections = [what(result), measured(result), kept(result), load(result)]
-    return f"---\n{matter}\n---\n\n" + "\n\n".join(sections) + "\n"
+    runtime = config_group(result.config, "runtime").get("name", "")
+    served = serving(runtime, result.latency.runtime)
+    sections = [what(result), measured(result), kept(result), load(result), served]
+    return f"---\n{matter}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
 def what(result: Result) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 from pruning.composition import compose
 from pruning.results.card import card
 from pruning.results.report import is_metric, quantity, show, table, titled
+from pruning.results.serving import CODE, LEFT
 
 NUMBERS = ["134.5 M", "101.2 M (75.3%)", "812.5 ms", "651.6 ms", "830.2 ms", "660.4 ms"]
 NUMBERS += ["1.250x", "1.310x", "1.247x", "22.02", "31.42", "0.500 ± 0.080", "3.21 GiB", "313 s"]
@@ -61,6 +62,16 @@ def test_the_card_says_what_how_and_what_came_of_it(result):
     assert result.environment["cpu"] in body
     assert "from_pretrained" in body
     assert "calibration rows" not in body
+
+
+@pytest.mark.parametrize("runtime", ["llama_cpp", "onnxruntime", "openvino"])
+def test_the_card_says_how_the_engine_runs_what_was_left_for_it(result, runtime):
+    assert "## Serve" not in card(result)
+    result.config["runtime"] = {"name": runtime}
+    result.latency.runtime = f"{runtime} 1.2, int8"
+    body = card(result)
+    assert f"{LEFT[runtime]}` beside this directory, for {runtime} 1.2, int8." in body
+    assert CODE[runtime] in body
 
 
 def matter(result):

@@ -9,6 +9,7 @@ from pruning.composition import SCHEMAS
 from pruning.job import export as exporting
 from pruning.job.export import FORMATS, engines
 from pruning.models import checkpoint
+from pruning.results.serving import CODE, LEFT
 from tests.helpers.families import EVERY, llama
 from tests.helpers.older import make_older_
 from tests.helpers.tiny import word_tokenizer
@@ -21,6 +22,7 @@ ENGINES = "llama_cpp", "onnxruntime", "openvino"  # as they are imported
 def test_every_runtime_with_a_format_of_its_own_has_a_name_for_it():
     known = [name for name, kind in SCHEMAS["runtime"].items() if kind.exports]
     assert sorted(FORMATS.values()) == sorted(known)
+    assert sorted(LEFT) == sorted(CODE) == sorted(known)
 
 
 def test_a_precision_is_of_the_formats_that_have_it():
@@ -68,7 +70,7 @@ def test_nothing_is_written_where_one_engine_cannot_have_the_model(tmp_path, mon
 
 @pytest.mark.job
 @pytest.mark.filterwarnings("ignore")  # of exporters
-def test_three_formats_by_one_command(tmp_path, capsys):
+def test_three_formats_by_one_command(tmp_path, capsys, monkeypatch):
     for engine in ENGINES:
         pytest.importorskip(engine)
     checkpoint.save(pruned(llama(vocab_size=600)), sentencepiece_like(), tmp_path / "model", "")
@@ -79,8 +81,11 @@ def test_three_formats_by_one_command(tmp_path, capsys):
     for line, (name, precision) in zip(lines, wanted, strict=True):
         assert line.startswith(f"{tmp_path / name} (")
         assert f", {precision}): " in line
-    for file in ("model.gguf", "onnxruntime/model.onnx", "openvino/openvino_model.xml"):
-        assert (tmp_path / file).is_file()
+    monkeypatch.chdir(tmp_path)
+    for code in CODE.values():  # as model cards have it
+        exec(code, {})
+    out = capsys.readouterr().out
+    assert out.count("input_ids") == out.count("past.0.key") == 2
 
 
 @pytest.mark.job
