@@ -36,6 +36,7 @@ from pruning.runtimes.onnxruntime import OnnxRuntime
 from pruning.runtimes.openvino import OpenVINO
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import TorchEager
+from pruning.runtimes.vllm import VLLM
 from pruning.search.search import Calibrated, NoSearch, Schedule, Spdy, Uniform
 from pruning.system.device_locks import claim_gpu
 from pruning.tasks.task import Classification, QuestionAnswering
@@ -64,6 +65,7 @@ SCHEMAS: dict[str, dict[str, type]] = {  # by config group, and what its YAMLs b
         "llama_cpp": LlamaCpp,
         "onnxruntime": OnnxRuntime,
         "openvino": OpenVINO,
+        "vllm": VLLM,
     },
     "calibration": {"text": Calibration, "wikipedia": Wikipedia},
     "search": {

@@ -21,7 +21,11 @@ from pruning.system.options import Options
 from pruning.tasks.task import Task
 
 NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "verify_cache", "dry_run")
-FOR_THE_CARD = {"model": ("base_model", "license"), "calibration": ("dataset",)}
+BESIDE_THE_RESULT = {  # by group: what only the model card says, and places on this machine
+    "model": ("base_model", "license"),
+    "calibration": ("dataset",),
+    "runtime": ("python",),
+}
 
 
 @dataclass
@@ -105,17 +109,16 @@ class Experiment(Options):
 def run_name(config: DictConfig) -> str:
     """Name a job by what it is: the same resolved config has the same name, on every machine.
 
-    What does not change the result (NOT_THE_RESULT, and what only the model card says) is left out
-    of the hash.
+    What does not change the result (NOT_THE_RESULT and BESIDE_THE_RESULT) is left out of the hash.
     """
     semantic = [str(key) for key in config if key not in NOT_THE_RESULT]
     content = OmegaConf.to_container(
         OmegaConf.masked_copy(config, semantic), resolve=True, throw_on_missing=True
     )
     assert isinstance(content, dict)
-    for group, names in FOR_THE_CARD.items():
+    for group, names in BESIDE_THE_RESULT.items():
         for name in names:
-            content[group].pop(name)  # type: ignore[index]
+            content[group].pop(name, None)  # type: ignore[index]
     parts = [content[group]["name"] for group in ("model", "method", "hardware")]  # type: ignore[index]
     speedup = content["speedup"]
     option = getattr(OmegaConf.get_type(config.method), "ratio_option", "")  # type: ignore[arg-type]

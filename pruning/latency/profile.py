@@ -26,6 +26,7 @@ from pruning.system.environment import environment
 
 log = logging.getLogger(__name__)
 
+NATIVE = "dense, by code of its own"  # beside the dense model by the code of pruned ones
 NOTHING = ""  # the part of a block that is left when both halves are gone
 OFTEN = 5  # times that what is fast is timed in a round
 NONE = Width(0)  # the level of what has none: a reference model, or a block without its halves
@@ -71,13 +72,16 @@ def _profile(
     calls: dict[Name, Call] = {}
     whole = reference_models(model, sites, alignment)
     for reference in whole:
-        calls[reference.name, NONE] = runtime.end_to_end(reference.model, work)
+        calls[reference.name, NONE] = runtime.as_pruned(reference.model, work)
+    if runtime.native:
+        calls[NATIVE, NONE] = runtime.end_to_end(model, work)
     calls |= levels(model, sites, runtime, work, alignment)
     rounds = Rounds(how.repetitions, most=OFTEN, strict=how.noise is not None)
     timings = interleaved(calls, model.device, rounds, f"profile: {work.phase}")
     if how.noise is not None:
         _refuse_noise(timings, how.noise)
     ends = {reference.name: timings.pop((reference.name, NONE)) for reference in whole}
+    native = timings.pop((NATIVE, NONE), ends[whole[0].name])
 
     parts: dict[str, Levels] = {}
     lowered: dict[str, float] = {}
@@ -101,7 +105,7 @@ def _profile(
         rest=dense - spent(parts, sites),
         blocks=count,
         spread=max(timing.spread for timing in timings.values()),
-        dense=dense,
+        dense=native.p50,
         setting=asdict(work)
         | {
             "runtime": runtime.label,
@@ -114,6 +118,8 @@ def _profile(
         lowered=lowered,
     )
     of_levels = {f"{part} {level}".strip(): t for (part, level), t in timings.items()}
+    if runtime.native:
+        of_levels[NATIVE] = native
     for name, timing in (of_levels | ends).items():
         table.raw[name], table.quantiles[name] = timing.values, timing.quantiles
     for reference in whole:

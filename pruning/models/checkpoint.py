@@ -107,14 +107,19 @@ def heads_by_layer(config: PreTrainedConfig) -> dict[str, Any]:
     names = {"query_heads": a.heads, "kv_heads": a.kv_heads}
     names = {ours: name for ours, name in names.items() if name}
     layers = enumerate(getattr(config, BLOCKS))
-    size = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     return {
-        "head_dim": size,
+        "head_dim": size_of_head(config),
         "attribute_map": type(config).attribute_map | names,
         "per_layer_config": {
             str(i): {name: left[name] or 1 for name in names} for i, left in layers
         },
     }
+
+
+def size_of_head(config: PreTrainedConfig) -> int:
+    """Return the columns of a head of the dense model."""
+    sizes: Any = config
+    return getattr(config, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
 
 
 def _homogeneous_(config: PreTrainedConfig) -> None:
@@ -202,11 +207,9 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     _homogeneous_(config)
     shapes = [block_shape(block, a) for block in blocks(model)]
     if a.kv_heads:  # other families take it from the dense model's heads
-        config.head_dim = next(
-            head_size(block, a)
-            for block, (groups, _, _) in zip(blocks(model), shapes, strict=True)
-            if groups
-        )
+        left = zip(blocks(model), shapes, strict=True)
+        sizes = (head_size(block, a) for block, (groups, _, _) in left if groups)
+        config.head_dim = next(sizes, size_of_head(config))
     if getattr(config, a.intermediate) is None:  # gpt2's way to say four times the hidden size
         setattr(config, a.intermediate, 4 * config.hidden_size)
     dense = type(model).__name__.removeprefix("Pruned")

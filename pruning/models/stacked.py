@@ -35,5 +35,6 @@ def stacked(model: PreTrainedModel, layers: Sequence[nn.Module]) -> PreTrainedMo
     if (head := model.get_output_embeddings()) is not None:
         smaller = nn.Linear(*reversed(sizes), bias=head.bias is not None).to(embedding.weight)
         smaller.weight = small.weight
+        config.tie_word_embeddings = True
         made.set_output_embeddings(smaller)
     return made

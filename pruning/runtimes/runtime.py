@@ -27,6 +27,7 @@ class Runtime(Options, ABC):
     copies: ClassVar[int] = 1  # of a block that a call of one runs
     exports: ClassVar[bool] = False  # whether it serves a format of its own
     projections: ClassVar[bool] = False  # whether a projection by itself costs what it does inside
+    native: ClassVar[bool] = False  # whether dense models have code that pruned ones cannot use
     name: str = MISSING  # that results and tables name it by
 
     @property
@@ -48,8 +49,12 @@ class Runtime(Options, ABC):
         said = [
             key if value is True else str(value) for key, value in self.choices.items() if value
         ]
-        release = self.version.split("-")[0] if self.exports else ""
-        return ", ".join([f"{self.name} {release}".rstrip(), *said])
+        return ", ".join([f"{self.name} {self.release}".rstrip(), *said])
+
+    @property
+    def release(self) -> str:
+        """Return the version that results name."""
+        return self.version.split("-")[0] if self.exports else ""
 
     def check(self, model: "PreTrainedModel", tokenizer: Any) -> None:
         """Raise ValueError where the engine is not installed, or has no such model or tokenizer."""
@@ -62,6 +67,10 @@ class Runtime(Options, ABC):
     @abstractmethod
     def end_to_end(self, model: "PreTrainedModel", work: Workload) -> Call:
         """Return a call of a whole model: it ends with logits, of a prompt's last token only."""
+
+    def as_pruned(self, model: "PreTrainedModel", work: Workload) -> Call:
+        """Return a call of a whole model by the code that runs pruned ones."""
+        return self.end_to_end(model, work)
 
     @abstractmethod
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:

@@ -23,7 +23,8 @@ from pruning.runtimes.gguf_file import write_gguf
 from pruning.runtimes.gguf_precision import Precision
 from pruning.runtimes.gguf_quantise import quantise_
 from pruning.runtimes.llama_cpp import LlamaCpp
-from pruning.runtimes.llama_cpp_engine import ENGINES, Loaded
+from pruning.runtimes.llama_cpp_engine import Loaded
+from pruning.runtimes.worker_process import ENGINES
 from pruning.runtimes.workload import Phase, Workload
 from tests.helpers.allocations import mixed, uniform
 from tests.helpers.families import EVERY, GATED, llama, qwen2, qwen3, random_model

