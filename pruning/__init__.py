@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pruning.runtimes.openvino import OpenVINO
     from pruning.runtimes.torch_compile import TorchCompile
     from pruning.runtimes.torch_eager import TorchEager
+    from pruning.runtimes.vllm import VLLM
     from pruning.search.search import Calibrated, NoSearch, Schedule, Spdy, Uniform
     from pruning.tasks.task import Classification, QuestionAnswering
 
@@ -50,6 +51,7 @@ _HOMES = {
     "pruning.runtimes.openvino": ("OpenVINO",),
     "pruning.runtimes.llama_cpp": ("LlamaCpp",),
     "pruning.runtimes.torch_compile": ("TorchCompile",),
+    "pruning.runtimes.vllm": ("VLLM",),
     "pruning.calibration.calibration": ("Calibration", "Wikipedia"),
     "pruning.data.text": ("Text",),
     "pruning.search.search": ("Calibrated", "Spdy", "Uniform", "Schedule", "NoSearch"),
@@ -64,6 +66,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "FLOP",
     "SVD",
+    "VLLM",
     "Calibrated",
     "Calibration",
     "Classification",

@@ -180,6 +180,12 @@ def test_what_does_not_change_the_result_does_not_change_the_name(override):
     assert OmegaConf.to_container(changed) != OmegaConf.to_container(config())
 
 
+def test_where_vllm_is_installed_does_not_change_the_name():
+    known = run_name(config("runtime=vllm"))
+    assert run_name(config("runtime=vllm", "runtime.python=/elsewhere/bin/python")) == known
+    assert run_name(config("runtime=vllm", "runtime.enforce_eager=false")) != known
+
+
 def test_the_dense_model_is_asked_for_no_speedup_unless_it_is_given():
     assert composed("method=dense").speedup == 1
     assert compose(["method=dense", "speedup=1.1"]).speedup == 1.1

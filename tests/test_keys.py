@@ -36,7 +36,7 @@ from pruning.models.source import Dtype, Model, fingerprint
 from pruning.recovery.recipe import Loss, LrSchedulerType, Precision
 from pruning.recovery.stage import recovered
 from pruning.recovery.train import Distillation
-from pruning.runtimes import llama_cpp, onnxruntime, openvino
+from pruning.runtimes import llama_cpp, onnxruntime, openvino, vllm
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import EAGER, TorchEager
 from pruning.runtimes.workload import Phase
@@ -528,10 +528,13 @@ def test_what_changes_a_result_changes_its_key(stage, what, root, original):
         (llama_cpp.LlamaCpp(), "precision", llama_cpp.Precision.q8_0),
         (onnxruntime.OnnxRuntime(), "precision", onnxruntime.Precision.int8),
         (onnxruntime.OnnxRuntime(), "spinning", True),
+        (vllm.VLLM(), "precision", vllm.Precision.bfloat16),
+        (vllm.VLLM(), "enforce_eager", False),
     ],
 )
 def test_options_of_an_engine_change_the_key_of_a_profile(engine, option, value, root, monkeypatch):
     monkeypatch.setattr("pruning.runtimes.runtime.version", lambda package: "1")  # or none is there
+    monkeypatch.setattr("pruning.runtimes.vllm_engine.installed", lambda python: "1")
     before = entry("profile", Given(root, runtime=engine))
     assert entry("profile", Given(root, runtime=replace(engine))) == before
     assert entry("profile", Given(root, runtime=replace(engine, **{option: value}))) != before

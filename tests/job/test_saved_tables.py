@@ -12,6 +12,7 @@ from pruning.runtimes.openvino import OpenVINO
 from pruning.runtimes.openvino import Precision as Computed
 from pruning.runtimes.torch_compile import TorchCompile
 from pruning.runtimes.torch_eager import EAGER
+from pruning.runtimes.vllm import VLLM
 from pruning.system.cache import Cache
 from tests.helpers.families import llama
 from tests.helpers.tiny import linear_table
@@ -23,6 +24,8 @@ RUNTIMES = [
     *(LlamaCpp(precision=each) for each in Precision),
     *(OpenVINO(precision=each) for each in Computed),
     OnnxRuntime(),
+    VLLM(),
+    VLLM(enforce_eager=False),
 ]
 
 
@@ -30,6 +33,7 @@ RUNTIMES = [
 def names(monkeypatch) -> list[str]:
     """Return the name of the table of every runtime, whether it is installed or not."""
     monkeypatch.setattr("pruning.runtimes.runtime.version", lambda package: "1.2.3")
+    monkeypatch.setattr("pruning.runtimes.vllm_engine.installed", lambda python: "1.2.3")
     table = linear_table(llama())
     made = []
     for runtime in RUNTIMES:
