@@ -77,7 +77,7 @@ def check_import(python: str) -> None:
             raise
         raise ValueError(
             f"runtime=vllm: torchvision, which is of another torch, keeps {python} from importing "
-            f"vLLM: {python} -m pip uninstall torchvision torchaudio"
+            f"vLLM: {python} -m pip uninstall -y torchvision torchaudio torchcodec"
         ) from error
 
 

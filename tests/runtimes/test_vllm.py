@@ -22,7 +22,7 @@ from pruning.models.sites import blocks, sites
 from pruning.runtimes import vllm_engine
 from pruning.runtimes.torch_eager import TorchEager
 from pruning.runtimes.vllm import FAMILIES, VLLM, Precision
-from pruning.runtimes.vllm_engine import Loaded, check_import, installed, limits
+from pruning.runtimes.vllm_engine import Loaded, check_import, installed, limits, worker
 from pruning.runtimes.worker_process import Worker
 from pruning.runtimes.workload import Phase, Workload
 from tests.helpers.allocations import mixed
@@ -56,7 +56,9 @@ def test_torchvision_of_another_torch_is_named_with_the_remedy(monkeypatch):
     broken = Worker("vllm", "vLLM", "x", (sys.executable, "-c", f"input(); {said}"))
     monkeypatch.setattr(vllm_engine, "worker", lambda python: broken)
     check_import.cache_clear()
-    with pytest.raises(ValueError, match=r"^runtime=vllm: torchvision.*-m pip uninstall torchvi"):
+    with pytest.raises(
+        ValueError, match=r"^runtime=vllm: torchvision.*-m pip uninstall -y torchvi"
+    ):
         check_import("python-there")
 
 
@@ -121,8 +123,18 @@ def test_a_table_is_of_the_code_of_pruned_models_and_its_speedups_are_not():
     assert len(table.raw[NATIVE]) == 3
 
 
+@pytest.fixture(scope="module")
+def _started():
+    """Keep an engine between tests: it takes long to start."""
+    torch.set_num_threads(1)
+    engine = worker(PYTHON).process()
+    yield
+    assert engine
+
+
 @pytest.mark.slow
 @there
+@pytest.mark.usefixtures("_started")
 @pytest.mark.parametrize("name", MODELS)
 def test_texts_are_continued_as_in_transformers(name):
     model = MODELS[name]()
@@ -132,6 +144,7 @@ def test_texts_are_continued_as_in_transformers(name):
 
 @pytest.mark.slow
 @there
+@pytest.mark.usefixtures("_started")
 @pytest.mark.parametrize("phase", VLLM.phases, ids=str)
 def test_every_phase_runs_however_often(phase):
     work = Workload(phase, 3, 40, 5 if phase is Phase.generate else 0)
@@ -148,6 +161,7 @@ def test_every_phase_runs_however_often(phase):
 
 @pytest.mark.slow
 @there
+@pytest.mark.usefixtures("_started")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_blocks_of_any_shape_are_timed_in_one_process(family):
     model = MADE[family]()
