@@ -22,7 +22,8 @@ from pruning.models.loaded import LoadedModel
 from pruning.search.options import Objective
 from pruning.search.problem import build_problem
 from pruning.search.search import LevelSearch
-from pruning.search.trial import CandidateEvaluator, evaluation_text
+from pruning.search.text import evaluation_text
+from pruning.search.trial import CandidateEvaluator
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 

@@ -33,7 +33,7 @@ from pruning.models.loaded import LoadedModel
 from pruning.models.shape import Width
 from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
-from pruning.recovery.recipe import Loss, LrSchedulerType, Precision
+from pruning.recovery.recipe import Loss, LrSchedulerType
 from pruning.recovery.stage import recovered
 from pruning.recovery.train import Distillation
 from pruning.runtimes import llama_cpp, onnxruntime, openvino, vllm
@@ -47,6 +47,7 @@ from pruning.search.search import NoSearch
 from pruning.search.trial import CandidateEvaluator
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache, digest
+from pruning.system.precision import Precision
 from pruning.system.wheel import fetch
 from pruning.tasks.task import Classification
 from tests.helpers.families import bert, llama

@@ -71,8 +71,9 @@ def _check_lengths(experiment: Experiment, model: PreTrainedModel) -> None:
     if experiment.calibration.text is not None:
         given["calibration.sequence_length"] = experiment.calibration.sequence_length
     if experiment.task is None:
-        if isinstance(experiment.search, Guided):
-            given["search.sequence_length"] = experiment.search.sequence_length
+        search = experiment.search
+        if isinstance(search, Guided) and search.sequence_length is not None:
+            given["search.sequence_length"] = search.sequence_length
         if isinstance(experiment.recovery, Training):
             given["recovery.max_length"] = experiment.recovery.max_length
     for option, length in given.items():

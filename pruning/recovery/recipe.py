@@ -8,16 +8,9 @@ from omegaconf import MISSING
 
 from pruning.data.text import Text
 from pruning.system.options import Options
+from pruning.system.precision import Precision
 
 BUDGETS = ("steps", "tokens", "minutes")
-
-
-class Precision(StrEnum):
-    """What the passes of the student are computed in; its weights are float32 meanwhile."""
-
-    auto = "auto"  # bfloat16 on CUDA, float32 on a CPU
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 class LrSchedulerType(StrEnum):
@@ -93,7 +86,7 @@ class Recipe(Options):
     lr_scheduler_type: LrSchedulerType = LrSchedulerType.linear  # how it falls to 0 then
     weight_decay: float = 0.01  # AdamW's
     max_grad_norm: float = 1.0  # largest norm of the gradient
-    precision: Precision = Precision.auto  # of the passes; auto: bfloat16 on CUDA, else float32
+    precision: Precision = Precision.auto  # of the passes; auto: bfloat16 where that is faster
     gradient_checkpointing: bool = False  # activations are computed twice and not kept
     save_steps: int = 100  # steps between checkpoints, from which a killed run goes on
     eval_steps: int | None = None  # steps between evaluations on the suite; null: none

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from pruning.data.batch import digest_rows
 from pruning.models.source import fingerprint
 from pruning.recovery.recipe import Recipe
-from pruning.recovery.train import Distillation, Quality, in_bfloat16, train
+from pruning.recovery.train import Distillation, Quality, train
 from pruning.recovery.worker import train_in_processes, write
 from pruning.system.cache import Cache
 from pruning.system.environment import machine
@@ -52,7 +52,7 @@ def recovered(
         "teacher": fingerprint(given.teacher) if recovery.loss.uses_teacher else None,
         "rows": digest_rows(given.rows),
         "recipe": recovery.identity(),
-        "bfloat16": in_bfloat16(recovery, pruned),
+        "bfloat16": recovery.precision.is_bfloat16(pruned.device),
         "device": pruned.device.type,
         "watched": None if recovery.eval_steps is None else measured,
         "machine": None if recovery.minutes is None else machine(),  # how far minutes lead

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pruning.data.batch import Row
 from pruning.models.sites import architecture, blocks
-from pruning.recovery.recipe import Lora, Precision, Recipe
+from pruning.recovery.recipe import Lora, Recipe
 from pruning.recovery.student import (
     Budget,
     DistillationLoss,
@@ -100,7 +100,7 @@ def train(
             activation_checkpointing=r.gradient_checkpointing,
             learning_rate=r.learning_rate,
             weight_decay=r.weight_decay,
-            bf16=in_bfloat16(r, student),
+            bf16=r.precision.is_bfloat16(student.device),
             save_steps=r.save_steps,
             seed=seed,
             train_sampling_strategy="sequential",
@@ -135,12 +135,6 @@ def train(
     }
     log.info("recovery: %(steps)d steps, %(tokens)d tokens, %(tokens_per_s).0f tokens/s", cost)
     return curve, cost
-
-
-def in_bfloat16(recovery: Recipe, model: PreTrainedModel) -> bool:
-    """Say whether passes are computed in bfloat16."""
-    auto = recovery.precision is Precision.auto and model.device.type == "cuda"
-    return auto or recovery.precision is Precision.bfloat16
 
 
 def steps_of(recovery: Recipe, rows: list[Row]) -> int:

@@ -81,10 +81,12 @@ def build_problem(
 ) -> Problem:
     """Put losses, milliseconds and measurements together for a search."""
     sites = list(levels)
-    identity: dict[str, Any] = {"version": 4, "levels": levels.identity}
+    identity: dict[str, Any] = {"version": 5, "levels": levels.identity}
     if trial is not None:
         identity["batches"] = [state.batch.digest() for state in trial.states]
+        identity["compared"] = [batch.digest() for batch in trial.compared]
         identity["objective"] = trial.objective
+        identity["in_bfloat16"] = trial.in_bfloat16
     return Problem(
         sites,
         [site_levels.shapes for site_levels in levels.values()],

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from pruning.search.options import Chooser, Objective, Ramp
 from pruning.system.options import Options
+from pruning.system.precision import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,14 +136,16 @@ class Guided(LevelSearch):
     """A search that measures whole candidates on a slice of the held-out calibration text."""
 
     objective: Objective = Objective.kl  # what a candidate is measured by
-    tokens: int = 384  # of the held-out calibration text per evaluation; rows for a classifier
-    sequence_length: int = 128  # tokens per sequence of them, so that many passages take part
+    tokens: int = 2048  # of the held-out calibration text per evaluation; rows for a classifier
+    sequence_length: int | None = None  # tokens per sequence of them; null: the rows as they are
+    predictions: int | None = 1024  # tokens whose predictions are compared, spread; null: all
+    precision: Precision = Precision.auto  # of the passes; auto: bfloat16 where that is faster
     steps: int = 0  # local search: candidates tried
     mutation: float = 0.1  # local search: share of the coefficients that a candidate changes
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_range("tokens", "sequence_length", least=1)
+        self.check_range("tokens", "sequence_length", "predictions", least=1)
         self.check_range("steps", least=0)
         self.check_range("mutation", least=0, most=1)
 
@@ -159,11 +162,14 @@ class Guided(LevelSearch):
     ) -> "AbstractContextManager[CandidateEvaluator | None]":
         """Measure candidates on some of the held-out calibration text."""
         from pruning.models.sites import architecture
-        from pruning.search.trial import CandidateEvaluator, evaluation_text
+        from pruning.search.text import evaluation_text
+        from pruning.search.trial import CandidateEvaluator
 
         rows = architecture(model).encoder
         text = evaluation_text(batches, self.tokens, self.sequence_length, whole=rows)
-        return CandidateEvaluator(model, levels, text, self.objective)
+        in_bfloat16 = self.precision.is_bfloat16(model.device)
+        compared = None if rows else self.predictions
+        return CandidateEvaluator(model, levels, text, self.objective, in_bfloat16, compared)
 
 
 @dataclass

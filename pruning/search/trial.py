@@ -1,6 +1,7 @@
 """Measure candidates in place: the calibration loss of a model with some levels installed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.models.blockwise import State, embed, predict, run_block
+from pruning.models.blockwise import embed, predict, run_block
 from pruning.models.modeling_pruned import replace_
 from pruning.models.sites import (
     Site,
@@ -24,7 +25,9 @@ from pruning.models.sites import (
     weight,
 )
 from pruning.search.options import Objective
+from pruning.search.text import draw_predictions
 from pruning.solver.levels import Levels, dear
+from pruning.system.precision import computing
 from pruning.system.progress import track
 
 
@@ -68,13 +71,22 @@ class CandidateEvaluator:
     """
 
     def __init__(
-        self, model: PreTrainedModel, levels: Levels, batches: list[Batch], objective: Objective
+        self,
+        model: PreTrainedModel,
+        levels: Levels,
+        batches: list[Batch],
+        objective: Objective,
+        in_bfloat16: bool = False,
+        predictions: int | None = None,
     ):
         if objective is Objective.task and architecture(model).encoder:
             raise ValueError("search.objective=task predicts the next token: for an encoder use kl")
         self.model, self.levels, self.objective = model, levels, objective
+        self.in_bfloat16 = in_bfloat16  # the products of all passes
+        self.compared = draw_predictions(batches, predictions)
         self.sites = list(levels)
-        self.states = [embed(model, batch) for batch in batches]
+        with self._computing():
+            self.states = [embed(model, batch) for batch in batches]
         self.installed = [0] * len(self.sites)
         self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
@@ -89,7 +101,7 @@ class CandidateEvaluator:
     @cached_property
     def dense(self) -> list[_Dense | _Numbers]:
         """Return what the dense model says, as it is when this is asked for first."""
-        logits = [self._logits(state, 0, state.hidden) for state in self.states]
+        logits = [*self._logits(0, [state.hidden for state in self.states])]
         if not all(z.isfinite().all() for z in logits):
             dtype = str(self.model.dtype).removeprefix("torch.")
             raise ValueError(
@@ -123,11 +135,15 @@ class CandidateEvaluator:
                         self._install(i, level)
                         losses[i][level] = max(0.0, self._loss(index, hidden) - dense)
                     self._install(i, 0)
-            hidden = [
-                run_block(block, h, state.calls[index])
-                for h, state in zip(hidden, self.states, strict=True)
-            ]
+            with self._computing():
+                hidden = [
+                    run_block(block, h, state.calls[index])
+                    for h, state in zip(hidden, self.states, strict=True)
+                ]
         return losses
+
+    def _computing(self) -> AbstractContextManager[None]:
+        return computing(self.in_bfloat16, self.model.device)
 
     @torch.no_grad()
     def _install(self, index: int, level: int) -> None:
@@ -156,13 +172,16 @@ class CandidateEvaluator:
         self.installed[index] = level
 
     def _logits(
-        self, state: State, start: int, hidden: Tensor
-    ) -> Float[Tensor, "predictions classes"]:
-        """Run the blocks from `start` on, and the head."""
-        for index, block in enumerate(blocks(self.model)):
-            if index >= start:
-                hidden = run_block(block, hidden, state.calls[index])
-        return predict(self.model, state.batch, hidden).float()
+        self, start: int, entering: Sequence[Tensor]
+    ) -> Iterator[Float[Tensor, "predictions classes"]]:
+        """Run the blocks from `start` on and the head, on one batch after the other."""
+        for state, compared, hidden in zip(self.states, self.compared, entering, strict=True):
+            with self._computing():
+                for index, block in enumerate(blocks(self.model)):
+                    if index >= start:
+                        hidden = run_block(block, hidden, state.calls[index])
+                logits = predict(self.model, compared, hidden)
+            yield logits.float()
 
     def _loss(self, start: int, hidden: Sequence[Tensor]) -> float:
         """Return the objective in nats per prediction, with `hidden` entering block `start`.
@@ -170,56 +189,26 @@ class CandidateEvaluator:
         Infinity where it is not finite.
         """
         self.evaluations += 1
-        total, tokens = 0.0, 0
-        for state, dense, h in zip(self.states, self.dense, hidden, strict=True):
-            z = self._logits(state, start, h)
+        total, predictions = 0.0, 0
+        given = self.states, self.compared, self.dense, self._logits(start, hidden)
+        for state, compared, dense, z in zip(*given, strict=True):
             if self.objective is Objective.kl:
                 loss, count = dense.divergence(z), len(z)
             else:
-                chosen, targets = (t.to(z.device) for t in _next_tokens(state.batch))
+                chosen, targets = (t.to(z.device) for t in _next_tokens(state.batch, compared))
                 loss = float(F.cross_entropy(z[chosen], targets, reduction="sum"))
                 count = len(targets)
-            total, tokens = total + loss, tokens + count
-        return dear(total / tokens)
+            total, predictions = total + loss, predictions + count
+        return dear(total / predictions)
 
 
 def _parameter(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=False)
 
 
-def _next_tokens(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Say which real tokens are followed by another, and by which."""
-    real = batch.mask.bool()
+def _next_tokens(batch: Batch, compared: Batch) -> tuple[Tensor, Tensor]:
+    """Say which of the compared tokens are followed by another, and by which."""
+    real, judged = batch.mask.bool(), compared.mask.bool()
     followed = torch.zeros_like(real)
-    followed[:, :-1] = real[:, :-1] & real[:, 1:]
-    return followed[real], batch.ids.roll(-1, 1)[followed]
-
-
-def evaluation_text(
-    batches: list[Batch], tokens: int, sequence: int, whole: bool = False
-) -> list[Batch]:
-    """Take `tokens` (or a little more) of the held-out rows, `sequence` of each at a time.
-
-    As many rows as possible take part: one passage alone says too little of a model. Rows of one
-    batch are kept together, and where rows have a head (a beginning-of-sequence token) so has every
-    piece of them, as one of its `sequence` tokens. With `whole`, for a classifier, it is that many
-    rows, uncut: what a token is to a decoder, a row is to a classifier.
-    """
-    held_out = [batch for batch in batches if batch.held_out]
-    width = max((batch.ids.shape[1] for batch in held_out), default=0)
-    cut: list[Batch] = []
-    taken = 0
-    head = max((batch.head for batch in held_out), default=0)
-    step = width if whole else max(1, sequence - head)
-    for start in range(head, width, step):
-        columns = slice(start, start + step)
-        for batch in held_out:
-            if taken >= tokens:
-                return cut
-            real = batch.mask[:, columns].sum(1)
-            count = (real > 0).long() if whole else real + head * (real > 0)
-            rows = (real > 0) & (taken + count.cumsum(0) - count < tokens)
-            if rows.any():
-                cut.append(batch.take(rows, columns))
-                taken += int(count[rows].sum())
-    return cut
+    followed[:, :-1] = judged[:, :-1] & real[:, 1:]
+    return followed[judged], batch.ids.roll(-1, 1)[followed]

@@ -13,7 +13,7 @@ from pruning.data.text import Text
 from pruning.evaluation.parts import Perplexity
 from pruning.evaluation.suite import Suite
 from pruning.recovery.rows import rows_of
-from pruning.search.trial import evaluation_text
+from pruning.search.text import evaluation_text
 from pruning.system.cache import Cache
 from tests.helpers.families import GATED, random_model
 from tests.helpers.tiny import job_with, word_tokenizer

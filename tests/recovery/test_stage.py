@@ -15,12 +15,13 @@ from pruning.data.text import Text
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import Kind, architecture, blocks, linears, projection, sites, weight
 from pruning.recovery import worker
-from pruning.recovery.recipe import Lora, Loss, LrSchedulerType, Precision
+from pruning.recovery.recipe import Lora, Loss, LrSchedulerType
 from pruning.recovery.recovery import Training
 from pruning.recovery.stage import recovered
 from pruning.recovery.student import DistillationTrainer
 from pruning.recovery.train import Distillation, steps_of, train
 from pruning.system.cache import Cache
+from pruning.system.precision import Precision
 from tests.helpers.families import ENCODERS, EVERY, llama
 from tests.helpers.tiny import padded_batches
 
@@ -37,7 +38,7 @@ def training(**values) -> Training:
         "max_length": 12, "steps": 8, "tokens": None, "minutes": None, "batch_size": 4,
         "gradient_accumulation_steps": 1, "learning_rate": 0.003, "warmup_ratio": 0.1,
         "lr_scheduler_type": LrSchedulerType.linear, "weight_decay": 0.0, "max_grad_norm": 1.0,
-        "precision": Precision.auto, "gradient_checkpointing": False, "save_steps": 3,
+        "precision": Precision.float32, "gradient_checkpointing": False, "save_steps": 3,
         "eval_steps": None, "launcher": None,
     }  # fmt: skip
     return Training(**(defaults | values))

@@ -13,8 +13,10 @@ from pruning.models.sites import Kind
 from pruning.search.options import Objective
 from pruning.search.problem import build_problem
 from pruning.search.search import Calibrated, Spdy
-from pruning.search.trial import CandidateEvaluator, _Dense, _Numbers, evaluation_text
+from pruning.search.text import draw_predictions, evaluation_text
+from pruning.search.trial import CandidateEvaluator, _Dense, _Numbers
 from pruning.system.cache import Cache
+from pruning.system.precision import Precision
 from tests.helpers.families import EVERY
 from tests.helpers.tiny import (
     INF,
@@ -270,7 +272,7 @@ def test_what_overflows_is_infinitely_dear(tmp_path):
         assert problem.evaluate([0] * len(last)) == pytest.approx(0, abs=1e-6)
         assert problem.evaluate(gone) == INF
         assert problem.history[-1]["best"] == pytest.approx(0, abs=1e-6)
-        search = Calibrated("calibrated", Objective.kl, 64, 12, 2, 0.1, [0.5, 0.0])
+        search = Calibrated(tokens=64, sequence_length=12, steps=2, precision=Precision.float32)
         budget = 0.5 * table.dense
         choice = search.prepare(problem, budget)(budget)
     assert choice[2] != last[2]
@@ -288,7 +290,7 @@ def test_a_dense_model_that_overflows_is_no_reference(tmp_path):
 
 def test_a_job_draws_its_candidates_by_its_seed(tmp_path):
     model, method = EVERY["llama"](), ziplm(Score.obs, [INF])
-    search = Spdy("spdy", Objective.kl, 24, 12, 2, 0.5, inits=3)
+    search = Spdy(tokens=24, sequence_length=12, steps=2, mutation=0.5, inits=3)
 
     def tried(seed: int) -> list[float]:
         job = replace(job_with(Cache(tmp_path)), seed=seed)
@@ -304,3 +306,43 @@ def test_two_regressions_differ_by_their_squares():
     """Of one number a row no softmax can be taken: it would always be 1."""
     dense, pruned = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [0.0]])
     assert _Numbers(dense).divergence(pruned) == pytest.approx(0.25 + 4)
+
+
+@torch.no_grad()
+def test_some_predictions_are_compared_behind_all_of_the_text(case):
+    """By hand: the divergence of the whole model's logits at the drawn places alone."""
+    family, model, levels = case
+    if family == "bert":
+        pytest.skip("a row is a prediction")
+    choice = choices(levels)[1]
+    with CandidateEvaluator(model, levels, BATCHES, Objective.kl, predictions=15) as trial:
+        found, compared = trial.evaluate(choice), trial.compared
+    copy, total = masked(family, _dense(case), levels, choice), 0.0
+    for batch, drawn in zip(BATCHES, compared, strict=True):
+        assert drawn.mask.sum() > 0
+        assert not (drawn.mask & ~batch.mask).any()
+        p, q = (
+            m(input_ids=batch.ids, attention_mask=batch.mask).logits[drawn.mask.bool()]
+            for m in (_dense(case), copy)
+        )
+        p, q = p.double().log_softmax(-1), q.double().log_softmax(-1)
+        total += float(F.kl_div(q, p, reduction="sum", log_target=True))
+    count = sum(int(drawn.mask.sum()) for drawn in compared)
+    assert abs(count - 15) <= len(BATCHES)
+    assert found == pytest.approx(total / count, rel=1e-4, abs=1e-4)
+    assert draw_predictions(BATCHES, 10**6) is BATCHES
+
+
+def test_in_bfloat16_the_losses_are_nearly_the_same(case):
+    _, model, levels = case
+    anchors = [[len(of.shapes) - 1] for of in levels.values()]
+    measured = []
+    for in_bfloat16 in (False, True):
+        with CandidateEvaluator(model, levels, BATCHES, Objective.kl, in_bfloat16) as trial:
+            rows = trial.sensitivities(anchors)
+        measured.append([row[at] for row, (at,) in zip(rows, anchors, strict=True)])
+        assert model.dtype == torch.float32
+    exact, quick = measured
+    assert quick != exact
+    # products are off by 2^-9 of their terms; divergences are of second order in that
+    assert quick == pytest.approx(exact, rel=0.05, abs=2e-3)

@@ -1,0 +1,58 @@
+"""Which text candidates are measured on, and where in it."""
+
+from dataclasses import replace
+
+import torch
+
+from pruning.data.batch import Batch
+
+
+def evaluation_text(
+    batches: list[Batch], tokens: int, sequence: int | None, whole: bool = False
+) -> list[Batch]:
+    """Take `tokens` (or a little more) of the held-out rows, `sequence` of each at a time, or all.
+
+    As many rows as possible take part: one passage alone says too little of a model. Rows of one
+    batch are kept together, and where rows have a head (a beginning-of-sequence token) so has every
+    piece of them, as one of its `sequence` tokens. With `whole`, for a classifier, it is that many
+    rows, uncut: what a token is to a decoder, a row is to a classifier.
+    """
+    held_out = [batch for batch in batches if batch.held_out]
+    width = max((batch.ids.shape[1] for batch in held_out), default=0)
+    cut: list[Batch] = []
+    taken = 0
+    head = max((batch.head for batch in held_out), default=0)
+    step = width if whole or sequence is None else max(1, sequence - head)
+    for start in range(head, width, step):
+        columns = slice(start, start + step)
+        for batch in held_out:
+            if taken >= tokens:
+                return cut
+            real = batch.mask[:, columns].sum(1)
+            count = (real > 0).long() if whole else real + head * (real > 0)
+            rows = (real > 0) & (taken + count.cumsum(0) - count < tokens)
+            if rows.any():
+                cut.append(batch.take(rows, columns))
+                taken += int(count[rows].sum())
+    return cut
+
+
+def draw_predictions(batches: list[Batch], most: int | None) -> list[Batch]:
+    """Return the batches with a mask of at most `most` tokens, each batch with its share of them.
+
+    Null takes all. The head and the comparison of distributions cost as much as many blocks, and
+    tokens beside one another say much the same.
+    """
+    there = sum(batch.tokens for batch in batches)
+    if most is None or most >= there:
+        return batches
+    generator = torch.Generator().manual_seed(0)
+    drawn: list[Batch] = []
+    for batch in batches:
+        real = batch.mask.flatten().nonzero().flatten()
+        count = max(1, round(most * len(real) / there))
+        chosen = real[torch.randperm(len(real), generator=generator)[:count]]
+        mask = torch.zeros_like(batch.mask).flatten()
+        mask[chosen] = 1
+        drawn.append(replace(batch, mask=mask.view_as(batch.mask)))
+    return drawn
