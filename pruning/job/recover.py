@@ -1,16 +1,17 @@
 """Training between pruning and the last measurements: what `run` does of it."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.data.batch import Row
+from pruning.calibration.calibration import CalibrationData
+from pruning.data.batch import Batch, Row
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import ClosedLoopResult, timed_again
 from pruning.models.loaded import LoadedModel
-from pruning.recovery.recovery import Training
+from pruning.recovery.recovery import LocalReconstruction, Training
 from pruning.recovery.rows import rows_of
 from pruning.system.job import Job
 
@@ -18,11 +19,20 @@ if TYPE_CHECKING:
     from pruning.recovery.stage import Recovered
 
 
-def recovery_rows(
-    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, suite: Suite, job: Job
-) -> list[Row]:
-    """Return the rows that the pruned model will be trained on; none without recovery."""
+Material = list[Row] | list[Batch]  # rows for a training, the calibration's batches otherwise
+
+
+def recovery_material(
+    experiment: Experiment,
+    tokenizer: PreTrainedTokenizerBase,
+    text: CalibrationData,
+    suite: Suite,
+    job: Job,
+) -> Material:
+    """Return what the pruned model will be trained on; nothing without recovery."""
     recovery = experiment.recovery
+    if isinstance(recovery, LocalReconstruction):
+        return text.batches
     if not isinstance(recovery, Training):
         return []
     source = experiment.calibration, experiment.task, suite, tokenizer
@@ -33,24 +43,31 @@ def recover(
     experiment: Experiment,
     made: ClosedLoopResult,
     dense: LoadedModel,
-    rows: list[Row],
+    material: Material,
     suite: Suite,
     job: Job,
 ) -> "tuple[ClosedLoopResult, Recovered | None]":
     """Train the pruned model and time it again; without recovery return what was given."""
     recovery = experiment.recovery
-    if not isinstance(recovery, Training):
-        return made, None
+    learned: Any = material
 
     def quality(student: PreTrainedModel) -> dict[str, float]:
         return suite.evaluate(student, dense.tokenizer, job.cache).metrics
 
     with job.stopwatch("recover"):
-        from pruning.recovery.stage import recovered  # peft takes a second to import
-        from pruning.recovery.train import Distillation
+        if isinstance(recovery, LocalReconstruction):
+            from pruning.recovery.stage import Reconstruction, reconstructed
 
-        given = Distillation(made.pruned, dense.model, rows, _seed(experiment))
-        trained = recovered(recovery, given, job.cache, quality, suite.identity(dense.tokenizer))
+            given = Reconstruction(made.pruned, dense.model, learned, experiment.seed)
+            trained = reconstructed(recovery, given, job.cache)
+        elif isinstance(recovery, Training):
+            from pruning.recovery.stage import Distillation, recovered  # peft: a second to import
+
+            given = Distillation(made.pruned, dense.model, learned, _seed(experiment))
+            watched = suite.identity(dense.tokenizer)
+            trained = recovered(recovery, given, job.cache, quality, watched)
+        else:
+            return made, None
     made = replace(made, pruned=trained.model)
     if (how := experiment.hardware.measurement(dense.model, experiment.runtime)) is not None:
         with job.stopwatch("measure"):

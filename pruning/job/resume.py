@@ -16,7 +16,7 @@ from pruning.job.closed_loop import ClosedLoopResult
 from pruning.latency.timer import Timing
 from pruning.models import checkpoint
 from pruning.models.sites import Kind, Site
-from pruning.recovery.recovery import Training
+from pruning.recovery.recovery import NoRecovery
 from pruning.system.files import write_text
 
 
@@ -30,7 +30,7 @@ def load_or_prune(
 
     Without recovery nothing is kept.
     """
-    if not isinstance(experiment.recovery, Training):
+    if isinstance(experiment.recovery, NoRecovery):
         return prune()
     facts = directory / "met.json"  # written last
     if not facts.exists():

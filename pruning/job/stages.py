@@ -8,13 +8,13 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import CalibrationData
-from pruning.data.batch import Row
+from pruning.data.batch import Batch
 from pruning.evaluation.part import Measured
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import ClosedLoopResult, SpeedTarget, prune_to_speedup
 from pruning.job.preflight import check_ids, preflight
-from pruning.job.recover import recovery_rows
+from pruning.job.recover import Material, recovery_material
 from pruning.job.resume import load_or_prune
 from pruning.latency.table import LatencyTable
 from pruning.methods.method import Plan
@@ -47,13 +47,15 @@ def read_calibration(experiment: Experiment, dense: LoadedModel, job: Job) -> Ca
     return text
 
 
-def read_recovery(experiment: Experiment, dense: LoadedModel, suite: Suite, job: Job) -> list[Row]:
+def read_recovery(
+    experiment: Experiment, dense: LoadedModel, text: CalibrationData, suite: Suite, job: Job
+) -> Material:
     """Tokenise what the pruned model will be trained on."""
     with job.stopwatch("calibrate"):
-        rows = recovery_rows(experiment, dense.tokenizer, suite, job)
-        ids = (row["input_ids"] for row in rows)
+        material = recovery_material(experiment, dense.tokenizer, text, suite, job)
+        ids = (each.ids if isinstance(each, Batch) else each["input_ids"] for each in material)
         check_ids(ids, dense.model, dense.tokenizer, "recovery")
-    return rows
+    return material
 
 
 def fine_tune(experiment: Experiment, dense: LoadedModel, job: Job) -> LoadedModel:

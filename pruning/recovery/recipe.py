@@ -123,3 +123,25 @@ class Recipe(Options):
         """Return what a trained model depends on beside models and rows."""
         aside = ("name", "text", "save_steps", "launcher", "precision")
         return {key: value for key, value in self.plain().items() if key not in aside}
+
+
+@dataclass
+class LocalRecipe(Options):
+    """How each pruned block is fitted to what the dense block gives, on the calibration text."""
+
+    where = "recovery"
+    name: str = "local"  # that results name it by
+    epochs: int = 5  # passes of the calibration text through a block; the best of them is kept
+    learning_rate: float = 0.0003  # the largest learning rate; it falls to 0
+    warmup_ratio: float = 0.1  # share of the steps in which it rises
+    precision: Precision = Precision.auto  # of the passes; auto: bfloat16 where that is faster
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_range("epochs", least=1)
+        self.check_range("learning_rate", above=0)
+        self.check_range("warmup_ratio", least=0, below=1)
+
+    def plain(self) -> dict[str, Any]:
+        """Return its own fields, as JSON can hold them."""
+        return asdict(self)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from pruning.recovery.recipe import Recipe
+from pruning.recovery.recipe import LocalRecipe, Recipe
 from pruning.system.options import Options
 
 
@@ -19,8 +19,11 @@ class Recovery(Options):
         """Return the target that is pruned to on the way to `speedup`, if there is one."""
         return None
 
-    def cost(self) -> dict[str, float | None]:
-        """Return how many tokens each of its stages brings through the model, None if not known."""
+    def cost(self, calibrated: int) -> dict[str, float | None]:
+        """Return how many tokens each of its stages brings through the model, None if not known.
+
+        `calibrated` is the length of the calibration text.
+        """
         return {}
 
 
@@ -29,6 +32,15 @@ class NoRecovery(Recovery):
     """Nothing: the model stays as the method made it."""
 
     name: str = "none"
+
+
+@dataclass
+class LocalReconstruction(LocalRecipe, Recovery):
+    """Block after block, each fitted to the dense block's outputs; no other text is read."""
+
+    def cost(self, calibrated: int) -> dict[str, float | None]:
+        """Count three passes per epoch, and two of each model for what blocks read and give."""
+        return {"recover": (3.0 * self.epochs + 4.0) * calibrated}
 
 
 @dataclass
@@ -55,7 +67,7 @@ class Training(Recipe, Recovery):
             return None
         return max((target for target in self.path if target < speedup), default=None)
 
-    def cost(self) -> dict[str, float | None]:
+    def cost(self, calibrated: int) -> dict[str, float | None]:
         """Count three passes of the student and one of the teacher, where it is asked."""
         passes = 3.0 + self.loss.uses_teacher
         if self.steps is not None:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import digest_rows
 from pruning.models.source import fingerprint
-from pruning.recovery.recipe import Recipe
+from pruning.recovery.local import Reconstruction, reconstruct
+from pruning.recovery.recipe import LocalRecipe, Recipe
 from pruning.recovery.train import Distillation, Quality, train
 from pruning.recovery.worker import train_in_processes, write
 from pruning.system.cache import Cache
@@ -58,6 +59,7 @@ def recovered(
         "machine": None if recovery.minutes is None else machine(),  # how far minutes lead
         "seed": given.seed,
     }
+
     scratch = cache.checkpoints(key)
 
     def build(directory: Path) -> None:
@@ -67,7 +69,34 @@ def recovered(
         learning = replace(given, student=own(pruned))
         write(learning.student, *train(recovery, learning, scratch, quality), directory)
 
-    entry = cache.stage("recovery", key, build)
+    return _read(cache.stage("recovery", key, build), scratch, pruned)
+
+
+def reconstructed(recipe: LocalRecipe, given: Reconstruction, cache: Cache) -> Recovered:
+    """Return the reconstructed model, from the cache if it is there; the student stays as it is."""
+    pruned = given.student
+    key = {
+        "version": 1,
+        "student": fingerprint(pruned),
+        "teacher": fingerprint(given.teacher),
+        "batches": [batch.digest() for batch in given.batches],
+        "recipe": {k: v for k, v in recipe.plain().items() if k not in ("name", "precision")},
+        "bfloat16": recipe.precision.is_bfloat16(pruned.device),
+        "device": pruned.device.type,
+        "seed": given.seed,
+    }
+
+    scratch = cache.checkpoints(key)
+
+    def build(directory: Path) -> None:
+        learning = replace(given, student=own(pruned))
+        write(learning.student, *reconstruct(recipe, learning, scratch), directory)
+
+    return _read(cache.stage("reconstruction", key, build), scratch, pruned)
+
+
+def _read(entry: Path, scratch: Path, pruned: PreTrainedModel) -> Recovered:
+    """Return what was trained, and drop the checkpoints on the way to it."""
     shutil.rmtree(scratch, ignore_errors=True)
     model = own(pruned, pruned.dtype)
     state = load_file(entry / "parameters.safetensors")

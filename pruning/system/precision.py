@@ -1,5 +1,6 @@
 """What passes are computed in; weights and what is kept of them stay as they are."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ def fast_in_bfloat16(device: "torch.device") -> bool:
 
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    instructions: dict[str, Any] = torch.cpu.get_capabilities()
+    instructions: Mapping[str, Any] = torch.cpu.get_capabilities()
     return any(instructions.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 

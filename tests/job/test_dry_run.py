@@ -78,6 +78,12 @@ def test_a_text_that_was_read_takes_no_time_where_a_task_was_not(place, capsys, 
     assert seconds(out)["evaluate the pruned model"] != ""
 
 
+def test_reconstruction_takes_time(place, jobs):
+    dry = jobs(*place.arguments("recovery=local", "speedup=1.3", "dry_run=true"))
+    assert states(dry.stdout)["recover"] == "to compute"
+    assert seconds(dry.stdout)["recover"] != ""
+
+
 @pytest.mark.parametrize("method", ["slimgpt", "depth", "svd"])
 def test_every_kind_of_method_can_be_rehearsed(place, jobs, method):
     dry = jobs(*place.arguments(f"method={method}", "speedup=1.3", "dry_run=true"))

@@ -184,3 +184,21 @@ def test_two_processes_share_the_rows_of_a_step(tmp_path, monkeypatch):
         ValueError, match=r"^recovery\.launcher='no-such-command' is no command here"
     ):
         recovered(bad, Distillation(pruned, dense, rows, 0), Cache(tmp_path / "bad"), nothing)
+
+
+def test_a_killed_reconstruction_goes_on_and_is_reported(place, jobs):
+    arguments = place.arguments(
+        *("recovery=local", "recovery.epochs=2", "speedup=1.5", "search.steps=0"), outputs="local"
+    )
+    fit = "pruning.recovery.local:_fit"
+    killed = jobs(*arguments, kill_at=fit, call=2)  # the first block is done
+    assert killed.returncode == -9
+    done = jobs(*arguments, kill_at=fit, call=3)  # two of three are left: another would kill it
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results("local")
+    took, evaluation = result["recovery"], result["evaluation"]
+    assert took["kind"] == "local"
+    assert [entry["step"] for entry in took["curve"]] == [0, 1, 2]
+    assert all(entry["after"] <= entry["before"] for entry in took["curve"])
+    assert evaluation["one_shot"][METRIC] != evaluation["pruned"][METRIC]
+    assert result["speedup"]["rounds"][-1]["confirms"] is True

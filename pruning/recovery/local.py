@@ -1,0 +1,170 @@
+"""Local reconstruction: each pruned block learns what the dense block gives, one after the other.
+
+Block i of the pruned model reads the pruned stream s and is fitted to the outputs of the dense
+block on the dense stream h, so that errors do not add up with depth:
+
+    min_theta  sum_t |B_i(s_t; theta) - D_i(h_t)|^2 / |D_i(h_t)|^2
+
+by AdamW, on the calibration text. Some of its batches are held out; of the epochs the one with the
+least error there is kept, and that may be none (local reconstruction of pruned models:
+arXiv:2510.14444).
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruning.data.batch import Batch
+from pruning.models.blockwise import State, embed, run_block
+from pruning.models.sites import blocks
+from pruning.recovery.recipe import LocalRecipe
+from pruning.system.environment import resident
+from pruning.system.files import whole_directory
+from pruning.system.precision import computing
+from pruning.system.progress import track
+from pruning.tasks.training import save_parameters
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Which model is fitted to which, on what."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel  # the dense model
+    batches: list[Batch]
+    seed: int
+
+
+def relative_error(
+    outputs: Float[Tensor, "batch sequence hidden"],
+    targets: Float[Tensor, "batch sequence hidden"],
+    batch: Batch,
+) -> Float[Tensor, ""]:
+    """Return the mean over real tokens t of |y_t - x_t|^2 / |x_t|^2."""
+    real = batch.mask.bool().to(outputs.device)
+    y, x = outputs[real].float(), targets[real].float()
+    return ((y - x).square().sum(-1) / x.square().sum(-1).clamp(min=1e-12)).mean()
+
+
+class _Streams:
+    """The hidden states of both models in front of a block, and the targets behind it."""
+
+    def __init__(self, given: Reconstruction, in_bfloat16: bool):
+        self.device, self.in_bfloat16 = given.student.device, in_bfloat16
+        with torch.no_grad():
+            self.dense = [embed(given.teacher, batch) for batch in given.batches]
+            self.pruned = [embed(given.student, batch) for batch in given.batches]
+
+    def run(self, index: int, block: nn.Module, state: State) -> Tensor:
+        """Return what a block makes of a state, which stays where it is."""
+        with computing(self.in_bfloat16, self.device):
+            return run_block(block, state.hidden, state.calls[index])
+
+    @torch.no_grad()
+    def advance(self, index: int, block: nn.Module, states: list[State]) -> None:
+        """Bring states behind a block."""
+        for state in states:
+            state.hidden = self.run(index, block, state)
+
+    def error(self, index: int, block: nn.Module, place: int) -> Float[Tensor, ""]:
+        """Return the relative error of a pruned block on a batch, once the targets are there."""
+        out = self.run(index, block, self.pruned[place])
+        return relative_error(out, self.dense[place].hidden, self.dense[place].batch)
+
+
+def reconstruct(
+    recipe: LocalRecipe, given: Reconstruction, scratch: Path
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Fit the student's blocks in place; return each one's errors and what it cost.
+
+    The student has parameters of its own. A block that is done is kept in `scratch`.
+    """
+    start, earlier = time.monotonic(), 0.0
+    streams = _Streams(given, recipe.precision.is_bfloat16(given.student.device))
+    pairs = list(zip(blocks(given.student), blocks(given.teacher), strict=True))
+    curve: list[dict[str, float]] = []
+    peaks = resident()
+    for index, (block, dense) in enumerate(track(pairs, "recover: blocks")):
+        streams.advance(index, dense, streams.dense)
+        kept = scratch / f"{index:04d}"
+        if kept.exists():
+            _set(block, load_file(kept / "parameters.safetensors"))
+            entry = json.loads((kept / "entry.json").read_text())
+            earlier = entry["seconds"]
+        else:
+            entry = {"step": index, **_fit(recipe, streams, index, block, given.seed)}
+            entry["seconds"] = round(earlier + time.monotonic() - start, 2)
+            with whole_directory(kept) as made:
+                save_parameters(block, made)
+                (made / "entry.json").write_text(json.dumps(entry))
+        peaks = tuple(max(a or 0, b or 0) or None for a, b in zip(peaks, resident(), strict=True))
+        curve.append(entry)
+        streams.advance(index, block, streams.pruned)
+    seconds = earlier + time.monotonic() - start
+    tokens = recipe.epochs * sum(b.tokens for b in given.batches if not b.held_out)
+    cost: dict[str, Any] = {
+        "kind": recipe.name,
+        "steps": recipe.epochs * sum(not b.held_out for b in given.batches),
+        "tokens": tokens,
+        "seconds": round(seconds, 1),
+        "tokens_per_s": round(tokens / max(1e-9, seconds), 1),
+        "peak_host_gib": peaks[0],
+        "peak_device_gib": peaks[1],
+    }
+    return curve, cost
+
+
+def _fit(
+    recipe: LocalRecipe, streams: _Streams, index: int, block: nn.Module, seed: int
+) -> dict[str, float]:
+    """Train a block; return its held-out errors before and after, and the epoch that is kept."""
+    parameters = [*block.parameters()]
+    places = range(len(streams.pruned))
+    held_out = [place for place in places if streams.pruned[place].batch.held_out]
+    fit = [place for place in places if place not in held_out]
+
+    @torch.no_grad()
+    def judged() -> float:
+        return sum(float(streams.error(index, block, p)) for p in held_out) / len(held_out)
+
+    first = least = judged()
+    best, kept = _copy(block), 0
+    if not parameters:
+        return {"before": first, "after": first, "epoch": 0}
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
+    steps = recipe.epochs * len(fit)
+    warmup = max(1, round(recipe.warmup_ratio * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: min((n + 1) / warmup, (steps - n) / max(1, steps - warmup + 1), 1.0)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    for epoch in range(recipe.epochs):
+        for turn in torch.randperm(len(fit), generator=generator).tolist():
+            optimizer.zero_grad()
+            streams.error(index, block, fit[turn]).backward()
+            optimizer.step()
+            schedule.step()
+        if (now := judged()) < least:
+            least, best, kept = now, _copy(block), epoch + 1
+    _set(block, best)
+    return {"before": first, "after": least, "epoch": kept}
+
+
+def _copy(block: nn.Module) -> Parameters:
+    return {name: p.detach().clone() for name, p in block.named_parameters()}
+
+
+@torch.no_grad()
+def _set(block: nn.Module, values: Parameters) -> None:
+    for name, parameter in block.named_parameters():
+        parameter.copy_(values[name])
