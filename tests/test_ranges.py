@@ -22,7 +22,7 @@ from pruning.methods.dense import Dense
 from pruning.methods.flop.recipe import Recipe as Gates
 from pruning.methods.slimgpt import SlimGPT
 from pruning.methods.ziplm import ZipLM
-from pruning.recovery.recipe import Lora, Loss, Recipe
+from pruning.recovery.recipe import LocalRecipe, Lora, Loss, Recipe
 from pruning.recovery.recovery import Training
 from pruning.results.tracker import Tracker
 from pruning.search.search import Calibrated, Guided, Schedule, Spdy
@@ -67,7 +67,7 @@ TABLE: list[tuple[type, str, Any, str]] = [
     (Calibration, "tokens sequence_length batch", 0, "at least 1"),
     (Calibration, "held_out", 0.0, "above 0"),
     (Calibration, "held_out", 1.0, "below 1"),
-    (Guided, "tokens sequence_length", 0, "at least 1"),
+    (Guided, "tokens sequence_length predictions", 0, "at least 1"),
     (Guided, "steps", -1, "at least 0"),
     (Guided, "mutation", 1.1, "at most 1"),
     (Guided, "mutation", -0.1, "at least 0"),
@@ -95,6 +95,10 @@ TABLE: list[tuple[type, str, Any, str]] = [
     (Recipe, "warmup_ratio", -0.1, "at least 0"),
     (Recipe, "warmup_ratio", 1.0, "below 1"),
     (Recipe, "weight_decay", -0.1, "at least 0"),
+    (LocalRecipe, "epochs", 0, "at least 1"),
+    (LocalRecipe, "learning_rate", 0.0, "above 0"),
+    (LocalRecipe, "warmup_ratio", -0.1, "at least 0"),
+    (LocalRecipe, "warmup_ratio", 1.0, "below 1"),
     (Training, "path", [2.0, 1.5], "ascending speedups of at least 1"),
     (Training, "path", [0.5], "ascending speedups of at least 1"),
     (Tracker, "timeout", 0.0, "above 0"),
