@@ -132,7 +132,7 @@ class LocalRecipe(Options):
     where = "recovery"
     name: str = "local"  # that results name it by
     epochs: int = 5  # passes of the calibration text through a block; the best of them is kept
-    learning_rate: float = 0.0003  # the largest learning rate; it falls to 0
+    learning_rate: float = 0.001  # the largest learning rate; it falls to 0
     warmup_ratio: float = 0.1  # share of the steps in which it rises
     precision: Precision = Precision.auto  # of the passes; auto: bfloat16 where that is faster
 

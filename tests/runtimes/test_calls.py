@@ -63,7 +63,8 @@ def test_a_block_alone_does_what_it_does_in_the_model(family, phase):
 CALLED = {  # modules are called as they are: no format of its own, nothing that is compiled
     name: kind
     for name, kind in SCHEMAS["runtime"].items()
-    if not kind.exports and kind is not TorchCompile  # in a process of its own
+    # in a process of its own
+    if not kind.exports and not kind.native and kind is not TorchCompile
 }
 
 
