@@ -11,7 +11,7 @@ from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import ClosedLoopResult, timed_again
 from pruning.models.loaded import LoadedModel
-from pruning.recovery.recovery import LocalReconstruction, Training
+from pruning.recovery.recovery import LocalReconstruction, NoRecovery, Training
 from pruning.recovery.rows import rows_of
 from pruning.system.job import Job
 
@@ -49,6 +49,8 @@ def recover(
 ) -> "tuple[ClosedLoopResult, Recovered | None]":
     """Train the pruned model and time it again; without recovery return what was given."""
     recovery = experiment.recovery
+    if isinstance(recovery, NoRecovery):
+        return made, None
     learned: Any = material
 
     def quality(student: PreTrainedModel) -> dict[str, float]:
@@ -60,14 +62,13 @@ def recover(
 
             given = Reconstruction(made.pruned, dense.model, learned, experiment.seed)
             trained = reconstructed(recovery, given, job.cache)
-        elif isinstance(recovery, Training):
+        else:
+            assert isinstance(recovery, Training)
             from pruning.recovery.stage import Distillation, recovered  # peft: a second to import
 
             given = Distillation(made.pruned, dense.model, learned, _seed(experiment))
             watched = suite.identity(dense.tokenizer)
             trained = recovered(recovery, given, job.cache, quality, watched)
-        else:
-            return made, None
     made = replace(made, pruned=trained.model)
     if (how := experiment.hardware.measurement(dense.model, experiment.runtime)) is not None:
         with job.stopwatch("measure"):

@@ -81,17 +81,18 @@ class Interruptions:
     FEW, PER_SECOND = 5, 40  # of each thread
 
     def __init__(self) -> None:
-        self.start, self.count = time.perf_counter(), self._count()
+        self.start, self.counts = time.perf_counter(), self._counts()
 
     def many(self) -> bool:
         """Tell whether these were more than on a quiet machine."""
         seconds = time.perf_counter() - self.start
         most = self.FEW + self.PER_SECOND * seconds * torch.get_num_threads()
-        return self._count() - self.count > most
+        now = self._counts()
+        return sum(max(0, now[each] - self.counts.get(each, 0)) for each in now) > most
 
-    def _count(self) -> int:
+    def _counts(self) -> dict[str, int]:
         mine = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        return mine + sum(map(_of_process, _children()))
+        return {"self": mine} | {child: _of_process(child) for child in _children()}
 
 
 def _children() -> list[str]:
@@ -101,12 +102,17 @@ def _children() -> list[str]:
 
 
 def _of_process(process: str) -> int:
-    """Count how often all threads of a process have lost their CPU; 0 if it has ended."""
+    """Count how often all threads of a process have lost their CPU; 0 if it has ended.
+
+    Less how often they woke: some engines have threads that wake all the time, and take a CPU from
+    one another. vLLM's lost it 220 times per second on a quiet machine, and woke 1,100 times.
+    """
     count = 0
     with suppress(OSError):
         for file in Path(f"/proc/{process}/task").glob("*/status"):
-            _, told, switches = file.read_text().rpartition("nonvoluntary_ctxt_switches:")
-            count += int(switches) if told else 0
+            _, told, switches = file.read_text().partition("\nvoluntary_ctxt_switches:")
+            slept, _, lost = switches.partition("nonvoluntary_ctxt_switches:")
+            count += int(lost) - int(slept) if told else 0
     return count
 
 

@@ -90,7 +90,7 @@ def test_interruptions_are_counted_per_second_and_thread(monkeypatch, seconds, c
     now, taken = [0.0], [7]
     monkeypatch.setattr(timer.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(timer.torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(timer.Interruptions, "_count", lambda self: taken[0])
+    monkeypatch.setattr(timer.Interruptions, "_counts", lambda self: {"self": taken[0]})
     interruptions = timer.Interruptions()
     now[0], taken[0] = seconds, 7 + count
     assert interruptions.many() == many
