@@ -28,7 +28,7 @@ class Local(Working):
     name: str = "local"
     # FFN widths and ranks are multiples of this, less those slower than a wider one; null: measured
     alignment: int | None = 32  # type: ignore[assignment]
-    repetitions: int = 12  # interleaved measurements of each level, and at least of each model
+    repetitions: int = 12  # interleaved measurements of each level and each model, at least
     tolerance: float = 0.02  # measured speedup may be off the target by this share
     rounds: int = 4  # prune, measure, correct: at most so often
     # refuse a profile of which a level is known less well, as a share of its part; null: never
@@ -76,7 +76,7 @@ class Local(Working):
         config = json.loads(model.config.to_json_string(use_diff=False))
         shapes = {name: [*tensor.shape] for name, tensor in model.state_dict().items()}
         return {
-            "version": 8,
+            "version": 9,
             "class": type(model).__name__,
             "config": {k: v for k, v in config.items() if v is not None and decides_times(k)},
             "shapes": digest(shapes),

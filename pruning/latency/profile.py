@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 NATIVE = "dense, by code of its own"  # beside the dense model by the code of pruned ones
 NOTHING = ""  # the part of a block that is left when both halves are gone
 OFTEN = 5  # times that what is fast is timed in a round
+DOUBT = 0.005  # standard error at which no more rounds are needed, as a share of the whole part
 NONE = Width(0)  # the level of what has none: a reference model, or a block without its halves
 Name = tuple[str, Shape]  # a part of a block at a level, or a reference model by its name
 
@@ -76,7 +77,8 @@ def _profile(
     if runtime.native:
         calls[NATIVE, NONE] = runtime.end_to_end(model, work)
     calls |= levels(model, sites, runtime, work, alignment)
-    rounds = Rounds(how.repetitions, most=OFTEN, strict=how.noise is not None)
+    strict = how.noise is not None
+    rounds = Rounds(how.repetitions, known if strict else None, OFTEN, strict)
     timings = interleaved(calls, model.device, rounds, f"profile: {work.phase}")
     if how.noise is not None:
         _refuse_noise(timings, how.noise)
@@ -178,17 +180,28 @@ def levels(
     return calls
 
 
-def _refuse_noise(timings: Mapping[Name, Timing], most: float) -> None:
-    """Raise ValueError with the figure where levels cannot be told apart.
+def doubts(timings: Mapping[Name, Timing]) -> dict[Name, float]:
+    """Return each standard error as a share of the time of the part's first level, the dense one.
 
-    A level has to be known to a share of its part's first, which is the dense one.
+    What a search chooses by errs towards what was timed too short: of all levels it takes those.
     """
     whole: dict[str, float] = {}
     for (part, _), timing in timings.items():
         whole.setdefault(part, timing.p50)
     whole[NOTHING] = min(ms for part, ms in whole.items() if part != NOTHING)
-    for (part, level), timing in timings.items():
-        if (doubt := timing.stderr / whole[part]) > most:
+    return {(part, level): t.stderr / whole[part] for (part, level), t in timings.items()}
+
+
+def known(timings: Mapping[Name, Timing]) -> bool:
+    """Say whether more rounds would tell nothing."""
+    return max(doubts(timings).values()) < DOUBT
+
+
+def _refuse_noise(timings: Mapping[Name, Timing], most: float) -> None:
+    """Raise ValueError with the figure where levels cannot be told apart."""
+    for (part, level), doubt in doubts(timings).items():
+        if doubt > most:
+            timing = timings[part, level]
             name = f"{part} {level}" if part else "a block without its parts"
             raise ValueError(
                 f"hardware.noise={most}: the time of {name} is {timing.p50:.3g} ms, known to "

@@ -13,7 +13,7 @@ from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
 from pruning.latency.grid import heads, widths
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
-from pruning.latency.profile import NOTHING, profile, within
+from pruning.latency.profile import NOTHING, doubts, known, profile, within
 from pruning.latency.reference_models import reference_models
 from pruning.latency.shapes import spent
 from pruning.latency.table import LatencyTable
@@ -427,3 +427,22 @@ def test_the_attention_implementation_is_part_of_a_profiles_identity(tmp_path):
         ValueError, match=r"^model\.attention=flash_attention_2 cannot be used here"
     ):
         flash.load(cache, cpu)
+
+
+def test_levels_are_known_to_a_share_of_the_whole_part():
+    """By hand: 0.93 (q75 - q25) / sqrt(n), as a share of the dense level's median."""
+    heads, width = Heads(2, 2), Width(8)
+    even = [9.0, 10.0, 10.0, 11.0]  # quartiles 9.75 and 10.25
+    timings = {
+        ("attention", heads): Timing(even),
+        ("attention", Heads(1, 1)): Timing([value / 2 for value in even]),
+        ("ffn", width): Timing([4.0] * 4),
+        ("", Width(0)): Timing([1.0, 2.0, 2.0, 3.0]),
+    }
+    of_dense, of_half, of_ffn, of_nothing = doubts(timings).values()
+    assert of_dense == pytest.approx(0.93 * 0.5 / 2 / 10)
+    assert of_half == pytest.approx(of_dense / 2)
+    assert of_ffn == 0
+    assert of_nothing == pytest.approx(0.93 * 0.5 / 2 / 4)
+    assert not known(timings)
+    assert known({name: Timing(timing.values * 1000) for name, timing in timings.items()})
