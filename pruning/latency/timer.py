@@ -1,6 +1,7 @@
 """Timing calls: interleaved, medians kept with their spread."""
 
 import logging
+import os
 import random
 import resource
 import time
@@ -8,9 +9,10 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
+import psutil
 import torch
 
 from pruning.system.progress import track
@@ -71,49 +73,50 @@ def speedup(before: Timing, after: Timing) -> tuple[float, float]:
 
 
 class Interruptions:
-    """How often the system has taken a CPU away from what is timed, since this was made.
+    """Whether other processes have taken CPUs from what is timed, since this was made.
 
-    That is this process with those that it has started: an engine may run in one. On two quiet
-    cores that was 17 times per second and thread, and 80 to 100 times with another busy process,
-    when two threads ran three times slower.
+    Of this process the system counts how often it lost one: on two quiet cores 17 times per second
+    and thread, and 80 to 100 times with another busy process, when two threads ran three times
+    slower. An engine in a process of its own has threads that take CPUs from one another (220 times
+    per second in vLLM), so there the CPU time of all others tells.
     """
 
     FEW, PER_SECOND = 5, 40  # of each thread
+    LEAST, SHARE = 0.02, 0.1  # CPU seconds of others, and their share of a CPU
 
     def __init__(self) -> None:
-        self.start, self.counts = time.perf_counter(), self._counts()
+        self.start, self.lost, self.others = time.perf_counter(), _lost(), _others()
 
     def many(self) -> bool:
-        """Tell whether these were more than on a quiet machine."""
+        """Tell whether there was more than on a quiet machine."""
         seconds = time.perf_counter() - self.start
+        if self.others is not None and (others := _others()) is not None:
+            return others - self.others > self.LEAST + self.SHARE * seconds
         most = self.FEW + self.PER_SECOND * seconds * torch.get_num_threads()
-        now = self._counts()
-        return sum(max(0, now[each] - self.counts.get(each, 0)) for each in now) > most
-
-    def _counts(self) -> dict[str, int]:
-        mine = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        return {"self": mine} | {child: _of_process(child) for child in _children()}
+        return _lost() - self.lost > most
 
 
-def _children() -> list[str]:
-    """List the processes that this one has started and that run; none where no file says so."""
-    listed = Path("/proc/self/task").glob("*/children")
-    return [child for file in listed for child in file.read_text().split()]
+def _lost() -> int:
+    """Count how often the system took a CPU away from this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def _of_process(process: str) -> int:
-    """Count how often all threads of a process have lost their CPU; 0 if it has ended.
+def _others() -> float | None:
+    """Return the CPU seconds of all processes but this one and those that it has started.
 
-    Less how often they woke: some engines have threads that wake all the time, and take a CPU from
-    one another. vLLM's lost it 220 times per second on a quiet machine, and woke 1,100 times.
+    None where it has started none, or no file says so.
     """
-    count = 0
-    with suppress(OSError):
-        for file in Path(f"/proc/{process}/task").glob("*/status"):
-            _, told, switches = file.read_text().partition("\nvoluntary_ctxt_switches:")
-            slept, _, lost = switches.partition("nonvoluntary_ctxt_switches:")
-            count += int(lost) - int(slept) if told else 0
-    return count
+    listed = Path("/proc/self/task").glob("*/children")
+    ours = [int(child) for file in listed for child in file.read_text().split()]
+    if not ours:
+        return None
+    whole: Any = psutil.cpu_times()
+    busy = whole.user + whole.nice + whole.system + whole.irq + whole.softirq + whole.steal
+    for process in (os.getpid(), *ours):
+        with suppress(psutil.Error):
+            times = psutil.Process(process).cpu_times()
+            busy -= times.user + times.system
+    return busy
 
 
 def milliseconds(call: Callable[[], object], device: torch.device) -> float:

@@ -3,8 +3,8 @@ import sys
 import time
 from pathlib import Path
 from subprocess import PIPE, Popen
-from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -90,31 +90,54 @@ def test_interruptions_are_counted_per_second_and_thread(monkeypatch, seconds, c
     now, taken = [0.0], [7]
     monkeypatch.setattr(timer.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(timer.torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(timer.Interruptions, "_counts", lambda self: {"self": taken[0]})
+    monkeypatch.setattr(timer, "_lost", lambda: taken[0])
+    monkeypatch.setattr(timer, "_others", lambda: None)
     interruptions = timer.Interruptions()
     now[0], taken[0] = seconds, 7 + count
     assert interruptions.many() == many
 
 
+BUSY = "import time\nprint(flush=True)\nend = time.time() + 30\nwhile time.time() < end: pass"
+
+
+def idle() -> float:
+    """Return the seconds that CPUs had nothing to do."""
+    times = psutil.cpu_times()
+    return times.idle + times.iowait
+
+
+PARENT = f"""
+import os, subprocess, sys
+inner = subprocess.Popen([sys.executable, "-c", {BUSY!r}])
+print(inner.pid, flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system tells nothing")
-@pytest.mark.parametrize(("code", "many"), [("while True: pass", True), ("input()", False)])
-def test_a_cpu_that_is_taken_from_an_engine_is_seen(monkeypatch, code, many):
-    """Two processes of ours have one CPU between them, and this one waits."""
-    monkeypatch.setattr(timer.torch, "get_num_threads", lambda: 1)
-    (cpu, *_) = os.sched_getaffinity(0)
-    pinned = f"import os; os.sched_setaffinity(0, [{cpu}]); print(flush=True)\n{code}"
-    command, pipes = [sys.executable, "-c", pinned], {"stdin": PIPE, "stdout": PIPE}
-    engines = [Popen(command, **pipes) for _ in range(2)]
+@pytest.mark.parametrize("whose", ["the engine's", "another's"])
+def test_cpu_time_of_others_is_told_from_that_of_an_engine(whose):
+    """A busy process is an engine of ours, or a grandchild, which is no process of ours."""
+    command = BUSY if whose == "the engine's" else PARENT
+    engine = Popen([sys.executable, "-c", command], stdin=PIPE, stdout=PIPE)
+    inner = None
     try:
-        assert all(engine.stdout.readline() for engine in engines)
-        monkeypatch.setattr(timer.resource, "getrusage", lambda _: SimpleNamespace(ru_nivcsw=0))
-        interruptions = timer.Interruptions()
+        told = engine.stdout.readline().strip()
+        inner = int(told) if told else None
+        interruptions, start = timer.Interruptions(), idle()
         time.sleep(1.0)
-        assert interruptions.many() == many
+        spent = psutil.cpu_count() * 1.0 - (idle() - start)  # CPU seconds of all
+        others = timer._others() - interruptions.others
+        if whose == "another's":
+            assert interruptions.many()
+            assert others == pytest.approx(spent, abs=0.3)
+        else:
+            assert others < spent - 0.3
     finally:
-        for engine in engines:
-            engine.kill()
-            engine.communicate()
+        if inner is not None:
+            os.kill(inner, 9)
+        engine.kill()
+        engine.communicate()
 
 
 def test_percentiles():
