@@ -98,6 +98,7 @@ class Given:
     judged: list[Batch] = field(default_factory=list)
     objective: Objective = Objective.kl
     anchors: list[float] = field(default_factory=lambda: [0.5])
+    balances: list[float] = field(default_factory=lambda: [1.0])
     tried: int = 1
     mutation: float = 0.1
     here: Any = field(default_factory=hardware)
@@ -163,7 +164,8 @@ def search(g: Given, cache: Cache) -> Any:
     solved = levels(g, cache)
     trial = CandidateEvaluator(g.model, solved, g.judged, g.objective)
     posed = build_problem(solved, g.table, trial, cache, g.seed)
-    return calibrated(posed, g.table.budget(g.speedup), g.anchors, g.tried, g.mutation)
+    budget = g.table.budget(g.speedup)
+    return calibrated(posed, budget, g.anchors, g.balances, g.tried, g.mutation)
 
 
 def train(g: Given, cache: Cache) -> Any:
@@ -424,6 +426,7 @@ CASES: dict[str, dict[str, Change]] = {
         "text": lambda g: g.judged.pop(),
         "sensitivities": put("anchors", [0.25, 0.75]),
         "candidates": put("tried", 2),
+        "balances": put("balances", [1.0, 2.0]),
         "mutation": put("mutation", 0.2),
         "budget": put("speedup", 2.0),
         "cost of a level": lambda g: g.table.parts.update(

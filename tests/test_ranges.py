@@ -73,6 +73,8 @@ TABLE: list[tuple[type, str, Any, str]] = [
     (Guided, "mutation", -0.1, "at least 0"),
     (Spdy, "inits", 0, "at least 1"),
     (Calibrated, "anchors", [0.5, 1.5], "at most 1"),
+    (Calibrated, "balances", [1.0, 0.0], "above 0"),
+    (Calibrated, "balances", [], "hold a factor"),
     (Schedule, "first last", -0.1, "at least 0"),
     (Schedule, "first last", 1.0, "below 1"),
     (Schedule, "first", 0.3, "not be above search.last"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pruning.models.sites import Kind
 from pruning.search.knapsack import Row
 from pruning.search.options import Chooser
 from pruning.search.problem import Problem, calibrate_priors
@@ -67,7 +68,7 @@ class _Climb:
 
         numbers = {"loss": self.loss, "ms": problem.ms}
         key = {
-            "version": 1,
+            "version": 2,
             "problem": problem.identity,
             "numbers": digest({name: [row.tolist() for row in r] for name, r in numbers.items()}),
             "rest": problem.rest,
@@ -98,18 +99,30 @@ def spdy(problem: Problem, budget: float, inits: int, steps: int, mutation: floa
 
 
 def calibrated(
-    problem: Problem, budget: float, anchors: list[float], steps: int, mutation: float
+    problem: Problem,
+    budget: float,
+    anchors: list[float],
+    balances: list[float],
+    steps: int,
+    mutation: float,
 ) -> Chooser:
-    """Solve on measured sensitivities; try mutants of the coefficients, factors e^(N/2)."""
+    """Solve on measured sensitivities; try mutants of the coefficients, factors e^(N/2).
+
+    First the losses of all attentions are multiplied by each of `balances`, and the best is kept:
+    the losses of several add up to more than their sum, and more so than those of FFNs.
+    """
     measured = problem.sensitivities(anchors)
     loss = [calibrate_priors(prior, at) for prior, at in zip(problem.loss, measured, strict=True)]
     climb = _Climb(problem, loss, budget)
+    attention = np.array([site.kind is Kind.ATTENTION for site in problem.sites])
+    both = attention.any() and not attention.all()
 
     def change(c: Coefficients) -> Coefficients:
         return c * np.exp(0.5 * climb.random.standard_normal(len(c)))
 
     def search() -> None:
-        climb.offer(climb.coefficients)
+        for factor in balances if both else [1.0]:
+            climb.offer(np.where(attention, factor, 1.0))
         climb.climb(steps, mutation, change)
 
-    return climb.chooser({"calibrated": [steps, mutation]}, search)
+    return climb.chooser({"calibrated": [balances, steps, mutation]}, search)

@@ -211,10 +211,19 @@ class Calibrated(Guided):
     name: str = "calibrated"
     # shares of the units kept at which a sub-block's loss is measured
     anchors: list[float] = field(default_factory=lambda: [0.5, 0.0])
+    # factors of attention's losses that are tried; the best whole model by measured loss is kept
+    balances: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0])
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_range("anchors", least=0, most=1)
+        self.check_range("balances", above=0)
+        if not self.balances:
+            raise ValueError("search.balances=[] must hold a factor: give [1.0] to try no others")
+
+    def candidates(self) -> int:
+        """Count a candidate for each balance too."""
+        return self.steps + len(self.balances)
 
     def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
         """Count for every site and anchor the text through the blocks from the site on."""
@@ -226,4 +235,5 @@ class Calibrated(Guided):
         """Solve the DP on sensitivities and refine its coefficients by measured loss."""
         from pruning.search.climb import calibrated
 
-        return calibrated(problem, budget, self.anchors, self.steps, self.mutation)
+        options = self.anchors, self.balances, self.steps, self.mutation
+        return calibrated(problem, budget, *options)

@@ -155,6 +155,33 @@ def test_a_search_finds_what_the_priors_do_not_know(tmp_path, search):
     assert optimum < 0.9 * blind
 
 
+class Piling(Measured):
+    """A model that loses more by several attentions than the sum of what each loses alone."""
+
+    def evaluate(self, choice) -> float:
+        losses = [row[s] for row, s in zip(self.of.loss, choice, strict=True)]
+        attention = sum(losses[::2])
+        return super().evaluate(choice) + 0.5 * attention**2
+
+
+def test_what_several_attentions_lose_together_is_balanced(tmp_path):
+    """The sensitivities do not tell it; of the factors the one of the best whole model is kept."""
+    posed = problem(tmp_path)
+    posed.trial = piling = Piling(posed, np.ones(2 * BLOCKS))
+    budget, balances = posed.total([0] * 2 * BLOCKS) / 2, [1.0, 1.5, 2.0, 4.0]
+    choice = Calibrated("calibrated", balances=balances).prepare(posed, budget)(budget)
+    by_factor = {}
+    for factor in balances:
+        weights = np.where(np.arange(2 * BLOCKS) % 2 == 0, factor, 1.0)
+        loss = [row * weight for row, weight in zip(posed.loss, weights, strict=True)]
+        by_factor[factor] = piling.evaluate(posed.solve(loss, budget))
+    assert piling.evaluate(choice) == min(by_factor.values())
+    assert min(by_factor.values()) < by_factor[1.0]
+    assert len(posed.history) <= len(balances)
+    alone = Calibrated("calibrated", balances=[1.0]).prepare(posed, budget)(budget)
+    assert piling.evaluate(alone) == by_factor[1.0]
+
+
 @pytest.mark.parametrize("search", ["spdy", "calibrated"])
 def test_candidates_are_drawn_by_the_seed(tmp_path, search):
     """The same seed tries the same candidates, another one tries others."""
