@@ -42,8 +42,8 @@ def picture(results: list[dict[str, Any]]) -> dict[str, Any]:
     x = {
         "type": "quantitative",
         "title": "milliseconds of a call, measured in the engine (log scale)",
-        "scale": {"type": "log", "domain": [4, 500], "nice": False},
-        "axis": {"values": [5, 10, 20, 50, 100, 200, 400]},
+        "scale": {"type": "log", "domain": [2.5, 500], "nice": False},
+        "axis": {"values": [3, 5, 10, 20, 50, 100, 200, 400]},
     }
     marks = [
         {
