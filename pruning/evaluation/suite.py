@@ -172,7 +172,8 @@ class Suite(Options):
         """Raise ValueError where a part is for other models, or for longer ones."""
         from pruning.models.sites import architecture, positions
 
-        name, encoder, longest = type(model).__name__, architecture(model).encoder, positions(model)
+        name, longest = model.__class__.__name__, positions(model)
+        encoder = architecture(model).encoder
         for path, _, part in self.parts():
             wrong = not name.endswith(part.head) if part.head else encoder
             if wrong:

@@ -99,7 +99,7 @@ def architecture(model: PreTrainedModel) -> Architecture:
             f"model: architecture '{kind}' is not supported; use one of {', '.join(ARCHITECTURES)}"
             " or add a row to ARCHITECTURES in pruning/models/modeling_pruned.py"
         )
-    name = type(model).__name__
+    name = model.__class__.__name__  # not its type: what serves it stands in for it
     if ARCHITECTURES[kind].encoder and not name.endswith(HEADS):
         raise ValueError(
             f"model: {name} is not supported; encoders are pruned for a task, as "

@@ -16,6 +16,10 @@ class Served:
     def __init__(self, model: PreTrainedModel, answer: Answer):
         self.model, self.answer = model, answer
 
+    @property
+    def __class__(self) -> Any:
+        return type(self.model)  # what is asked of its class is asked of the model's
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
 

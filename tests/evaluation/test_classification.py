@@ -3,12 +3,14 @@
 import json
 import math
 from dataclasses import replace
+from typing import get_type_hints
 
 import datasets
 import pytest
 import torch
 from transformers import pipeline
 
+from pruning.composition import SCHEMAS
 from pruning.evaluation.parts import ClassificationBenchmark
 from pruning.evaluation.specs import Metric
 from pruning.evaluation.suite import Suite
@@ -74,6 +76,18 @@ def test_accuracy_is_the_share_of_labels_that_the_pipeline_predicts(family, limi
     truth = [row["label"] for row in rows]
     most = max(truth.count(label) for label in truth) / len(rows)
     assert found["tiny/mine/accuracy_chance"] == pytest.approx(most)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_what_an_engine_answers_is_judged_alike(name, tmp_path):
+    pytest.importorskip(name)
+    model, given = sharp("bert"), suite(tmp_path)
+    kind = SCHEMAS["runtime"][name]
+    served = kind(precision=next(p for p in get_type_hints(kind)["precision"] if p == "float32"))
+    found = given.evaluate(served.served(model), word_tokenizer(), Cache(tmp_path / "one"), name)
+    assert found.metrics == judged(given, model, tmp_path)
+    with pytest.raises(ValueError, match=r"measures .*SequenceClassification, and this is a Llama"):
+        given.check(served.served(llama()))
 
 
 def test_a_slice_is_drawn_by_its_seed(tmp_path):
