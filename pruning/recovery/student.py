@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,6 +115,17 @@ class Budget(TrainerCallback):
             control.should_log = True
 
 
+@contextmanager
+def unwrapped(model: nn.Module) -> Generator[None]:
+    """Take off what accelerate puts around `forward`: bfloat16 is for training alone."""
+    around = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if around is not None:
+            model.forward = around
+
+
 class EvaluateDuringTraining(TrainerCallback):
     """Evaluates the student every so many steps; the curve goes into the Trainer's log."""
 
@@ -130,7 +141,7 @@ class EvaluateDuringTraining(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs: Any) -> None:
         """Evaluate in the middle of training."""
         if state.global_step % self.every == 0 and state.is_world_process_zero:
-            with self.budget.aside():
+            with self.budget.aside(), unwrapped(self.student):
                 metrics = dict(self.quality(self.student))
             state.log_history.append({"step": state.global_step, **metrics})
 
