@@ -141,7 +141,3 @@ class LocalRecipe(Options):
         self.check_range("epochs", least=1)
         self.check_range("learning_rate", above=0)
         self.check_range("warmup_ratio", least=0, below=1)
-
-    def plain(self) -> dict[str, Any]:
-        """Return its own fields, as JSON can hold them."""
-        return asdict(self)

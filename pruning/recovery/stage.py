@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def reconstructed(recipe: LocalRecipe, given: Reconstruction, cache: Cache) -> R
         "student": fingerprint(pruned),
         "teacher": fingerprint(given.teacher),
         "batches": [batch.digest() for batch in given.batches],
-        "recipe": {k: v for k, v in recipe.plain().items() if k not in ("name", "precision")},
+        "recipe": {k: v for k, v in asdict(recipe).items() if k not in ("name", "precision")},
         "bfloat16": recipe.precision.is_bfloat16(pruned.device),
         "device": pruned.device.type,
         "seed": given.seed,

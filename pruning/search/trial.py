@@ -120,27 +120,21 @@ class CandidateEvaluator:
         return self._loss(0, [state.hidden for state in self.states])
 
     @torch.no_grad()
-    def sensitivities(
-        self, anchors: Sequence[Sequence[int]], around: Sequence[int] | None = None
-    ) -> list[dict[int, float]]:
-        """Measure how much more a site loses at its anchor levels than dense, for every site.
+    def sensitivities(self, anchors: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+        """Measure each site's loss increase at its anchor levels, all other sites dense.
 
-        All other sites are as `around` says, or dense. The blocks before the site are not run
-        again: the hidden states go along.
+        The blocks before the site are not run again: the hidden states go along.
         """
-        around = around or [0] * len(self.sites)
-        whole = self.evaluate(around)
+        dense = self.evaluate([0] * len(self.sites))
         hidden = [state.hidden for state in self.states]
         losses: list[dict[int, float]] = [{} for _ in self.sites]
         for index, block in enumerate(track(blocks(self.model), "search: sensitivities")):
             for i, site in enumerate(self.sites):
                 if site.block == index:
-                    known = {around[i]: whole}
-                    for level in {0, *anchors[i]} - known.keys():
+                    for level in anchors[i]:
                         self._install(i, level)
-                        known[level] = self._loss(index, hidden)
-                    losses[i] = {a: max(0.0, dear(known[a] - known[0])) for a in anchors[i]}
-                    self._install(i, around[i])
+                        losses[i][level] = max(0.0, self._loss(index, hidden) - dense)
+                    self._install(i, 0)
             with self._computing():
                 hidden = [
                     run_block(block, h, state.calls[index])
