@@ -27,8 +27,8 @@ slow: $(STAMP)  ## Run the further tests: on real weights, on submitit and ray
 real: $(STAMP)  ## Run the slow tests of one job on real weights, up to lm-eval's command line (3 minutes)
 	$(BIN)/python -m pytest -m slow tests/test_real.py -k "quality or lm_eval_command_line" $(ARGS)
 
-gpu: $(STAMP)  ## Run the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+gpu: $(STAMP)  ## Run what needs a CUDA device: tests, tables, 7B shapes (10 minutes on one H200)
+	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py $(ARGS)
 
 docs: $(STAMP)  ## Write docs/configuration.md and the tree of docs/code.md from the code
 	$(BIN)/python -m pruning.reference > .configuration.md

@@ -16,6 +16,7 @@ from statistics import fmean
 import torch
 
 from pruning.composition import compose
+from pruning.experiment import Experiment
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.latency.timer import speedup
 from pruning.models.allocation import first_units
@@ -38,22 +39,20 @@ def draw(prunable: list[Site], table: LatencyTable, generator: random.Random) ->
     return drawn
 
 
-def main() -> None:
-    """Print a row per allocation on stderr, and one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--allocations", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments, overrides = parser.parse_known_args()
-    experiment = compose(overrides)
+def predict(experiment: Experiment, allocations: int, seed: int) -> tuple[LatencyTable, dict]:
+    """Return the table, and what it predicted of so many allocations; a row each on stderr.
+
+    ValueError where nothing can be measured.
+    """
     hardware, cache = experiment.hardware, Cache(experiment.cache)
     dense = experiment.model.skeleton(cache, hardware.open(), experiment.task)
     if (how := hardware.measurement(dense, experiment.runtime)) is None:
-        parser.error("predictions are measured on hardware=local")
+        raise ValueError(f"hardware={hardware.name} cannot measure: predictions need local")
     prunable = sites(dense)
     table = hardware.profile(dense, prunable, cache, experiment.runtime)
-    generator = random.Random(arguments.seed)
+    generator = random.Random(seed)
     rows = []
-    for _ in range(arguments.allocations):
+    for _ in range(allocations):
         shapes = draw(prunable, table, generator)
         with torch.no_grad():
             pruned = shrink_(
@@ -67,7 +66,7 @@ def main() -> None:
         rows.append({key: round(value, 4) for key, value in row.items()})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     errors = [abs(row["error"]) for row in rows]
-    line = {
+    return table, {
         "benchmark": "latency_prediction",
         "model": experiment.model.name,
         **table.setting,
@@ -79,6 +78,15 @@ def main() -> None:
         "scales": {name: round(scale, 3) for name, scale in table.scales.items()},
         "rows": rows,
     }
+
+
+def main() -> None:
+    """Print a row per allocation on stderr, and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--allocations", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments, overrides = parser.parse_known_args()
+    _, line = predict(compose(overrides), arguments.allocations, arguments.seed)
     print(json.dumps(line))
 
 

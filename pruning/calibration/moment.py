@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-PANEL = 512
+PANEL = 512  # rows that a sum is added to at once
+STORED = 128  # rows that a stored moment has from the diagonal on
 
 
 @dataclass
@@ -26,13 +27,6 @@ class Moment:
             covariance.diagonal().copy_(self.variance)
         return covariance
 
-    def to(self, device: torch.device) -> "Moment":
-        """Return the moment on a device."""
-        target, variance = (
-            None if tensor is None else tensor.to(device) for tensor in (self.target, self.variance)
-        )
-        return Moment(self.H.to(device), self.mean.to(device), target, variance)
-
     def mixed(self, other: "Moment", share: float) -> "Moment":
         """Return the moment of both texts' tokens, of whose weight `share` is the other's."""
 
@@ -48,6 +42,26 @@ class Moment:
         return Moment(H, mean, mix(self.target, other.target), variance)
 
 
+def packed(H: Float[Tensor, "columns columns"]) -> Float[Tensor, " stored"]:
+    """Return a symmetric matrix in little more than half of its numbers.
+
+    Of every `STORED` rows those columns that do not lie left of them, one after the other.
+    """
+    return torch.cat([H[top : top + STORED, top:].flatten() for top in range(0, len(H), STORED)])
+
+
+def unpacked(stored: Float[Tensor, " stored"], columns: int) -> Float[Tensor, "columns columns"]:
+    """Return the matrix that `packed` was given."""
+    H, start = stored.new_empty(columns, columns), 0
+    for top in range(0, columns, STORED):
+        rows = min(STORED, columns - top)
+        end = start + rows * (columns - top)
+        H[top : top + rows, top:] = panel = stored[start:end].view(rows, -1)
+        H[top:, top : top + rows] = panel.T
+        start = end
+    return H
+
+
 @dataclass
 class Split:
     """Moments of the tokens to solve with, and of those held out to judge by."""
@@ -60,10 +74,6 @@ class Split:
     def all(self) -> Moment:
         """Return the moment of all tokens."""
         return self.fit.mixed(self.held, self.share)
-
-    def to(self, device: torch.device) -> "Split":
-        """Return both on a device."""
-        return Split(self.fit.to(device), self.held.to(device), self.share)
 
 
 class Accumulator:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Weight
-from pruning.calibration.moment import Accumulator, Moment, Split
+from pruning.calibration.moment import Accumulator, Moment, Split, packed, unpacked
 from pruning.data.batch import Batch
 from pruning.models.blockwise import State, embed, run_block
 from pruning.models.loaded import LoadedModel
@@ -22,7 +23,7 @@ from pruning.models.sites import weight as matrix
 from pruning.system.cache import Cache
 from pruning.system.progress import track
 
-NAMES = ("H", "mean", "variance")  # of a moment, on disk
+PARTS = ("fit", "held")  # of a split, on disk
 Outputs = dict[Site, list[Float[Tensor, "tokens rows"]]]  # of a block's sites, per state
 
 
@@ -223,7 +224,7 @@ class Moments:
                 moments.write(index, block)
 
         key = {
-            "version": 4,
+            "version": 5,
             "model": dense.fingerprint,
             "batches": [batch.digest() for batch in batches],
             "weight": weighting,
@@ -237,27 +238,45 @@ class Moments:
         return self.directory.name
 
     def write(self, index: int, block: dict[Site, Split]) -> None:
-        """Write the moments of block `index`."""
+        """Write the moments of block `index`; of a symmetric H little more than half."""
         tensors = {
             f"{site.reads}.{part}.{name}": tensor.cpu()
             for site, split in block.items()
-            for part, moment in (("fit", split.fit), ("held", split.held))
-            for name in NAMES
-            if (tensor := getattr(moment, name)) is not None
+            for part, moment in zip(PARTS, (split.fit, split.held), strict=True)
+            for name, tensor in _stored(moment).items()
         }
         shares = {f"{site.reads}.share": str(split.share) for site, split in block.items()}
         save_file(tensors, self._file(index), metadata=shares)
 
     def __getitem__(self, site: Site) -> Split:
         """Read the moments of one site."""
+        return self.split(site, torch.device("cpu"))
+
+    def split(self, site: Site, device: torch.device) -> Split:
+        """Read the moments of one site onto a device."""
         with safe_open(self._file(site.block), "pt") as file:
-            paths = [f"{site.reads}.{part}." for part in ("fit", "held")]
-            there = set(file.keys())
-            fit, held = (
-                Moment(**{n: file.get_tensor(path + n) for n in NAMES if path + n in there})
-                for path in paths
-            )
-            return Split(fit, held, float(file.metadata()[f"{site.reads}.share"]))
+            share = float(file.metadata()[f"{site.reads}.share"])
+            fit, held = (_read(file, f"{site.reads}.{part}.", device) for part in PARTS)
+            return Split(fit, held, share)
+
+    def fit(self, site: Site, device: torch.device) -> Moment:
+        """Read the moment of the tokens that are not held out onto a device."""
+        with safe_open(self._file(site.block), "pt") as file:
+            return _read(file, f"{site.reads}.fit.", device)
 
     def _file(self, index: int) -> Path:
         return self.directory / f"block-{index:03}.safetensors"
+
+
+def _stored(moment: Moment) -> dict[str, Tensor]:
+    """Return what is written of a moment."""
+    rest = {} if moment.variance is None else {"variance": moment.variance}
+    return {"H": packed(moment.H), "mean": moment.mean} | rest
+
+
+def _read(file: Any, path: str, device: torch.device) -> Moment:
+    """Read what was written below `path`."""
+    H, mean = (file.get_tensor(f"{path}{name}").to(device) for name in ("H", "mean"))
+    variance = f"{path}variance"
+    rest = file.get_tensor(variance).to(device) if variance in file.keys() else None  # noqa: SIM118
+    return Moment(unpacked(H, len(mean)), mean, None, rest)

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 NATIVE = "dense, by code of its own"  # beside the dense model by the code of pruned ones
 NOTHING = ""  # the part of a block that is left when both halves are gone
 OFTEN = 5  # times that what is fast is timed in a round
+IN_A_ROW = 8  # calls of a sub-block on a GPU that are timed as one
 DOUBT = 0.005  # standard error at which no more rounds are needed, as a share of the whole part
 NONE = Width(0)  # the level of what has none: a reference model, or a block without its halves
 Name = tuple[str, Shape]  # a part of a block at a level, or a reference model by its name
@@ -76,10 +77,13 @@ def _profile(
         calls[reference.name, NONE] = runtime.as_pruned(reference.model, work)
     if runtime.native:
         calls[NATIVE, NONE] = runtime.end_to_end(model, work)
-    calls |= levels(model, sites, runtime, work, alignment)
+    parts_alone, times = levels(model, sites, runtime, work, alignment), in_a_row(model.device)
+    calls |= {name: repeated(call, times) for name, call in parts_alone.items()}
     strict = how.noise is not None
     rounds = Rounds(how.repetitions, known if strict else None, OFTEN, strict)
     timings = interleaved(calls, model.device, rounds, f"profile: {work.phase}")
+    for name in parts_alone:
+        timings[name] = Timing([value / times for value in timings[name].values])
     if how.noise is not None:
         _refuse_noise(timings, how.noise)
     ends = {reference.name: timings.pop((reference.name, NONE)) for reference in whole}
@@ -129,6 +133,25 @@ def _profile(
     off = {name: f"{share:+.1%}" for name, share in table.residuals().items()}
     log.info("profile: the table is off by %s", off)
     return table
+
+
+def in_a_row(device: torch.device) -> int:
+    """Return how often a sub-block is called to be timed once.
+
+    On a GPU the kernels of a call are launched while those before them run; a single call would
+    mostly wait for its launches, which blocks of a whole model do not.
+    """
+    return IN_A_ROW if device.type == "cuda" else 1
+
+
+def repeated(call: Call, times: int) -> Call:
+    """Return a call that is `times` calls."""
+
+    def calls() -> None:
+        for _ in range(times):
+            call()
+
+    return call if times == 1 else calls
 
 
 def within(

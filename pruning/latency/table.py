@@ -47,6 +47,11 @@ class LatencyTable:
         older = "torch_compile" if self.setting.get("compile") else "torch"
         return self.setting.get("runtime", older)
 
+    @property
+    def alignment(self) -> int:
+        """Return what widths are multiples of; 1 where the table says nothing of it."""
+        return self.setting.get("alignment") or 1
+
     def ms(self, site: Site, level: Shape) -> float:
         """Return the milliseconds of a site."""
         return self.parts[site.part][level]

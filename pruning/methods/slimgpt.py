@@ -123,9 +123,8 @@ class SchedulePlan(Plan):
         prunable = sites(context.dense.model)
         given = None
         if method.ratio is not None:
-            given = shapes(
-                search.form(), {site: every_shape(site) for site in prunable}, method.ratio
-            )
+            options = {site: every_shape(site, table.alignment) for site in prunable}
+            given = shapes(search.form(), options, method.ratio)
         choose = chooser(
             search.form(), {site: table.levels(site) for site in prunable}, table.total
         )

@@ -94,9 +94,14 @@ def chooser(
     return choose
 
 
-def every_shape(site: Site) -> list[Shape]:
-    """List every shape that a site can have, dense first; gone is not among them."""
+def every_shape(site: Site, alignment: int) -> list[Shape]:
+    """List the shapes that a site can have, dense first; gone is not among them.
+
+    Widths below the dense one are multiples of `alignment`: others may be slower than that, on a
+    GPU several times slower.
+    """
     if site.kind is Kind.FFN:
-        return [Width(units) for units in range(site.units, 0, -1)]
+        last = (site.units - 1) // alignment
+        return [Width(site.units), *(Width(n * alignment) for n in range(last, 0, -1))]
     groups, heads = range(site.groups, 0, -1), range(site.heads_per_group, 0, -1)
     return [Heads(g, h) for g in groups for h in heads]

@@ -95,7 +95,7 @@ class Levels(Mapping[Site, SiteLevels]):
             by_site: dict[Site, SiteLevels] = {}
             for site in track(prunable, "levels: sites"):
                 W = weight(projection(model, site)).detach()
-                split = moments[site].to(W.device)
+                split = moments.split(site, W.device)
                 by_site[site] = method.site_levels(site, W, split, table.levels(site))
             cls(by_site, moments).write(directory)
 
@@ -149,13 +149,15 @@ class Levels(Mapping[Site, SiteLevels]):
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
     ) -> Float[Tensor, "rows kept"]:
         """Solve the weights of a level for dense W, from the moments of all calibration tokens."""
-        return self._solve(site, level, W, self._moments[site].all)
+        return self._solve(site, level, W, self._moments.split(site, W.device).all)
 
     def kept_bias(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
     ) -> Float[Tensor, " rows"] | None:
         """Return what a level adds to the bias of the output projection, if anything."""
-        return self._shift(site, level, W, self._moments[site].all)
+        if not self._of[site].bias:
+            return None
+        return self._shift(site, level, W, self._moments.split(site, W.device).all)
 
     def trial_weight(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
@@ -165,13 +167,13 @@ class Levels(Mapping[Site, SiteLevels]):
         Solved without the held-out tokens, which searches judge by; these have a part only in the
         order in which units leave, and in the choice of the ridge.
         """
-        fit = self._moments[site].fit
+        fit = self._moments.fit(site, W.device)
         full = torch.zeros_like(W)
         full[:, self.columns(site, level).to(W.device)] = self._solve(site, level, W, fit)
         return full, self._shift(site, level, W, fit)
 
     def _solve(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor:
-        H = moment.H.to(W.device).double()
+        H = moment.H.double()
         keep = self.columns(site, level).to(W.device)
         return least_squares(W.double(), H, keep, self._of[site].ridge).to(W.dtype)
 

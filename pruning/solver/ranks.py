@@ -60,8 +60,9 @@ class Ranks(Levels):
         self, site: Site, level: int, W: Float[Tensor, "rows columns"], fit: bool = False
     ) -> tuple[Float[Tensor, "rank columns"], Float[Tensor, "rows rank"]]:
         """Return A and B of a level, from all calibration tokens or from those to `fit` only."""
-        split, levels = self._moments[site], self._of[site]
-        H = (split.fit if fit else split.all).H.to(W.device).double()
+        moments, levels = self._moments, self._of[site]
+        moment = moments.fit(site, W.device) if fit else moments.split(site, W.device).all
+        H = moment.H.double()
         U = components(W.double(), None if levels.score == "plain" else H)
         U = U[:, : int(levels.keeps[level].sum())]
         return (U.T @ W.double()).to(W.dtype), U.to(W.dtype)

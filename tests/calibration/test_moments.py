@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pruning.calibration.calibration import Weight
+from pruning.calibration.moment import STORED, packed, unpacked
 from pruning.calibration.moments import Accumulator, Moments, Split, collect
 from pruning.methods.baselines import Flap
 from pruning.models.shape import Width
@@ -230,6 +231,15 @@ def test_flap_orders_by_the_variance_of_nearly_constant_inputs(tmp_path):
         assert keep.nonzero().flatten().tolist() == sorted(kept.tolist())
 
 
+@pytest.mark.parametrize("columns", [1, 5, STORED, 2 * STORED + 44])
+def test_a_symmetric_moment_is_stored_in_about_half(columns):
+    draw = torch.randn(columns, columns, generator=torch.Generator().manual_seed(0))
+    H = draw + draw.T
+    stored = packed(H)
+    assert torch.equal(unpacked(stored, columns), H)
+    assert stored.numel() <= columns * (columns + STORED) / 2 or columns < STORED
+
+
 def test_moments_survive_the_disk(tmp_path):
     model = llama()
     stored, kept = Moments(tmp_path), {}
@@ -247,3 +257,5 @@ def test_moments_survive_the_disk(tmp_path):
                 of = (getattr(getattr(x, part), name) for x in (again, moment))
                 assert torch.equal(*of)
         assert again.share == moment.share
+        fit = Moments(tmp_path).fit(site, torch.device("cpu"))
+        assert torch.equal(fit.H, moment.fit.H)

@@ -123,5 +123,5 @@ def solve_levels(
     of = {}
     for site in sites(model):
         W = weight(projection(model, site))
-        of[site] = method.site_levels(site, W, moments[site].to(W.device), table.levels(site))
+        of[site] = method.site_levels(site, W, moments.split(site, W.device), table.levels(site))
     return Levels(of, moments)

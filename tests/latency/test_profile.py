@@ -13,7 +13,7 @@ from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
 from pruning.latency.grid import heads, widths
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
-from pruning.latency.profile import NOTHING, doubts, known, profile, within
+from pruning.latency.profile import NOTHING, doubts, in_a_row, known, profile, repeated, within
 from pruning.latency.reference_models import reference_models
 from pruning.latency.shapes import spent
 from pruning.latency.table import LatencyTable
@@ -40,6 +40,7 @@ from tests.helpers.tiny import (
 )
 
 WIDE = GATED["intermediate_size"]
+LARGE = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 4}
 WIDER = {"hidden_size": 512, "intermediate_size": 1024}
 
 
@@ -144,15 +145,27 @@ def clock_of(shapes_of_anchors):
     return timed
 
 
-@pytest.mark.parametrize("kinds", [["attention", "ffn"]])
-def test_whole_models_set_the_scale_of_parts(monkeypatch, kinds):
-    """On a fake clock, where parts alone are slower or faster by known factors."""
+@pytest.mark.parametrize("times", [1, 4])
+def test_whole_models_set_the_scale_of_parts(monkeypatch, times):
+    """On a fake clock, where parts alone are slower or faster by known factors.
+
+    On a GPU a part is called several times to be timed once.
+    """
     model = llama()
     known = {anchor.name: anchor.shapes for anchor in reference_models(model, sites(model), 16)}
-    monkeypatch.setattr("pruning.latency.profile.interleaved", clock_of(known))
+    timed = clock_of(known)
+
+    def in_rows(calls, *_, **__) -> dict:
+        return {
+            name: timing if name[0] in known else Timing([times * ms for ms in timing.values])
+            for name, timing in timed(calls).items()
+        }
+
+    monkeypatch.setattr("pruning.latency.profile.interleaved", in_rows)
+    monkeypatch.setattr("pruning.latency.profile.in_a_row", lambda device: times)
     table = profile(model, how(model), sites(model))
     assert table.rest == pytest.approx(REST)
-    for kind in kinds:
+    for kind in ("attention", "ffn"):
         assert table.scales[kind] == pytest.approx(1 / ALONE[kind])
         for level, ms in table.parts[kind].items():
             assert ms == pytest.approx(true_ms(kind, level) if level.units else 0)
@@ -368,6 +381,21 @@ def test_profile_and_meet_on_cuda(tmp_path):
     assert met.measured > 1
     assert next(met.pruned.parameters()).is_cuda
     assert not all(keep.all() for keep in met.allocation.values())
+
+
+@pytest.mark.gpu
+def test_blocks_alone_take_on_cuda_what_they_take_in_a_model():
+    model = random_model(LlamaConfig(**COMMON | LARGE)).to("cuda", torch.bfloat16)
+    there = how(model, device="cuda", batch=8, sequence_length=1024, repetitions=20, threads=None)
+    table = profile(model, there, sites(model))
+    assert all(0.8 < scale < 1.25 for scale in table.scales.values()), table.scales
+
+
+def test_calls_in_a_row_are_that_many_calls():
+    counted = []
+    assert in_a_row(torch.device("cpu")) == 1
+    repeated(lambda: counted.append(1), 3)()
+    assert len(counted) == 3
 
 
 def test_parts_that_noise_made_longer_than_the_model_leave_room_for_the_rest():

@@ -56,11 +56,18 @@ def test_a_schedule_of_nothing_is_refused():
 def test_a_share_counts_parameters():
     """Nine heads of four in three KV groups on a hidden size of 10: q and o, k and v."""
     site = Site(0, Kind.ATTENTION, 9, 4, 3)
-    for left in every_shape(site):
+    for left in every_shape(site, 1):
         q_and_o, k_and_v = 2 * left.units * 4 * 10, 2 * left.groups * 4 * 10
         whole = 2 * 9 * 4 * 10 + 2 * 3 * 4 * 10
         assert share(site, left) == pytest.approx((q_and_o + k_and_v) / whole)
     assert share(Site(0, Kind.FFN, 1536, 1), Width(384)) == 0.25
+
+
+def test_widths_below_the_dense_one_are_aligned():
+    widths = [shape.units for shape in every_shape(Site(0, Kind.FFN, 100, 1), 32)]
+    assert widths == [100, 96, 64, 32]
+    assert every_shape(Site(0, Kind.FFN, 64, 1), 32) == [Width(64), Width(32)]
+    assert len(every_shape(Site(0, Kind.ATTENTION, 6, 4, 3), 32)) == 6  # heads are what they are
 
 
 def test_shapes_are_the_nearest_and_never_gone():
@@ -69,7 +76,7 @@ def test_shapes_are_the_nearest_and_never_gone():
         for b in range(8)
         for site in (Site(b, Kind.ATTENTION, 6, 4, 3), Site(b, Kind.FFN, 100, 1))
     ]
-    options = {site: [*every_shape(site), site.gone] for site in sites}
+    options = {site: [*every_shape(site, 1), site.gone] for site in sites}
     for mean in (0.1, 0.2, 0.5):
         left = shapes(schedule().form(), options, mean)
         at = ratios(schedule().form(), 8, mean)
@@ -77,7 +84,7 @@ def test_shapes_are_the_nearest_and_never_gone():
             wanted = 1 - at[site.block]
             if site.kind is Kind.FFN:
                 assert abs(shape.units - 100 * wanted) <= 0.5  # half a channel
-            gaps = [abs(share(site, other) - wanted) for other in every_shape(site)]
+            gaps = [abs(share(site, other) - wanted) for other in every_shape(site, 1)]
             assert abs(share(site, shape) - wanted) == pytest.approx(min(gaps))
     everything = shapes(schedule(Ramp.uniform).form(), options, 1.0)
     assert all(share(site, shape) > 0 for site, shape in everything.items())
