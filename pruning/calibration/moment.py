@@ -50,6 +50,12 @@ def packed(H: Float[Tensor, "columns columns"]) -> Float[Tensor, " stored"]:
     return torch.cat([H[top : top + STORED, top:].flatten() for top in range(0, len(H), STORED)])
 
 
+def stored_numbers(columns: int) -> int:
+    """Return how many numbers `packed` makes of a matrix."""
+    tops = range(0, columns, STORED)
+    return sum(min(STORED, columns - top) * (columns - top) for top in tops)
+
+
 def unpacked(stored: Float[Tensor, " stored"], columns: int) -> Float[Tensor, "columns columns"]:
     """Return the matrix that `packed` was given."""
     H, start = stored.new_empty(columns, columns), 0

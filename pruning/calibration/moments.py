@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Weight
-from pruning.calibration.moment import Accumulator, Moment, Split, packed, unpacked
+from pruning.calibration.moment import Accumulator, Moment, Split, packed, stored_numbers, unpacked
 from pruning.data.batch import Batch
 from pruning.models.blockwise import State, embed, run_block
 from pruning.models.loaded import LoadedModel
@@ -230,7 +230,7 @@ class Moments:
             "weight": weighting,
             "reads": sorted({site.reads for site in sites}),
         }
-        return cls(cache.stage("moments", key, build))
+        return cls(cache.stage("moments", key, build, stored_bytes(sites)))
 
     @property
     def identity(self) -> str:
@@ -266,6 +266,12 @@ class Moments:
 
     def _file(self, index: int) -> Path:
         return self.directory / f"block-{index:03}.safetensors"
+
+
+def stored_bytes(sites: list[Site]) -> int:
+    """Return what the moments of sites take on a disk."""
+    inputs = {(site.block, site.reads): site.columns for site in sites}
+    return 4 * len(PARTS) * sum(stored_numbers(n) + 2 * n for n in inputs.values())
 
 
 def _stored(moment: Moment) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pruning.calibration.moments import stored_bytes
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job import stages
@@ -45,11 +46,11 @@ class NotCached(Exception):
 class ReadOnlyCache(Cache):
     """A cache that builds nothing: a stage that is not there raises NotCached."""
 
-    def stage(self, name: str, key: Any, build: Callable[[Path], None]) -> Path:
+    def stage(self, name: str, key: Any, build: Callable[[Path], None], size: int = 0) -> Path:
         """Return a finished stage."""
         if name not in DATA and not (self.root / name / digest(key)).is_dir():
             raise NotCached(name)
-        return super().stage(name, key, build)
+        return super().stage(name, key, build, size)
 
 
 @dataclass
@@ -119,7 +120,8 @@ def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimat
     total = sum(seconds or 0.0 for _, _, seconds in estimate.rows)
     console.print(
         f"about {total / 60:.0f} minutes, solves, measure and lm-eval's tasks not counted; about "
-        f"{_memory(dense.model, text.batches) / GIB:.1f} GiB of memory at the peak"
+        f"{_memory(dense.model, text.batches) / GIB:.1f} GiB of memory at the peak, and "
+        f"{stored_bytes(sites(dense.model)) / GIB:.1f} GiB of disk for its moments"
     )
     return estimate
 

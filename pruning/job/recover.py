@@ -1,7 +1,7 @@
 """Training between pruning and the last measurements: what `run` does of it."""
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -11,7 +11,7 @@ from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.closed_loop import ClosedLoopResult, timed_again
 from pruning.models.loaded import LoadedModel
-from pruning.recovery.recovery import LocalReconstruction, NoRecovery, Training
+from pruning.recovery.recovery import NoRecovery, Training
 from pruning.recovery.rows import rows_of
 from pruning.system.job import Job
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from pruning.recovery.stage import Recovered
 
 
-Material = list[Row] | list[Batch]  # rows for a training, the calibration's batches otherwise
+@dataclass(frozen=True)
+class Material:
+    """What a pruned model is trained on."""
+
+    rows: list[Row]  # for a training
+    batches: list[Batch]  # the calibration's: for local reconstruction
 
 
 def recovery_material(
@@ -29,14 +34,13 @@ def recovery_material(
     suite: Suite,
     job: Job,
 ) -> Material:
-    """Return what the pruned model will be trained on; nothing without recovery."""
+    """Return what the pruned model will be trained on; no rows where no training is asked for."""
     recovery = experiment.recovery
-    if isinstance(recovery, LocalReconstruction):
-        return text.batches
     if not isinstance(recovery, Training):
-        return []
+        return Material([], text.batches)
     source = experiment.calibration, experiment.task, suite, tokenizer
-    return rows_of(recovery, *source, replace(job, seed=_seed(experiment)))
+    rows = rows_of(recovery, *source, replace(job, seed=_seed(experiment)))
+    return Material(rows, text.batches)
 
 
 def recover(
@@ -47,28 +51,34 @@ def recover(
     suite: Suite,
     job: Job,
 ) -> "tuple[ClosedLoopResult, Recovered | None]":
-    """Train the pruned model and time it again; without recovery return what was given."""
+    """Train the pruned model and time it again; without recovery return what was given.
+
+    Local reconstruction comes first, if it is asked for.
+    """
     recovery = experiment.recovery
     if isinstance(recovery, NoRecovery):
         return made, None
-    learned: Any = material
 
     def quality(student: PreTrainedModel) -> dict[str, float]:
         return suite.evaluate(student, dense.tokenizer, job.cache).metrics
 
+    trained, student = None, made.pruned
     with job.stopwatch("recover"):
-        if isinstance(recovery, LocalReconstruction):
+        if (recipe := recovery.reconstruction) is not None:
             from pruning.recovery.stage import Reconstruction, reconstructed
 
-            given = Reconstruction(made.pruned, dense.model, learned, experiment.seed)
-            trained = reconstructed(recovery, given, job.cache)
-        else:
-            assert isinstance(recovery, Training)
+            given = Reconstruction(student, dense.model, material.batches, experiment.seed)
+            trained = reconstructed(recipe, given, job.cache)
+            student = trained.model
+        if isinstance(recovery, Training):
             from pruning.recovery.stage import Distillation, recovered  # peft: a second to import
 
-            given = Distillation(made.pruned, dense.model, learned, _seed(experiment))
+            given = Distillation(student, dense.model, material.rows, _seed(experiment))
             watched = suite.identity(dense.tokenizer)
-            trained = recovered(recovery, given, job.cache, quality, watched)
+            first, trained = trained, recovered(recovery, given, job.cache, quality, watched)
+            if first is not None:
+                trained.cost["local"] = first.cost
+    assert trained is not None
     made = replace(made, pruned=trained.model)
     if (how := experiment.hardware.measurement(dense.model, experiment.runtime)) is not None:
         with job.stopwatch("measure"):

@@ -8,7 +8,6 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import CalibrationData
-from pruning.data.batch import Batch
 from pruning.evaluation.part import Measured
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
@@ -53,7 +52,7 @@ def read_recovery(
     """Tokenise what the pruned model will be trained on."""
     with job.stopwatch("calibrate"):
         material = recovery_material(experiment, dense.tokenizer, text, suite, job)
-        ids = (each.ids if isinstance(each, Batch) else each["input_ids"] for each in material)
+        ids = (row["input_ids"] for row in material.rows)
         check_ids(ids, dense.model, dense.tokenizer, "recovery")
     return material
 

@@ -1,6 +1,7 @@
 """Models of given blocks, to time a block as it runs in a model."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -38,3 +39,11 @@ def stacked(model: PreTrainedModel, layers: Sequence[nn.Module]) -> PreTrainedMo
         config.tie_word_embeddings = True
         made.set_output_embeddings(smaller)
     return made
+
+
+def repeated(model: PreTrainedModel, block: nn.Module, copies: int) -> PreTrainedModel:
+    """Return a model of copies of one block, each with weights of its own.
+
+    Weights that are shared would be read from a processor's cache.
+    """
+    return stacked(model, [deepcopy(block) for _ in range(copies)])

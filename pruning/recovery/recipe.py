@@ -141,3 +141,8 @@ class LocalRecipe(Options):
         self.check_range("epochs", least=1)
         self.check_range("learning_rate", above=0)
         self.check_range("warmup_ratio", least=0, below=1)
+
+    @property
+    def passes(self) -> float:
+        """Count passes of the text: three per epoch, two of each model for its states."""
+        return 3.0 * self.epochs + 4.0

@@ -19,6 +19,11 @@ class Recovery(Options):
         """Return the target that is pruned to on the way to `speedup`, if there is one."""
         return None
 
+    @property
+    def reconstruction(self) -> LocalRecipe | None:
+        """Return how blocks are fitted to the dense ones, if they are."""
+        return None
+
     def cost(self, calibrated: int) -> dict[str, float | None]:
         """Return how many tokens each of its stages brings through the model, None if not known.
 
@@ -38,9 +43,21 @@ class NoRecovery(Recovery):
 class LocalReconstruction(LocalRecipe, Recovery):
     """Block after block, each fitted to the dense block's outputs; no other text is read."""
 
+    @property
+    def reconstruction(self) -> LocalRecipe:
+        """Return itself."""
+        return self
+
     def cost(self, calibrated: int) -> dict[str, float | None]:
-        """Count three passes per epoch, and two of each model for what blocks read and give."""
-        return {"recover": (3.0 * self.epochs + 4.0) * calibrated}
+        """Count its passes."""
+        return {"recover": self.passes * calibrated}
+
+
+@dataclass
+class LocalFirst(LocalRecipe):
+    """Local reconstruction in front of a training."""
+
+    where = "recovery.local"
 
 
 @dataclass
@@ -49,6 +66,13 @@ class Training(Recipe, Recovery):
 
     # targets that are pruned and trained to on the way
     path: list[float] = field(default_factory=list)
+    # first each block is fitted to the dense one, on the calibration text, as recovery=local does
+    local: LocalFirst | None = None
+
+    @property
+    def reconstruction(self) -> LocalRecipe | None:
+        """Return what comes in front of the training."""
+        return self.local
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,11 +93,13 @@ class Training(Recipe, Recovery):
 
     def cost(self, calibrated: int) -> dict[str, float | None]:
         """Count three passes of the student and one of the teacher, where it is asked."""
-        passes = 3.0 + self.loss.uses_teacher
+        passes, first = 3.0 + self.loss.uses_teacher, 0.0
+        if self.local is not None:
+            first = self.local.passes * calibrated
         if self.steps is not None:
             rows = self.steps * self.gradient_accumulation_steps * self.batch_size
-            return {"recover": passes * rows * self.max_length}
-        return {"recover": None if self.tokens is None else passes * self.tokens}
+            return {"recover": passes * rows * self.max_length + first}
+        return {"recover": None if self.tokens is None else passes * self.tokens + first}
 
     def place(self, speedup: float | None) -> int:
         """Return how many targets of the path lie before `speedup`."""

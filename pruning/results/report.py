@@ -113,6 +113,8 @@ def recovery_rows(result: Result) -> list[tuple[str, str, str]]:
     if took["peak_device_gib"] is not None:
         memory += f", {took['peak_device_gib']:.2f} GiB of the device"
     steps = f"{took['steps']} steps, {took['tokens']:,} tokens, {took['seconds']:.0f} s"
+    if "local" in took:
+        steps += f", behind {took['local']['seconds']:.0f} s of local reconstruction"
     return [
         (f"recovery ({took['kind']})", "", steps),
         (f"recovery ({took['kind']}), speed and peak memory", "", f"{rate}, {memory}"),

@@ -96,7 +96,9 @@ def summary(result: Result) -> dict[str, float]:
     numbers |= {f"eval/{key}": value for key, value in result.evaluation.pruned.items()}
     numbers |= {f"dense/eval/{key}": value for key, value in result.evaluation.dense.items()}
     numbers |= {f"one_shot/eval/{k}": v for k, v in result.evaluation.one_shot.items()}
-    took = {k: v for k, v in result.recovery.items() if k not in ("kind", "curve")}
-    numbers |= {f"recovery/{key}": value for key, value in took.items()}
+    took, local = result.recovery, result.recovery.get("local", {})
+    said = ("kind", "curve", "local")
+    numbers |= {f"recovery/{key}": value for key, value in took.items() if key not in said}
+    numbers |= {f"recovery/local/{k}": v for k, v in local.items() if k not in said}
     numbers |= {f"seconds/{stage}": value for stage, value in result.seconds.items()}
     return {key: value for key, value in numbers.items() if value is not None}

@@ -4,28 +4,24 @@ import shutil
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary, finalize
+from weakref import finalize
 
+from pruning.runtimes.loaded_models import LoadedModels
 from pruning.runtimes.runtime import Call, Runtime, package_version
 from pruning.runtimes.session import Session
 from pruning.runtimes.workload import Phase, Workload
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
     from pruning.runtimes.graph import Graph
 
 
-# by runtime: what runs a model, and its files
-COMPILED: "WeakKeyDictionary[PreTrainedModel, dict[str, tuple[Session, Path]]]" = (
-    WeakKeyDictionary()
-)
+COMPILED: LoadedModels[tuple[Session, Path]] = LoadedModels()  # what runs a model, and its files
 
 
 @dataclass
@@ -63,14 +59,9 @@ class GraphRuntime(Runtime):
 
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         """Return what makes a call of `copies` of a block, one behind the other."""
-        from pruning.models.stacked import stacked
+        from pruning.models.stacked import repeated
 
-        def call(block: "nn.Module", index: int = 0) -> Call:
-            # weights that are shared would be read from a cache
-            copies = [deepcopy(block) for _ in range(self.copies)]
-            return self.end_to_end(stacked(model, copies), work)
-
-        return call
+        return lambda block, index=0: self.end_to_end(repeated(model, block, self.copies), work)
 
     def served(self, model: "PreTrainedModel", written: Path | None = None) -> Any:
         """Return what answers as the engine does; by what `export` wrote, if that is given."""
@@ -94,16 +85,17 @@ class GraphRuntime(Runtime):
 
     def _compiled(self, model: "PreTrainedModel") -> tuple[Session, Path]:
         """Return what runs a model, and the files that it was loaded from."""
+        return COMPILED.get(model, repr(self), lambda: self._compile(model))
+
+    def _compile(self, model: "PreTrainedModel") -> tuple[Session, Path]:
         from pruning.runtimes.graph import exported
 
-        known = COMPILED.setdefault(model, {})
-        if (key := repr(self)) not in known:
-            files = Path(tempfile.mkdtemp(prefix="pruning-graph-"))
-            try:
-                self.write(exported(model), files)
-                known[key] = session, _ = self.open(files), files
-            except BaseException:
-                shutil.rmtree(files, ignore_errors=True)
-                raise
-            finalize(session, shutil.rmtree, files, ignore_errors=True)
-        return known[key]
+        files = Path(tempfile.mkdtemp(prefix="pruning-graph-"))
+        try:
+            self.write(exported(model), files)
+            session = self.open(files)
+        except BaseException:
+            shutil.rmtree(files, ignore_errors=True)
+            raise
+        finalize(session, shutil.rmtree, files, ignore_errors=True)
+        return session, files

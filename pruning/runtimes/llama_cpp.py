@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary
 
 from pruning.runtimes.gguf_precision import Precision
+from pruning.runtimes.loaded_models import LoadedModels
 from pruning.runtimes.runtime import Call, Runtime, package_version
 from pruning.runtimes.workload import Phase, Workload
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pruning.runtimes.llama_cpp_engine import Loaded
 
 FILE = "model.gguf"
-LOADED: "WeakKeyDictionary[PreTrainedModel, dict[Any, Loaded]]" = WeakKeyDictionary()
+LOADED: "LoadedModels[Loaded]" = LoadedModels()
 
 
 @dataclass
@@ -44,17 +44,8 @@ class LlamaCpp(Runtime):
         check_gguf(model, tokenizer)
 
     def end_to_end(self, model: "PreTrainedModel", work: Workload) -> Call:
-        """Return a call of a whole model; it is loaded again where its blocks have other shapes."""
-        from pruning.models.modeling_pruned import block_shape
-        from pruning.models.sites import architecture, blocks
-
-        shapes = tuple(block_shape(block, architecture(model)) for block in blocks(model))
-        known = LOADED.setdefault(model, {})
-        if (key := (self.precision, work, shapes)) not in known:
-            loaded = self.loaded(model)
-            loaded.prepare(work)
-            known[key] = loaded
-        return known[key]
+        """Return a call of a whole model."""
+        return LOADED.get(model, (self.precision, work), lambda: self._prepared(model, work))
 
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         """Return what makes a call of `copies` of a block, behind a small one of all kinds."""
@@ -62,9 +53,8 @@ class LlamaCpp(Runtime):
         from pruning.runtimes.gguf_blocks import behind_a_small_one
 
         def call(block: "nn.Module", index: int = 0) -> Call:
-            loaded = self.loaded(stacked(model, behind_a_small_one(model, block, self.copies)))
-            loaded.prepare(work)
-            return loaded
+            layers = behind_a_small_one(model, block, self.copies)
+            return self._prepared(stacked(model, layers), work)
 
         return call
 
@@ -74,6 +64,11 @@ class LlamaCpp(Runtime):
 
         loaded = self.loaded(model, written)
         return Served(model, lambda ids, _: {"logits": loaded.logits(ids)})
+
+    def _prepared(self, model: "PreTrainedModel", work: Workload) -> "Loaded":
+        loaded = self.loaded(model)
+        loaded.prepare(work)
+        return loaded
 
     def loaded(self, model: "PreTrainedModel", written: Path | None = None) -> "Loaded":
         """Load a model as it is now, or a file; ValueError where llama.cpp has no such model."""

@@ -2,17 +2,15 @@
 
 import sys
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
-from weakref import WeakKeyDictionary
 
+from pruning.runtimes.loaded_models import LoadedModels
 from pruning.runtimes.runtime import Call, Runtime
 from pruning.runtimes.workload import Phase, Workload
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
     from pruning.runtimes.vllm_engine import Loaded
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 # not gpt2: its code in transformers takes attention in another shape than vLLM gives it
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "opt")
 HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # sizes that its CPU attention takes
-LOADED: "WeakKeyDictionary[PreTrainedModel, dict[Any, Loaded]]" = WeakKeyDictionary()
+LOADED: "LoadedModels[Loaded]" = LoadedModels()
 
 
 class Precision(StrEnum):
@@ -105,25 +103,15 @@ class VLLM(Runtime):
 
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         """Return what makes a call of `copies` of a block, one behind the other."""
-        from pruning.models.stacked import stacked
+        from pruning.models.stacked import repeated
 
-        def call(block: "nn.Module", index: int = 0) -> Call:
-            # weights that are shared would be read from a cache
-            copies = [deepcopy(block) for _ in range(self.copies)]
-            return self._load(stacked(model, copies), work, "transformers")
-
-        return call
+        return lambda block, index=0: self._load(
+            repeated(model, block, self.copies), work, "transformers"
+        )
 
     def _loaded(self, model: "PreTrainedModel", work: Workload, code: str) -> "Loaded":
-        """Load a model, once while it lives and has such blocks."""
-        from pruning.models.modeling_pruned import block_shape
-        from pruning.models.sites import architecture, blocks
-
-        shapes = tuple(block_shape(block, architecture(model)) for block in blocks(model))
-        known = LOADED.setdefault(model, {})
-        if (key := (repr(self), work, code, shapes)) not in known:
-            known[key] = self._load(model, work, code)
-        return known[key]
+        key = (repr(self), work, code)
+        return LOADED.get(model, key, lambda: self._load(model, work, code))
 
     def _load(self, model: "PreTrainedModel", work: Workload, code: str) -> "Loaded":
         from pruning.runtimes.vllm_engine import Loaded

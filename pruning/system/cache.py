@@ -85,8 +85,11 @@ class Cache:
         self.root = Path(root).expanduser()
         self.verify = verify
 
-    def stage(self, name: str, key: Any, build: Callable[[Path], None]) -> Path:
-        """Return the directory of stage `name` for `key`, calling `build(directory)` if needed."""
+    def stage(self, name: str, key: Any, build: Callable[[Path], None], size: int = 0) -> Path:
+        """Return the directory of stage `name` for `key`, calling `build(directory)` if needed.
+
+        ValueError where it is to be built, and fewer bytes are free than its `size`.
+        """
         entry = self.root / name / digest(key)
         with writing(self.root, "cache"), locked(entry.with_suffix(".lock")):
             if entry.exists():
@@ -99,6 +102,7 @@ class Cache:
                     return entry
             for leftover in entry.parent.glob(f".{entry.name}-*"):
                 shutil.rmtree(leftover)
+            self._check_room(name, size)
             scratch = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
             start = time.perf_counter()
             try:
@@ -147,6 +151,15 @@ class Cache:
             if going and not dry_run:
                 shutil.rmtree(entry.path)
         return going
+
+    def _check_room(self, name: str, size: int) -> None:
+        free = shutil.disk_usage(self.root).free
+        if size > free:
+            raise ValueError(
+                f"cache={self.root}: {name} will take {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB "
+                "are free there: remove what no job needs (python -m pruning cache), or give "
+                "another cache"
+            )
 
     @staticmethod
     def _seal(directory: Path, name: str, key: Any) -> None:

@@ -1,5 +1,6 @@
 """Moments against float64 sums over what hooks see in the model's own forward pass."""
 
+import shutil
 import weakref
 from copy import deepcopy
 
@@ -8,14 +9,16 @@ import torch
 from torch import nn
 
 from pruning.calibration.calibration import Weight
-from pruning.calibration.moment import STORED, packed, unpacked
-from pruning.calibration.moments import Accumulator, Moments, Split, collect
+from pruning.calibration.moment import STORED, packed, stored_numbers, unpacked
+from pruning.calibration.moments import Accumulator, Moments, Split, collect, stored_bytes
 from pruning.methods.baselines import Flap
+from pruning.models.loaded import LoadedModel
 from pruning.models.shape import Width
 from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, Site, linears, projection, sites, weight
+from pruning.system.cache import Cache
 from tests.helpers.families import EVERY, llama, opt
-from tests.helpers.tiny import padded_batches
+from tests.helpers.tiny import padded_batches, word_tokenizer
 
 HIDDEN = 64  # of the tiny models; heads, which some families normalise too, are narrower
 BATCHES = padded_batches()
@@ -237,7 +240,24 @@ def test_a_symmetric_moment_is_stored_in_about_half(columns):
     H = draw + draw.T
     stored = packed(H)
     assert torch.equal(unpacked(stored, columns), H)
+    assert stored.numel() == stored_numbers(columns)
     assert stored.numel() <= columns * (columns + STORED) / 2 or columns < STORED
+
+
+def test_a_disk_that_is_too_small_for_moments_is_said_before_the_work(tmp_path, monkeypatch):
+    model, cache = llama(), Cache(tmp_path)
+    dense, place = LoadedModel(model, word_tokenizer()), sites(model)
+    needed = stored_bytes(place)
+    Moments.collect(dense, BATCHES, Weight.none, place, cache)
+    (entry,) = (tmp_path / "moments").glob("*/")
+    written = sum(file.stat().st_size for file in entry.glob("*.safetensors"))
+    assert needed <= written <= needed + 3 * 2000  # headers of three files
+    full = type(shutil.disk_usage(tmp_path))(10**9, 10**9 - needed + 1, needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    Moments.collect(dense, BATCHES, Weight.none, place, cache)  # they are there
+    monkeypatch.setattr("pruning.calibration.moments.collect", lambda *_: pytest.fail("worked"))
+    with pytest.raises(ValueError, match=r"^cache=.*: moments will take 0\.\d\d GB, and 0"):
+        Moments.collect(dense, BATCHES[1:], Weight.none, place, cache)
 
 
 def test_moments_survive_the_disk(tmp_path):

@@ -202,3 +202,16 @@ def test_a_killed_reconstruction_goes_on_and_is_reported(place, jobs):
     assert all(entry["after"] <= entry["before"] for entry in took["curve"])
     assert evaluation["one_shot"][METRIC] != evaluation["pruned"][METRIC]
     assert result["speedup"]["rounds"][-1]["confirms"] is True
+
+
+def test_blocks_are_fitted_first_and_the_whole_is_trained_behind(place, jobs):
+    both = given(place, "recovery=local_distill", "recovery.local.epochs=2", outputs="both")
+    done = jobs(*both, "speedup=1.5")
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results("both")
+    took = result["recovery"]
+    assert (took["kind"], took["steps"]) == ("local_distill", 12)
+    assert (took["local"]["kind"], took["local"]["steps"]) == ("local", 2 * 10)
+    assert "of local reconstruction" in done.stdout
+    bad = jobs(*both, "speedup=1.5", "recovery.local.epochs=0")
+    assert bad.stderr.splitlines()[-1].startswith("error: recovery.local.epochs=0")
