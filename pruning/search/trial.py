@@ -1,7 +1,6 @@
 """Measure candidates in place: the calibration loss of a model with some levels installed."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.models.blockwise import embed, predict, run_block
+from pruning.models.blockwise import embed, predict
 from pruning.models.modeling_pruned import replace_
 from pruning.models.sites import (
     Site,
@@ -85,8 +84,7 @@ class CandidateEvaluator:
         self.in_bfloat16 = in_bfloat16  # the products of all passes
         self.compared = draw_predictions(batches, predictions)
         self.sites = list(levels)
-        with self._computing():
-            self.states = [embed(model, batch) for batch in batches]
+        self.states = [embed(model, batch, in_bfloat16) for batch in batches]
         self.installed = [0] * len(self.sites)
         self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
@@ -135,15 +133,9 @@ class CandidateEvaluator:
                         self._install(i, level)
                         losses[i][level] = max(0.0, self._loss(index, hidden) - dense)
                     self._install(i, 0)
-            with self._computing():
-                hidden = [
-                    run_block(block, h, state.calls[index])
-                    for h, state in zip(hidden, self.states, strict=True)
-                ]
+            pairs = zip(hidden, self.states, strict=True)
+            hidden = [state.run(index, block, h) for h, state in pairs]
         return losses
-
-    def _computing(self) -> AbstractContextManager[None]:
-        return computing(self.in_bfloat16, self.model.device)
 
     @torch.no_grad()
     def _install(self, index: int, level: int) -> None:
@@ -176,10 +168,10 @@ class CandidateEvaluator:
     ) -> Iterator[Float[Tensor, "predictions classes"]]:
         """Run the blocks from `start` on and the head, on one batch after the other."""
         for state, compared, hidden in zip(self.states, self.compared, entering, strict=True):
-            with self._computing():
-                for index, block in enumerate(blocks(self.model)):
-                    if index >= start:
-                        hidden = run_block(block, hidden, state.calls[index])
+            for index, block in enumerate(blocks(self.model)):
+                if index >= start:
+                    hidden = state.run(index, block, hidden)
+            with computing(state.in_bfloat16, self.model.device):
                 logits = predict(self.model, compared, hidden)
             yield logits.float()
 

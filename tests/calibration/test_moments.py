@@ -18,7 +18,7 @@ from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, Site, linears, projection, sites, weight
 from pruning.system.cache import Cache
 from tests.helpers.families import EVERY, llama, opt
-from tests.helpers.tiny import padded_batches, word_tokenizer
+from tests.helpers.tiny import padded_batches, text, word_tokenizer
 
 HIDDEN = 64  # of the tiny models; heads, which some families normalise too, are narrower
 BATCHES = padded_batches()
@@ -155,6 +155,22 @@ def test_one_block_at_a_time(monkeypatch):
     assert len(ran) == len(BATCHES) * len(model.model.layers)  # each block once per batch
 
 
+def test_passes_in_bfloat16_give_the_moments_of_float32_up_to_rounding():
+    model = llama()
+    exact, fast = (
+        {
+            site: m
+            for block in collect(model, BATCHES, Weight.residual, sites(model), low)
+            for site, m in block.items()
+        }
+        for low in (False, True)
+    )
+    for site, split in exact.items():
+        H, other = split.all.H, fast[site].all.H
+        assert other.dtype == H.dtype == torch.float32
+        assert 1e-6 < float((other - H).norm() / H.norm()) < 0.02
+
+
 def test_hooks_are_removed():
     model = llama()
     list(collect(model, BATCHES, Weight.none, sites(model)))
@@ -248,16 +264,16 @@ def test_a_disk_that_is_too_small_for_moments_is_said_before_the_work(tmp_path, 
     model, cache = llama(), Cache(tmp_path)
     dense, place = LoadedModel(model, word_tokenizer()), sites(model)
     needed = stored_bytes(place)
-    Moments.collect(dense, BATCHES, Weight.none, place, cache)
+    Moments.collect(dense, BATCHES, text(), place, cache)
     (entry,) = (tmp_path / "moments").glob("*/")
     written = sum(file.stat().st_size for file in entry.glob("*.safetensors"))
     assert needed <= written <= needed + 3 * 2000  # headers of three files
     full = type(shutil.disk_usage(tmp_path))(10**9, 10**9 - needed + 1, needed - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    Moments.collect(dense, BATCHES, Weight.none, place, cache)  # they are there
+    Moments.collect(dense, BATCHES, text(), place, cache)  # they are there
     monkeypatch.setattr("pruning.calibration.moments.collect", lambda *_: pytest.fail("worked"))
     with pytest.raises(ValueError, match=r"^cache=.*: moments will take 0\.\d\d GB, and 0"):
-        Moments.collect(dense, BATCHES[1:], Weight.none, place, cache)
+        Moments.collect(dense, BATCHES[1:], text(), place, cache)
 
 
 def test_moments_survive_the_disk(tmp_path):

@@ -6,14 +6,13 @@ from itertools import combinations, product
 import pytest
 import torch
 
-from pruning.calibration.calibration import Weight
 from pruning.calibration.moments import Moments
 from pruning.data.batch import Batch, digest_rows
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import sites
 from pruning.system.cache import Cache, digest_tensors
 from tests.helpers.families import llama
-from tests.helpers.tiny import word_tokenizer
+from tests.helpers.tiny import text, word_tokenizer
 
 DTYPES = [
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -113,7 +112,7 @@ def test_moments_of_long_and_of_short_sequences_are_two(tmp_path):
         for index, row in enumerate(ids):
             cut = row.view(-1, sequence)
             batches.append(Batch(cut, torch.ones_like(cut), held_out=index == 1))
-        given = batches, Weight.none, sites(model), cache
+        given = batches, text(), sites(model), cache
         loaded = LoadedModel(model, word_tokenizer())
         found[sequence] = Moments.collect(loaded, *given)[sites(model)[-1]].fit.H
     assert len(list(tmp_path.glob("moments/*/"))) == 2

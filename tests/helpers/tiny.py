@@ -23,6 +23,7 @@ from pruning.search.search import NoSearch, Search
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 from pruning.system.job import Job
+from pruning.system.precision import Precision
 from pruning.system.stopwatch import Stopwatch
 
 INF = float("inf")
@@ -77,7 +78,8 @@ def ziplm(score: Score, ridges: list[float]) -> ZipLM:
 
 def text(target: Target = Target.local) -> Calibration:
     """Make a calibration of which only weight and target matter."""
-    return Calibration("tiny", weight=Weight.none, target=target)
+    exact = Precision.float32
+    return Calibration("tiny", weight=Weight.none, target=target, precision=exact)
 
 
 def pruning_context(

@@ -71,7 +71,7 @@ class LearnedPlan(Plan):
         if method.sparsity is not None:  # parameters are what is to be saved
             c = replace(c, table=counts(sizes, c.table), speedup=1 / (1 - method.sparsity))
         with c.job.stopwatch("calibrate"):
-            text = c.calibration.batches, c.calibration.options.weight
+            text = c.calibration.batches, c.calibration.options
             moments = Moments.collect(c.dense, *text, sites, c.job.cache)
         ranks, tokens = _start(method, c), None
         if method.embedding is not Embedding.none:
