@@ -35,7 +35,7 @@ def report(study: Study) -> None:
     written = frontier.write(study.resolve(), html=True)
     if written is None:
         raise _nothing(study)
-    print(written.read_text())
+    print(written.read_text(encoding="utf-8"))
 
 
 @app.command()
@@ -205,13 +205,17 @@ def mistake(error: Exception) -> str | None:
 
 def main(arguments: list[str]) -> int:
     """Run a command and return its exit code: 1 for mistakes, 2 for commands that there are not."""
-    try:
-        app(arguments or ["--help"], prog_name="python -m pruning")
-    except SystemExit as end:
-        return int(end.code or 0)
-    except Exception as error:
-        if (said := mistake(error)) is None:
-            raise
-        print("error:", said, file=sys.stderr)
-        return 1
-    return 0
+    from pruning.system.streams import steady_streams
+
+    with steady_streams() as fault_of_streams:
+        try:
+            app(arguments or ["--help"], prog_name="python -m pruning")
+        except SystemExit as end:
+            code, said = int(end.code or 0), fault_of_streams()
+        except Exception as error:
+            if (said := mistake(error)) is None:
+                raise
+            code = 1
+        if said:
+            print("error:", said, file=sys.stderr)
+    return code or int(bool(said))

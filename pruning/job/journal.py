@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,10 +36,11 @@ def record(ended: JobOutcome) -> None:
     """Tell the command that started this job how it ended, where it can be told."""
     path = os.environ.get(VARIABLE)
     if path and Path(path).exists():  # not on another machine that has a disk of its own
-        with open(path, "a") as file:
+        with suppress(OSError), open(path, "a") as file:  # that disk may be full
             file.write(json.dumps(asdict(ended)) + "\n")
 
 
 def read(path: Path) -> list[JobOutcome]:
-    """Return how jobs ended, in that order."""
-    return [JobOutcome(**json.loads(line)) for line in path.read_text().splitlines()]
+    """Return how jobs ended, in that order; a line that was cut short is left out."""
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [JobOutcome(**json.loads(line)) for line in lines]

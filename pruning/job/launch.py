@@ -20,8 +20,10 @@ from pruning.job.job import job
 from pruning.job.journal import JobOutcome, journal, read, record
 from pruning.results.result import Result
 from pruning.system.device_locks import locked
+from pruning.system.streams import steady_streams
 from pruning.system.writing import writing
 
+INTERRUPTED = 130  # exit code, as a shell has it for Ctrl-C
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 
 
@@ -31,13 +33,13 @@ def main(config: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     out = Path(hydra_config.runtime.output_dir)
     try:
-        with writing(out, "hydra.run.dir"), locked(out / ".lock"):
+        with steady_streams(), writing(out, "hydra.run.dir"), locked(out / ".lock"):
             experiment = to_experiment(config)
             words = {"overrides": list(hydra_config.overrides.task), "asked": experiment.speedup}
             job(experiment, out, partial(command, **words), show)
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
-            (out / "error.txt").write_text(traceback.format_exc())
+            (out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         record(JobOutcome(str(out), in_one_line(error)))
         raise  # the other jobs of a multirun go on
     (out / "error.txt").unlink(missing_ok=True)
@@ -67,25 +69,41 @@ def shell() -> int:
     register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its own and exits
     logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
-    failure: Exception | None = None
-    with journal() as path:
+    with steady_streams() as fault_of_streams:
         try:
-            refuse_renamed(sys.argv[1:])
-            main()
-        except Exception as error:
-            if WANTS_TRACEBACK:
-                raise
-            failure = error
-        jobs = read(path)
-    report_studies(jobs)
+            lines = launch()
+        except KeyboardInterrupt:
+            print("error: interrupted: the same command goes on from there", file=sys.stderr)
+            return INTERRUPTED
+        if said := fault_of_streams():
+            lines.append(said)
+        for line in lines:
+            print("error:", line, file=sys.stderr)
+    return 1 if lines else 0
+
+
+def launch() -> list[str]:
+    """Run the jobs of the command line and report their studies; return a line per failure."""
+    failure: Exception | None = None
+    jobs: list[JobOutcome] = []
+    try:
+        with journal() as path:
+            try:
+                refuse_renamed(sys.argv[1:])
+                main()
+            finally:
+                jobs = read(path)
+        report_studies(jobs)
+    except Exception as error:
+        if WANTS_TRACEBACK:
+            raise
+        failure = error
     lines = failures(jobs)
     if failure is not None:
         lines = lines or [in_one_line(failure)]
         if not is_for_users(failure):
             traceback.print_exception(failure)
-    for line in lines:
-        print("error:", line, file=sys.stderr)
-    return 1 if lines else 0
+    return lines
 
 
 def report_studies(jobs: list[JobOutcome]) -> None:
@@ -97,7 +115,7 @@ def report_studies(jobs: list[JobOutcome]) -> None:
 
         if written := frontier.write(study, html=True):
             publish(study)
-            print("", written.read_text(), sep="\n")
+            print("", written.read_text(encoding="utf-8"), sep="\n")
 
 
 def failures(jobs: list[JobOutcome]) -> list[str]:

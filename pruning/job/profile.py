@@ -38,7 +38,10 @@ def show(path: Path) -> None:
     try:
         table = LatencyTable.read(path)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is no latency table: {error}") from error
+        raise ValueError(
+            f"{path} is no latency table ({error}): give a JSON file that `python -m pruning "
+            "profile` wrote"
+        ) from error
     for each in tables(table, path.stem):
         print(each)
     picture = path.with_suffix(".svg")

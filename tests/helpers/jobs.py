@@ -1,8 +1,9 @@
 """Run launch.py many times without importing torch as often.
 
 A server imports everything once. For each job it forks a process, which redirects its output and
-runs launch.py as `__main__` with arguments of its own, and may be told to kill itself (SIGKILL, as
-`kill -9` does) at the n-th call of some function, or after some time.
+runs launch.py, or `python -m pruning`, as `__main__` with arguments of its own. A job may kill
+itself (SIGKILL, as `kill -9` does) at the n-th call of some function. After some time the server
+may send a signal to it and all its processes, or fill its disk until it ends.
 """
 
 import json
@@ -12,9 +13,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,19 +36,19 @@ class Jobs:
             text=True,
         )
 
-    def __call__(
-        self, *arguments: str, kill_at: str = "", call: int = 1, kill_after: float = 0.0
-    ) -> CompletedProcess[str]:
-        """Run launch.py; `kill_at` is "module:function" or "module:class.function".
+    def __call__(self, *arguments: str, **order: Any) -> CompletedProcess[str]:
+        """Run launch.py with these arguments; an order may have these too.
 
-        `kill_after` are seconds; 0 is never.
+        `program`: "launch.py", or a module such as "pruning". `environment`: variables, None for
+        one to remove. `kill_at`: "module:function" or "module:class.function", whose `call`-th call
+        is the last thing that the job does. `kill_after`: seconds until `by`, a signal's name, is
+        sent; or, where that is a path, until it is written there until the disk is full.
         """
         assert self.server.stdin is not None
         assert self.server.stdout is not None
-        order = {"arguments": arguments, "kill_at": kill_at, "call": call, "after": kill_after}
-        print(json.dumps(order), file=self.server.stdin, flush=True)
+        print(json.dumps({"arguments": arguments, **order}), file=self.server.stdin, flush=True)
         code, out, err = json.loads(self.server.stdout.readline())
-        return CompletedProcess(["launch.py", *arguments], code, out, err)
+        return CompletedProcess([order.get("program", "launch.py"), *arguments], code, out, err)
 
     def close(self) -> None:
         """End the server."""
@@ -75,16 +79,56 @@ def _deadly(path: str, call: int) -> None:
 
 
 def _child(order: dict, out: int, err: int) -> None:
+    os.setpgid(0, 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
-    if order["kill_at"]:
-        _deadly(order["kill_at"], order["call"])
-    if order["after"]:
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        signal.setitimer(signal.ITIMER_REAL, order["after"])
-    sys.argv = ["launch.py", *order["arguments"]]
-    runpy.run_path("launch.py", run_name="__main__")
+    for name, value in order.get("environment", {}).items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    tempfile.tempdir = None  # TMPDIR may be another
+    if "kill_at" in order:
+        _deadly(order["kill_at"], order.get("call", 1))
+    program = order.get("program", "launch.py")
+    sys.argv = [program, *order["arguments"]]
+    if program.endswith(".py"):
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+
+
+def _wait(pid: int, order: dict) -> int:
+    """Wait for a job, and disturb it when it is time; return how it ended."""
+    if "kill_after" in order:
+        end = time.monotonic() + order["kill_after"]
+        while time.monotonic() < end:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.002)
+        how = order.get("by", "SIGKILL")
+        if how.startswith("SIG"):
+            with suppress(ProcessLookupError):  # it is not a group of its own yet
+                os.killpg(pid, signal.Signals[how])
+            os.kill(pid, signal.Signals[how])
+        else:
+            return _without_space(pid, Path(how))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _without_space(pid: int, filler: Path) -> int:
+    """Keep the disk full until the job ends."""
+    ended, status = 0, 0
+    with filler.open("wb", buffering=0) as file:
+        while not ended:
+            with suppress(OSError):  # there is no space left
+                while file.write(bytes(2**16)):
+                    pass
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.002)
+    filler.unlink()
+    return os.waitstatus_to_exitcode(status)
 
 
 def _serve() -> None:
@@ -104,7 +148,7 @@ def _serve() -> None:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            status = _wait(pid, order)
             out.seek(0)
             err.seek(0)
             print(json.dumps([status, out.read(), err.read()]), flush=True)

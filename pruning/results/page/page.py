@@ -47,7 +47,7 @@ def page(study: str, rows: Sequence[Row], points: Sequence[Point]) -> str:
     pictures = (
         place(f"kept-{i}", part, chart) for i, (part, chart) in enumerate(kept(rows).items())
     )
-    script = (HERE / "page.js").read_text()
+    script = (HERE / "page.js").read_text(encoding="utf-8")
     content = {
         "study": escape(study),
         "summary": escape(summary(rows)),
@@ -59,13 +59,13 @@ def page(study: str, rows: Sequence[Row], points: Sequence[Point]) -> str:
         "kept": "\n".join(pictures) or "<p>No result has an allocation.json.</p>",
         "seconds": place("seconds", "", seconds(rows)),
         "environment": differences_table(rows, differing),
-        "style": (HERE / "page.css").read_text(),
+        "style": (HERE / "page.css").read_text(encoding="utf-8"),
         "policy": policy(library(), script),
         "library": library(),
         "script": script,
     }
     data = embedded({"charts": charts, "pareto": best})
-    return Template((HERE / "page.html").read_text()).substitute(content, data=data)
+    return Template((HERE / "page.html").read_text(encoding="utf-8")).substitute(content, data=data)
 
 
 def policy(*scripts: str) -> str:
