@@ -107,10 +107,13 @@ def cache(
     """
     from pruning.system.cache import Cache
 
+    stages = Cache(root)
+    if stages.root.is_file():
+        raise ValueError(f"--root={root} is a file: give the directory of a cache")
     if action is Action.show:
-        _show_cache(Cache(root))
+        _show_cache(stages)
     else:
-        _prune_cache(Cache(root), days, stage, dry_run)
+        _prune_cache(stages, days, stage, dry_run)
 
 
 def _show_cache(stages: "Cache") -> None:

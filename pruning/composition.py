@@ -156,10 +156,13 @@ def compose(overrides: list[str]) -> Experiment:
 def refuse_renamed(overrides: Iterable[str]) -> None:
     """Raise ValueError for an override, `+` and `~` too, of a field that has another name now.
 
-    Classes from elsewhere, in Hydra's store, may have fields of such names.
+    Classes from elsewhere, in Hydra's store, may have fields of such names. And for one without a
+    name.
     """
     for override in overrides:
         path = override.lstrip("+~").partition("=")[0]
+        if not path and "=" in override:
+            raise ValueError(f"{override}: a value needs a name in front: write FIELD=VALUE")
         group, _, name = path.partition(".")
         stored = ConfigStore.instance().repo.get(group, {})
         if (now := today(path)) and not any(name in entry.node for entry in stored.values()):

@@ -123,7 +123,8 @@ class Calibration(Options):
             raise ValueError(
                 f"calibration.tokens={tokens} makes {len(batches)} batches of "
                 f"{self.batch} x {self.sequence_length}, too few to hold out a share of "
-                f"{self.held_out}: lower calibration.batch or raise calibration.tokens"
+                f"calibration.held_out={self.held_out}: lower calibration.batch or raise "
+                "calibration.tokens"
             )
         for index, batch in enumerate(batches):
             batch.held_out = index % every == every - 1

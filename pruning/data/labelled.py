@@ -22,6 +22,10 @@ class Labelled(Rows):
 
         ValueError where the file or a column is not there, or a cell is of the wrong type.
         """
+        if len(self.columns) not in (1, 2):
+            raise ValueError(
+                f"{field}.columns={self.columns} must name one column of texts, or two of pairs"
+            )
         return list(islice(self._labelled(cache, field), limit))
 
     def _labelled(self, cache: Cache, field: str) -> Iterator[dict]:

@@ -40,6 +40,7 @@ class Questions(Rows):
 
         ValueError where the file, a column or an answer is not there, or of the wrong type.
         """
+        self._check_pattern(field)
         names = ["context", "answers"] + (["question"] if self.pattern is None else [])
         needed = [(name, getattr(self, name)) for name in names]
         return list(islice(self._questions(cache, field, needed), limit))
@@ -71,6 +72,20 @@ class Questions(Rows):
                 )
             yield Question(text, context, answers, start)
         report_skipped(skipped, field, self.path)
+
+    def _check_pattern(self, field: str) -> None:
+        """Raise ValueError where the pattern is none, or does not name both parts."""
+        try:
+            groups = re.compile(self.pattern or "").groupindex
+        except re.error as error:
+            raise ValueError(
+                f"{field}.pattern={self.pattern!r} is no regular expression ({error}): correct it"
+            ) from error
+        if self.pattern is not None and not {"context", "question"} <= groups.keys():
+            raise ValueError(
+                f"{field}.pattern={self.pattern!r} must have the groups (?P<context>...) and "
+                "(?P<question>...)"
+            )
 
     def _split(self, both: str, field: str) -> tuple[str, str]:
         """Return the context and the question."""

@@ -61,8 +61,7 @@ class Text(Rows):
         """Yield the text of each row; None where a column of it is null."""
         needed, kinds = [("column", self.column)], str
         if self.template is not None:
-            names = [name for _, name, _, _ in Formatter().parse(self.template) if name]
-            needed, kinds = [("template", name) for name in names], SCALAR
+            needed, kinds = [("template", name) for name in self._names(field)], SCALAR
         columns = [name for _, name in needed]
         for place, row in self.placed(cache, field, needed, texts=columns):
             cells = [self.cell(row, place, field, each, kinds, missing=True) for each in needed]
@@ -70,3 +69,14 @@ class Text(Rows):
                 yield None
             else:
                 yield cells[0] if self.template is None else self.template.format_map(row)
+
+    def _names(self, field: str) -> list[str]:
+        """Return the columns in the template; ValueError where it is none."""
+        assert self.template is not None
+        try:
+            return [name for _, name, _, _ in Formatter().parse(self.template) if name]
+        except ValueError as error:
+            raise ValueError(
+                f"{field}.template={self.template!r} is no template ({error}): write columns as "
+                "{column}, and a bracket itself twice"
+            ) from error

@@ -55,6 +55,13 @@ class LabelledData(Labelled):
     # what predictions are judged by
     metrics: list[Metric] = field(default_factory=lambda: [Metric.accuracy])
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.metrics, list) and not self.metrics:
+            raise ValueError(
+                f"suite.labelled.*.metrics=[] judges by nothing: give some of {', '.join(Metric)}"
+            )
+
 
 @dataclass
 class QuestionData(Questions):

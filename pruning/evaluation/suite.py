@@ -119,7 +119,7 @@ class Suite(Options):
         """
         from pruning.models.source import fingerprint
 
-        self.check(model)
+        self.check(model, tokenizer)
         which = self.limit, self.batch_size, self.seed, self.samples
         candidate = Candidate(model, tokenizer, cache, *which)
         measured = Measured({}, {})
@@ -168,8 +168,8 @@ class Suite(Options):
         }
         return replace(self, **left, perplexity=None if "text" in names else self.perplexity)
 
-    def check(self, model: "PreTrainedModel") -> None:
-        """Raise ValueError where a part is for other models, or for longer ones."""
+    def check(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Raise ValueError where a part is for other models, tokenizers, or for longer ones."""
         from pruning.models.sites import architecture, positions
 
         name, longest = model.__class__.__name__, positions(model)
@@ -188,6 +188,12 @@ class Suite(Options):
                     f"{path}.{part.extent}={given} goes beyond the {longest} positions of this "
                     f"model: give {longest} or less"
                 )
+        if self.tasks and tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+            raise ValueError(
+                f"suite.tasks.{next(iter(self.tasks))}: lm-eval needs a beginning- or "
+                "end-of-sequence token, and this tokenizer has neither: name its eos_token in "
+                "tokenizer_config.json, or choose a suite without tasks of lm-eval"
+            )
 
     def _averages(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return the mean over tasks of acc, and of acc_norm where there is one."""

@@ -2,22 +2,25 @@
 
 import re
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
 from pruning.renamed import today
 from pruning.system.writing import explained, of_files
 
 USER_ERRORS = (ValueError, HydraException, OmegaConfError)
-PART_IS_NULL = "Unexpected type"  # OmegaConf's word for an override below a part that is null
+# OmegaConf's words for an override below a part that is null, and for one that is such a part
+PART_IS_NULL = re.compile(r"Unexpected type|'NoneType' object has no attribute .*full_key", re.S)
 
 
 def in_one_line(error: BaseException) -> str:
     """Return what an error and its causes say, in one line; of config errors, where help is."""
-    if isinstance(error, AssertionError) and str(error).startswith(PART_IS_NULL):
+    field = re.search(r"full_key: (\S+)", str(error))  # as OmegaConf says it
+    if PART_IS_NULL.match(str(error)):
         return (
-            "an override names a field of a part that is null, as task.epochs=1 does without a "
-            "task: choose that part too, such as task=sst2, or leave the override out"
+            f"an override names a field of a part that is null{f', {field[1]}' if field else ''}, "
+            "as task.epochs=1 does without a task: choose that part too, such as task=sst2, give "
+            "it whole behind ++, or leave the override out"
         )
     if of_files(error):
         return explained(error)
@@ -30,7 +33,10 @@ def in_one_line(error: BaseException) -> str:
         if text and not any(text in other for other in said):
             said.append(text)
         cause = cause.__cause__ if not isinstance(cause, ValueError) else None
-    field = re.search(r"full_key: (\S+)", " ".join(said))  # as OmegaConf says it
+    if isinstance(error, OverrideParseException):
+        quoted = "quote a value that holds = , : or brackets, as in 'model.wheel=\"a==1.0\"'"
+        said = [f"{error.override}: {said[0]}: {quoted}"]
+    field = re.search(r"full_key: (\S+)", " ".join(said))
     if field and (now := today(field[1])):
         return f"{field[1]}: this option is now {now}"
     if isinstance(error, (HydraException, OmegaConfError)):
@@ -41,4 +47,4 @@ def in_one_line(error: BaseException) -> str:
 def is_for_users(error: BaseException) -> bool:
     """Say whether users can mend what went wrong, so that a traceback tells them nothing."""
     known = isinstance(error, USER_ERRORS) or of_files(error)
-    return known or PART_IS_NULL in str(error)
+    return known or PART_IS_NULL.match(str(error)) is not None

@@ -23,7 +23,7 @@ def preflight(
 ) -> None:
     """Raise ValueError where the runtime, the suite, a length or a token is not for this model."""
     experiment.runtime.check(model, tokenizer)
-    suite.check(model)
+    suite.check(model, tokenizer)
     _check_lengths(experiment, model)
     if experiment.calibration.text is not None:
         experiment.calibration.bos.encoder(tokenizer, "calibration.bos")

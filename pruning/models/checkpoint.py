@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from pruning.models import modeling_pruned
+from pruning.models.files import reading
 from pruning.models.modeling_pruned import block_shape, head_size, ranks
 from pruning.models.sites import HEADS, architecture, blocks
 from pruning.models.weights import loaded
@@ -146,7 +147,8 @@ def load(
         raise ValueError(
             f"{path} is gone, and its job counts as done: remove {path.parent}, and it runs again"
         )
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    with reading(path, str(path)):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     kind = pruned_class(str(path), config)
     if kind is None:
         kind = getattr(transformers, (config.architectures or [""])[0])

@@ -71,6 +71,14 @@ class Model(Options):
     base_model: str | None = None  # hub id for the model card, where the path is none
     license: str | None = None  # of the weights, as the hub spells it; for the model card
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.name or "/" in self.name:
+            raise ValueError(
+                f"model.name={self.name!r} names the directories of jobs: give a word without a "
+                "slash; where the model is says model.path"
+            )
+
     @property
     def implementation(self) -> str | None:
         """Return what transformers calls the attention; None for its own choice."""

@@ -82,7 +82,13 @@ class Cache:
     """
 
     def __init__(self, root: str | Path, verify: bool = False):
-        self.root = Path(root).expanduser()
+        try:
+            self.root = Path(root).expanduser()
+        except RuntimeError as error:
+            raise ValueError(
+                f"cache={str(root)!r}: this user has no home directory: set HOME, or give cache "
+                "another place"
+            ) from error
         self.verify = verify
 
     def stage(self, name: str, key: Any, build: Callable[[Path], None], size: int = 0) -> Path:

@@ -14,6 +14,8 @@ REMEDIES = {
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "remove what is in its place"),
     errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "give a path that is no loop of links",
     errno.EIO: "look at the disk, and at the space on it",
     errno.ENOENT: "put it back",
 }

@@ -79,7 +79,7 @@ class Classification(Task):
         """Tokenise the training rows, in order."""
         from pruning.tasks.examples import examples
 
-        rows = self.train.read(cache, "task.train")
+        rows = read(self.train, cache)
         return examples(self.train, rows, tokenizer, self.max_length, self.classes)
 
     def head_kwargs(self) -> dict[str, Any]:
@@ -107,10 +107,18 @@ class QuestionAnswering(Task):
         """Tokenise the training questions, a row for each window of their contexts."""
         from pruning.tasks.windows import windows
 
-        asked = self.train.read(cache, "task.train")
+        asked = read(self.train, cache)
         rows = windows(asked, tokenizer, self.max_length, self.stride, "task")
         return [window.labelled(asked[window.question]) for window in rows]
 
     def head_kwargs(self) -> dict[str, Any]:
         """Return options that a model with a new head is loaded with."""
         return {"num_labels": 2}  # beginning, end
+
+
+def read(train: Labelled | Questions, cache: Cache) -> list[Any]:
+    """Return the training rows of a task; ValueError where there are none."""
+    rows = train.read(cache, "task.train")
+    if not rows:
+        raise ValueError(f"task.train.path={train.path!r} holds no rows: give others")
+    return rows

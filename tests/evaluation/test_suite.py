@@ -423,9 +423,9 @@ def test_a_window_that_does_not_fit(model, tokenizer, tmp_path):
     text = Text(path=str(tmp_path / "text.txt"))
     tiny = suite({}, perplexity=Perplexity(text=text, window=[8, 65], tokens=None))
     with pytest.raises(ValueError, match=r"window=\[8, 65\] goes beyond the 64 positions"):
-        tiny.check(model)
+        tiny.check(model, tokenizer)
     tiny = suite({}, perplexity=Perplexity(text=text, window=[8, 32], tokens=None))
-    tiny.check(model)
+    tiny.check(model, tokenizer)
     with pytest.raises(ValueError, match=r"window=\[8, 32\] is more than the 2 tokens"):
         tiny.evaluate(model, tokenizer, Cache(tmp_path / "cache"))
 

@@ -194,6 +194,9 @@ def _rows(text: str, root: Path) -> None:
         part.unlink()
     Dataset.from_dict({"text": []}).save_to_disk(str(root / "no_rows"))
     write_rows(root / "choices.jsonl", [{"question": "w1", "right": 0}])
+    choices = {"text": ["w2", "w3"], "label": ["A", "B"]}
+    science = {"id": "1", "question": "w1", "choices": choices, "answerKey": "B"}
+    write_rows(root / "science.jsonl", [science] * 4)
 
 
 def _tables(root: Path) -> None:
