@@ -62,7 +62,7 @@ def cases() -> list[Case]:
 class Trial:
     """Runs cases in a directory with tiny models and damaged files."""
 
-    def __init__(self, root: Path, jobs: Jobs | None = None):
+    def __init__(self, root: Path):
         self.place = Place(root)
         self.place.environment |= {
             "PIP_NO_INDEX": "1",
@@ -71,7 +71,7 @@ class Trial:
             "WANDB_MODE": "offline",
         }
         self.damaged = write_damaged(self.place)
-        self.jobs = jobs or Jobs(self.place.environment)
+        self.jobs = Jobs(self.place.environment)
         self.disks = {name: str(root / name.strip("{}")) for name in MEMORY}
         done = self.jobs(*self.place.arguments())  # so that stages are there
         assert done.returncode == 0, done.stderr
@@ -82,13 +82,13 @@ class Trial:
         done = self._run(case)
         lines = done.stderr.rstrip().splitlines()
         last = lines[-1] if lines else ""
-        said = [line for line in lines if line.lower().startswith("error:")]
+        said = [line for line in lines if line.startswith("error:")]
         wrong = []
         if done.returncode != case.ends:
             wrong.append(f"it ended with {done.returncode}")
-        if "Traceback" in done.stdout + done.stderr or "Error: [Errno" in done.stderr:
+        if any(word in done.stdout + done.stderr for word in ("Traceback", "Exception ignored")):
             wrong.append("it printed a traceback")
-        if case.ends and said != [last]:
+        if case.ends in (1, 130) and said != [last]:  # else it is how commands are called
             wrong.append(f"{len(said)} lines of errors, and the last line is {last[:300]!r}")
         missing = [part for part in case.says if self._filled(part) not in last]
         if missing:
@@ -105,7 +105,7 @@ class Trial:
             options = {"cwd": ROOT, "env": place.environment | {"PYTHONPATH": str(ROOT)}}
             with self._mounted(case):
                 return subprocess.run(
-                    command, **options, capture_output=True, text=True, timeout=120
+                    command, **options, capture_output=True, text=True, timeout=600
                 )
         given = [self._filled(word) for word in case.give]
         if case.kind == "command":
@@ -150,9 +150,9 @@ class Trial:
 
     @contextmanager
     def _mounted(self, case: Case) -> Iterator[None]:
-        """Mount the disks that a case needs: one of 2 MiB, and one that is read-only."""
+        """Mount the disks that a case needs: one of 8 MiB, and one that is read-only."""
         with ExitStack() as stack:
-            for name, option in zip(MEMORY, ("size=2m", "ro"), strict=True):
+            for name, option in zip(MEMORY, ("size=8m", "ro"), strict=True):
                 if name in str(case.give):
                     stack.enter_context(tmpfs(Path(self.disks[name]), option))
             yield

@@ -9,6 +9,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+from pruning.system.files import expanded
+
 TABLES = (".jsonl", ".json", ".tsv", ".csv", ".parquet")  # all but the last also with .gz
 POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -22,9 +24,9 @@ def kind(path: Path) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
 
 
-def local(path: Path) -> list[Path]:
+def local(path: Path, option: str) -> list[Path]:
     """Return the file or folder at a path, or what fits it as a pattern, sorted."""
-    path = path.expanduser()
+    path = expanded(path, option)
     if path.exists():
         return [path]
     return sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))

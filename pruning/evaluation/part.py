@@ -87,7 +87,7 @@ class Benchmark(ABC):
 
     def sums(self) -> dict[str, str]:
         """Return the sums of the local files, those of folders too."""
-        files = [path for given in self.paths() for path in local(Path(given))]
+        files = [path for given in self.paths() for path in local(Path(given), "path")]
         files += [path for folder in files if folder.is_dir() for path in folder.glob("*")]
         return {str(path): file_sha256(path) for path in sorted(files) if path.is_file()}
 

@@ -1,6 +1,7 @@
 """What went wrong, in one line: for users, without a traceback where they can mend it."""
 
 import re
+from errno import ENOENT
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
@@ -22,6 +23,8 @@ def in_one_line(error: BaseException) -> str:
             "as task.epochs=1 does without a task: choose that part too, such as task=sst2, give "
             "it whole behind ++, or leave the override out"
         )
+    if _is_of_getcwd(error):
+        return "the working directory is gone: change to one that is there"
     if of_files(error):
         return explained(error)
     if not isinstance(error, USER_ERRORS):
@@ -46,5 +49,10 @@ def in_one_line(error: BaseException) -> str:
 
 def is_for_users(error: BaseException) -> bool:
     """Say whether users can mend what went wrong, so that a traceback tells them nothing."""
-    known = isinstance(error, USER_ERRORS) or of_files(error)
+    known = isinstance(error, USER_ERRORS) or of_files(error) or _is_of_getcwd(error)
     return known or PART_IS_NULL.match(str(error)) is not None
+
+
+def _is_of_getcwd(error: BaseException) -> bool:
+    """Tell the one error of the system about a file that it does not name."""
+    return isinstance(error, OSError) and error.errno == ENOENT and error.filename is None

@@ -39,7 +39,8 @@ class File(Hardware):
         """Read the table, or interpolate tables; ValueError where none is of these shapes."""
         from pruning.latency.importers import at_batch, read
 
-        tables = [read(path, sites) for path in local(Path(self.path)) or [Path(self.path)]]
+        paths = local(Path(self.path), "hardware.path") or [Path(self.path)]
+        tables = [read(path, sites) for path in paths]
         for table in tables:
             check(table, sites, f"hardware.path={self.path!r}")
         table = at_batch(tables, self.batch, f"hardware.path={self.path!r}")

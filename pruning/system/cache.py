@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruning.system.device_locks import free, locked
-from pruning.system.files import to_json, write_text
+from pruning.system.files import expanded, to_json, write_text
 from pruning.system.writing import writing
 
 if TYPE_CHECKING:
@@ -82,13 +82,7 @@ class Cache:
     """
 
     def __init__(self, root: str | Path, verify: bool = False):
-        try:
-            self.root = Path(root).expanduser()
-        except RuntimeError as error:
-            raise ValueError(
-                f"cache={str(root)!r}: this user has no home directory: set HOME, or give cache "
-                "another place"
-            ) from error
+        self.root = expanded(root, "cache")
         self.verify = verify
 
     def stage(self, name: str, key: Any, build: Callable[[Path], None], size: int = 0) -> Path:

@@ -32,6 +32,17 @@ def write_bytes(content: bytes, path: Path) -> None:
         raise
 
 
+def expanded(path: str | Path, option: str) -> Path:
+    """Put the home directory in the place of `~`; ValueError, naming `option`, without one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{option}={str(path)!r}: there is no such home directory: set HOME, or give a path "
+            "that begins with /"
+        ) from error
+
+
 @contextmanager
 def whole_directory(path: Path) -> Generator[Path]:
     """Give an empty directory to write to, that takes the place of `path` once all is written."""
