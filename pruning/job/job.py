@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from pruning.experiment import Experiment, run_name
 from pruning.results.result import Result, finished, read
 from pruning.system.device_locks import locked
-from pruning.system.files import write_text
+from pruning.system.files import clear_scratch, write_text
 
 Command = Callable[[Experiment], str]
 Show = Callable[[Experiment, Result, Path], None]
@@ -36,6 +36,7 @@ def job(
 
         dry_run(experiment, out.name)
         return None
+    clear_scratch(out)
     config = OmegaConf.structured(experiment)
     write_text(OmegaConf.to_yaml(config, resolve=True), out / "config.yaml")
     from pruning.job.run import run

@@ -32,6 +32,13 @@ def write_bytes(content: bytes, path: Path) -> None:
         raise
 
 
+def clear_scratch(directory: Path) -> None:
+    """Remove what killed writers left in a directory where nobody writes now."""
+    for leftover in directory.glob(".*-*"):
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
+
+
 def expanded(path: str | Path, option: str) -> Path:
     """Put the home directory in the place of `~`; ValueError, naming `option`, without one."""
     try:

@@ -28,7 +28,7 @@ class Jobs:
 
     def __init__(self, environment: dict[str, str]):
         self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.jobs"],
+            [sys.executable, "-m", "tests.helpers.jobs", tempfile.gettempdir()],
             cwd=ROOT,
             env=environment | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
@@ -131,10 +131,12 @@ def _without_space(pid: int, filler: Path) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _serve() -> None:
+def _serve(directory: str) -> None:
+    """Run jobs; their output is in `directory`, for the disk of the jobs may be full."""
     for line in sys.stdin:
         order = json.loads(line)
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        kept: dict[str, Any] = {"mode": "w+", "dir": directory}
+        with tempfile.TemporaryFile(**kept) as out, tempfile.TemporaryFile(**kept) as err:
             pid = os.fork()
             if pid == 0:
                 try:
@@ -158,4 +160,4 @@ if __name__ == "__main__":
     for part in ("pruning.job.run", "pruning.solver.ordering", "pruning.search.climb"):
         import_module(part)
     import_module("transformers").LlamaForCausalLM  # noqa: B018  (imported at first use)
-    _serve()
+    _serve(sys.argv[1])
