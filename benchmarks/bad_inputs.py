@@ -101,11 +101,14 @@ class Trial:
     def _run(self, case: Case) -> CompletedProcess[str]:
         place = self.place
         if isinstance(case.give, str):
-            command = ["bash", "-c", self._filled(case.give)]
-            options = {"cwd": ROOT, "env": place.environment | {"PYTHONPATH": str(ROOT)}}
             with self._mounted(case):
                 return subprocess.run(
-                    command, **options, capture_output=True, text=True, timeout=600
+                    ["bash", "-c", self._filled(case.give)],
+                    cwd=ROOT,
+                    env=place.environment | {"PYTHONPATH": str(ROOT)},
+                    capture_output=True,
+                    text=True,
+                    timeout=600,
                 )
         given = [self._filled(word) for word in case.give]
         if case.kind == "command":
