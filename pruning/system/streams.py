@@ -36,6 +36,8 @@ class Output:
 
     def __getattr__(self, name: str) -> Any:
         """Be like the stream otherwise."""
+        if name == "stream":  # of a copy that is not filled yet
+            raise AttributeError(name)
         return getattr(self.stream, name)
 
 
