@@ -18,7 +18,7 @@ from pruning.calibration.moment import Accumulator, Moment, Split, packed, store
 from pruning.data.batch import Batch
 from pruning.models.blockwise import State, embed
 from pruning.models.loaded import LoadedModel
-from pruning.models.sites import Kind, Site, a_norm, blocks, projection, sub_block, summing_norms
+from pruning.models.sites import Kind, Site, a_norm, blocks, dividing_norms, projection, sub_block
 from pruning.models.sites import weight as matrix
 from pruning.system.cache import Cache
 from pruning.system.progress import track
@@ -73,7 +73,8 @@ def collect(
 
     Beyond the model, memory holds the hidden states of every batch and one block's moments. With
     `weight` residual a token counts 1 / d^2, where d is what the next norm that reads the stream
-    with a site's error in it divides that token by.
+    with a site's error in it divides that token by; times what a norm in front of the addition
+    divides it by, where there is one.
     """
     states = [embed(model, batch, in_bfloat16) for batch in batches]
     of_block: dict[int, list[Site]] = {}
@@ -106,7 +107,7 @@ def block_moments(
         for site in alike.values()
     }
     known = not advance and all(state.weights is not None for state in states)
-    with _inputs(model, list(sums), stop=known) as inputs, _summed(model, index) as summed:
+    with _inputs(model, list(sums), stop=known) as inputs, _divided(model, index) as divided:
         for number, state in enumerate(states):
             inputs.clear()
             w = state.weights or {}
@@ -116,9 +117,11 @@ def block_moments(
             else:
                 hidden = state.advance(index, block) if advance else state.run(index, block)
                 if sites:
-                    w = _weights(
-                        model, index, state.batch, {Kind.FFN: hidden} | summed, reading.weight
-                    )
+                    read = {
+                        kind: [hidden if h is None else h for h in of_kind]
+                        for kind, of_kind in divided.items()
+                    }
+                    w = _weights(a_norm(model, index), state.batch, read, reading.weight)
                 if not advance:
                     state.weights = w
             for site, (fit, held) in sums.items():
@@ -134,21 +137,28 @@ def block_moments(
 
 
 @contextmanager
-def _summed(model: PreTrainedModel, index: int) -> Iterator[dict[Kind, Tensor]]:
-    """Note what the norms inside block `index` read that see the stream plus a sub-block's output.
+def _divided(model: PreTrainedModel, index: int) -> Iterator[dict[Kind, list[Tensor | None]]]:
+    """Note what the norms read that divide what the sub-blocks of block `index` give.
 
-    What is not among it is read behind the block.
+    None stands for what leaves the block, which a later one divides.
     """
-    seen: dict[Kind, Tensor] = {}
+    norms = dividing_norms(model, index)
+    seen: dict[Kind, list[Tensor | None]] = {
+        kind: [None] * len(mine) for kind, mine in norms.items()
+    }
 
-    def note(kind: Kind):
+    def note(kind: Kind, place: int):
         def hook(module, args) -> None:
-            seen[kind] = args[0]
+            seen[kind][place] = args[0]
 
         return hook
 
-    norms = summing_norms(model, index)
-    handles = [norm.register_forward_pre_hook(note(kind)) for kind, norm in norms.items()]
+    handles = [
+        norm.register_forward_pre_hook(note(kind, place))
+        for kind, mine in norms.items()
+        for place, norm in enumerate(mine)
+        if norm is not None
+    ]
     try:
         yield seen
     finally:
@@ -157,17 +167,19 @@ def _summed(model: PreTrainedModel, index: int) -> Iterator[dict[Kind, Tensor]]:
 
 
 def _weights(
-    model: PreTrainedModel, index: int, batch: Batch, read: dict[Kind, Tensor], weight: Weight
+    norm: nn.Module, batch: Batch, read: dict[Kind, list[Tensor]], weight: Weight
 ) -> dict[Kind, Float[Tensor, "batch sequence"]]:
     """Say how much every token counts for each sub-block, padding not at all.
 
-    `read` is what the norm divides that sees the sub-block's error.
+    `read` is what the norms divide that see the sub-block's error; `norm` is like them.
     """
-    w = batch.mask.float()
-    if weight is Weight.none:
-        return {kind: w.to(h.device) for kind, h in read.items()}
-    norm = a_norm(model, index)
-    return {kind: w.to(h.device) / _divisor(norm, h).reshape(w.shape) for kind, h in read.items()}
+    mask = batch.mask.float()
+    weights = {kind: mask.to(inputs[0].device) for kind, inputs in read.items()}
+    if weight is Weight.residual:
+        for kind, inputs in read.items():
+            for h in inputs:
+                weights[kind] = weights[kind] / _divisor(norm, h).reshape(mask.shape)
+    return weights
 
 
 def _divisor(norm: nn.Module, h: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens"]:

@@ -92,9 +92,7 @@ class Counter:
         one = work.phase is Phase.decode
         self.rows = work.batch * (1 if one else work.sequence)  # tokens that go through
         self.context = work.sequence + one  # tokens that each attends to
-        window = getattr(model.config, "sliding_window", None)
-        if window and one:
-            self.context = min(self.context, window)
+        self.window = getattr(model.config, "sliding_window", None) if one else None
         self.architecture = architecture(model)
 
     def part(self, site: Site, level: Shape) -> Count:
@@ -110,25 +108,35 @@ class Counter:
 
     def _ffn(self, site: Site, level: Width) -> Count:
         hidden, _ = self._size(site, self.architecture.ffn_output)
-        inputs = len(self.architecture.ffn_inputs)
-        count = self._products(*inputs * [(level.units, hidden)], (hidden, level.units))
-        count.kernels += NORM + inputs + 1  # activation, product of gates, residual
+        paths = self.architecture.ffn_inputs
+        rows = [self._size(site, path)[0] // site.units * level.units for path in paths]
+        count = self._products(*((rows_of, hidden) for rows_of in rows), (hidden, level.units))
+        count.kernels += NORM + sum(rows) // level.units + 1  # activation, gates, residual
+        count.kernels += NORM * bool(self.architecture.ffn_output_norm)
         return count
 
     def _attention(self, site: Site, level: Heads) -> Count:
         hidden, _ = self._size(site, self.architecture.attention_output)
         queries, keys = level.units * site.width, level.groups * site.width
         count = self._products((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
-        count.flop += 4 * self.rows * self.context * queries  # scores, and their sums of values
-        cached = self.work.batch * self.context * 2 * keys * self.size
+        context = self._context(site.block)
+        count.flop += 4 * self.rows * context * queries  # scores, and their sums of values
+        cached = self.work.batch * context * 2 * keys * self.size
         count.bytes += cached
         count.kernels += NORM + 2  # attention's own, residual
+        count.kernels += NORM * bool(self.architecture.attention_output_norm)
         if not self.architecture.encoder:
             count.kernels += ROTARY
         if self.work.phase is Phase.decode:
             count.bytes += 2 * cached  # a growing cache is copied
             count.kernels += CACHE
         return count
+
+    def _context(self, block: int) -> int:
+        """Count the tokens that each attends to in a block, which may have a window."""
+        types = getattr(self.model.config, "layer_types", None)
+        sliding = types is None or types[block] == "sliding_attention"
+        return min(self.context, self.window) if self.window and sliding else self.context
 
     def rest(self) -> Count:
         """Count what is beside the blocks: the embedding of the tokens read, the last norm, a head.

@@ -20,22 +20,34 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
+    Gemma2ForCausalLM,
+    Gemma2Model,
+    Gemma3ForCausalLM,
+    Gemma3TextModel,
     GemmaForCausalLM,
     GemmaModel,
     GPT2LMHeadModel,
     GPT2Model,
+    GPTNeoXForCausalLM,
+    GPTNeoXModel,
+    GraniteForCausalLM,
+    GraniteModel,
     LlamaForCausalLM,
     LlamaModel,
     MistralForCausalLM,
     MistralModel,
     OPTForCausalLM,
     OPTModel,
+    Phi3ForCausalLM,
+    Phi3Model,
     Qwen2ForCausalLM,
     Qwen2Model,
     Qwen3ForCausalLM,
     Qwen3Model,
     RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
+    SmolLM3ForCausalLM,
+    SmolLM3Model,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
@@ -50,19 +62,23 @@ class Architecture:
     project_out: str | None = None  # between the final norm and the head
     attention: str = "self_attn"  # what knows the size of a head
     attention_norm: str = "input_layernorm"
+    attention_output_norm: str | None = None  # of what it gives, in front of the addition
     attention_inputs: tuple[str, ...] = (  # one name: fused
         "self_attn.q_proj",
         "self_attn.k_proj",
         "self_attn.v_proj",
     )
+    by_head: bool = False  # a fused projection has q, k and v of one head after the other
     attention_output: str = "self_attn.o_proj"
     ffn_norm: str = "post_attention_layernorm"
-    ffn_inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    ffn_output_norm: str | None = None
+    ffn_inputs: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")  # one name: fused, or no gate
     ffn_output: str = "mlp.down_proj"
     heads: str = "num_attention_heads"
     kv_heads: str | None = "num_key_value_heads"  # None: as many as query heads
     intermediate: str = "intermediate_size"
     head_size: str = "head_dim"  # attribute of the attention
+    heads_in_config: bool = False  # the attention reads there how many it has
     encoder: bool = False  # norms behind the additions, no cache, logits of a task
 
 
@@ -86,8 +102,33 @@ def _bert(blocks: str) -> Architecture:
     )
 
 
+_PLAIN = ("llama", "mistral", "qwen2", "qwen3", "gemma", "smollm3", "granite")
+_TWICE_NORMED = Architecture(
+    attention_output_norm="post_attention_layernorm",
+    ffn_norm="pre_feedforward_layernorm",
+    ffn_output_norm="post_feedforward_layernorm",
+)
+
 ARCHITECTURES = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), Architecture()),
+    **dict.fromkeys(_PLAIN, Architecture()),
+    **dict.fromkeys(("gemma2", "gemma3_text"), _TWICE_NORMED),
+    "phi3": Architecture(
+        attention_inputs=("self_attn.qkv_proj",),
+        ffn_inputs=("mlp.gate_up_proj",),
+        heads_in_config=True,
+    ),
+    "gpt_neox": Architecture(
+        blocks="gpt_neox.layers",
+        norm="gpt_neox.final_layer_norm",
+        attention="attention",
+        attention_inputs=("attention.query_key_value",),
+        by_head=True,
+        attention_output="attention.dense",
+        ffn_inputs=("mlp.dense_h_to_4h",),
+        ffn_output="mlp.dense_4h_to_h",
+        kv_heads=None,
+        head_size="head_size",
+    ),
     "gpt2": Architecture(
         blocks="transformer.h",
         norm="transformer.ln_f",
@@ -250,6 +291,19 @@ class ZeroAttention(Zero):
         return hidden_states.new_zeros(()), None
 
 
+class OwnHeads:
+    """A model's config, as an attention reads it that has its own number of heads."""
+
+    def __init__(self, config: Any, **heads: int):
+        self.config = config
+        self.__dict__.update(heads)
+
+    def __getattr__(self, name: str) -> Any:
+        if "config" not in self.__dict__:  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.config, name)
+
+
 def find(block: nn.Module, path: str) -> Any:
     """Return the module at a path in a block, None where there is none."""
     module: Any = block
@@ -275,9 +329,11 @@ def block_shape(block: nn.Module, architecture: Architecture) -> tuple[int, int,
     output = find(block, architecture.attention_output)
     if not _gone(output):
         head_dim = head_size(block, architecture)
-        total = groups = _size(output)[1] // head_dim
-        if len(architecture.attention_inputs) > 1:
-            groups = _size(find(block, architecture.attention_inputs[1]))[0] // head_dim
+        total = _size(output)[1] // head_dim
+        first, *others = (
+            _size(find(block, i))[0] // head_dim for i in architecture.attention_inputs
+        )
+        groups = others[0] if others else (first - total) // 2
         assert total % groups == 0, f"{total} query heads do not spread over {groups} KV heads"
         heads = total // groups
     output = find(block, architecture.ffn_output)
@@ -316,7 +372,8 @@ def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: in
         replace_(block, a.attention, ZeroAttention(*facts))
         if find(block, a.attention_output) is not None:  # it lies beside the attention
             replace_(block, a.attention_output, Zero())
-        replace_(block, a.attention_norm, nn.Identity())
+        for norm in filter(None, (a.attention_norm, a.attention_output_norm)):
+            replace_(block, norm, nn.Identity())
         return
     assert a.kv_heads or heads == 1, "without GQA every group is one query head"
     attention, size = find(block, a.attention), head_size(block, a)
@@ -328,12 +385,16 @@ def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: in
     _resize_(block, a.attention_output, columns=groups * heads * size)
     counts = {
         "num_key_value_groups": heads,
+        "num_key_value_heads": groups,
         **dict.fromkeys(("num_heads", "num_attention_heads", "n_heads"), groups * heads),
         **dict.fromkeys(("split_size", "all_head_size", "dim"), groups * heads * size),
     }
     for name, count in counts.items():
         if hasattr(attention, name):
             setattr(attention, name, count)
+    if a.heads_in_config:
+        shared = getattr(attention.config, "config", attention.config)  # of what was cut before
+        attention.config = OwnHeads(shared, **{a.heads: groups * heads})
 
 
 def _resize_ffn_(block: nn.Module, a: Architecture, width: int) -> None:
@@ -342,10 +403,12 @@ def _resize_ffn_(block: nn.Module, a: Architecture, width: int) -> None:
         parts = (*a.ffn_inputs, a.ffn_output)
         for path in parts if a.encoder or not whole else (whole,):  # vLLM fuses projections
             replace_(block, path, Zero())
-        replace_(block, a.ffn_norm, nn.Identity())
+        for norm in filter(None, (a.ffn_norm, a.ffn_output_norm)):
+            replace_(block, norm, nn.Identity())
         return
+    old = _size(find(block, a.ffn_output))[1]
     for path in a.ffn_inputs:
-        _resize_(block, path, rows=width)
+        _resize_(block, path, rows=_size(find(block, path))[0] // old * width)
     _resize_(block, a.ffn_output, columns=width)
     ffn: Any = block.get_submodule(a.ffn_output.rpartition(".")[0])
     if hasattr(ffn, "intermediate_size"):
@@ -490,6 +553,59 @@ class PrunedGemmaModel(_Pruned, GemmaModel):
 
 class PrunedGemmaForCausalLM(_Pruned, GemmaForCausalLM):
     pass
+
+
+class PrunedGemma2Model(_Pruned, Gemma2Model):
+    pass
+
+
+class PrunedGemma2ForCausalLM(_Pruned, Gemma2ForCausalLM):
+    pass
+
+
+class PrunedGemma3TextModel(_Pruned, Gemma3TextModel):
+    pass
+
+
+class PrunedGemma3ForCausalLM(_Pruned, Gemma3ForCausalLM):
+    pass
+
+
+class PrunedGraniteModel(_Pruned, GraniteModel):
+    pass
+
+
+class PrunedGraniteForCausalLM(_Pruned, GraniteForCausalLM):
+    pass
+
+
+class PrunedPhi3Model(_Pruned, Phi3Model):
+    pass
+
+
+class PrunedPhi3ForCausalLM(_Pruned, Phi3ForCausalLM):
+    pass
+
+
+class PrunedSmolLM3Model(_Pruned, SmolLM3Model):
+    pass
+
+
+class PrunedSmolLM3ForCausalLM(_Pruned, SmolLM3ForCausalLM):
+    pass
+
+
+class PrunedGPTNeoXModel(_Pruned, GPTNeoXModel):
+    pass
+
+
+class PrunedGPTNeoXForCausalLM(_Pruned, GPTNeoXForCausalLM):
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Read the head under its name in files, which transformers 5 renames in its own class."""
+        if "embed_out.weight" not in cls._tied_weights_keys:
+            kwargs.setdefault("key_mapping", {r"^embed_out\.": "lm_head."})
+        return super().from_pretrained(*args, **kwargs)
 
 
 class PrunedGPT2Model(_Pruned, GPT2Model):

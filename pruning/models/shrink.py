@@ -130,8 +130,8 @@ def shrink_(model: M, allocation: Allocation) -> M:
                 continue
             inputs, output = after[kind]
             old_inputs, old_output = before[kind]
-            rows, columns = _kept(site, keep, fused=len(inputs) == 1)
-            for new, old, kept in zip(inputs, old_inputs, rows, strict=False):
+            rows, columns = _kept(site, keep, a, [len(weight(old)) for old in old_inputs])
+            for new, old, kept in zip(inputs, old_inputs, rows, strict=True):
                 kept = kept.to(weight(old).device)
                 set_weight_(new, weight(old)[kept])
                 if isinstance(old.bias, Tensor):
@@ -188,15 +188,18 @@ def _projections(block: nn.Module, a: Architecture) -> dict[Kind, tuple[list[Any
 
 
 def _kept(
-    site: Site, keep: Bool[Tensor, " units"], fused: bool
+    site: Site, keep: Bool[Tensor, " units"], a: Architecture, rows: list[int]
 ) -> tuple[list[Int[Tensor, " _"]], Int[Tensor, " columns"]]:
-    """Return the rows to keep of each input projection, and the columns of the output's."""
+    """Return the rows to keep of each input projection, of so many, and the output's columns."""
     columns = keep.repeat_interleave(site.width).nonzero().flatten()
-    if site.kind is Kind.FFN:
-        return [columns, columns], columns
+    if site.kind is Kind.FFN:  # gate and up may be one projection
+        firsts = (range(0, count, site.units) for count in rows)
+        return [torch.cat([first + columns for first in mine]) for mine in firsts], columns
     groups = keep.reshape(site.groups, -1).any(1)
     kv = groups.repeat_interleave(site.width).nonzero().flatten()
-    if fused:
-        size = site.columns
-        return [torch.cat([columns, size + kv, 2 * size + kv])], columns
-    return [columns, kv, kv], columns
+    if len(rows) > 1:
+        return [columns, kv, kv], columns
+    if a.by_head:
+        return [keep.repeat_interleave(3 * site.width).nonzero().flatten()], columns
+    queries, keys = site.columns, site.groups * site.width
+    return [torch.cat([columns, queries + kv, queries + keys + kv])], columns

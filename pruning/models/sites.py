@@ -131,7 +131,7 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
 def final(
     model: PreTrainedModel, hidden: Float[Tensor, "*batch hidden"]
 ) -> Float[Tensor, "*batch vocabulary"]:
-    """Turn what leaves the last block into logits: final norm, projection if any, head."""
+    """Turn what leaves the last block into logits: final norm, projection, head, scale and cap."""
     a = architecture(model)
     for path in filter(None, (a.norm, a.project_out)):
         parent, _, name = path.rpartition(".")
@@ -139,7 +139,12 @@ def final(
         hidden = hidden if module is None else module(hidden)
     head = model.get_output_embeddings()
     assert head is not None
-    return head(hidden)
+    logits = head(hidden)
+    if scale := getattr(model.config, "logits_scaling", None):  # of granite
+        logits = logits / scale
+    if cap := getattr(model.config, "final_logit_softcapping", None):  # of gemma2
+        logits = torch.tanh(logits / cap) * cap
+    return logits
 
 
 def sites(model: PreTrainedModel) -> list[Site]:
@@ -229,15 +234,24 @@ def sub_block(model: PreTrainedModel, site: Site) -> Kind:
     return Kind.FFN if ffn else Kind.ATTENTION
 
 
-def summing_norms(model: PreTrainedModel, index: int) -> dict[Kind, nn.Module]:
-    """Return the norms inside a block that read the stream plus what a sub-block gives.
+def dividing_norms(model: PreTrainedModel, index: int) -> dict[Kind, list[nn.Module | None]]:
+    """Return the norms that divide what each sub-block of a block gives, up to its next reader.
 
-    In a decoder the stream with the FFN's output in it is read by no norm of its own block.
+    None is the norm of a later block, which reads the stream as it leaves this one.
     """
     a, block = architecture(model), blocks(model)[index]
-    attention = a.attention_norm if a.encoder else a.ffn_norm
-    norms = {Kind.ATTENTION: block.get_submodule(attention)}
-    return norms | ({Kind.FFN: block.get_submodule(a.ffn_norm)} if a.encoder else {})
+    of_attention, of_ffn = block.get_submodule(a.attention_norm), block.get_submodule(a.ffn_norm)
+    if a.encoder:
+        return {Kind.ATTENTION: [of_attention], Kind.FFN: [of_ffn]}
+    parallel = getattr(block, "use_parallel_residual", False)
+    after = {Kind.ATTENTION: None if parallel else of_ffn, Kind.FFN: None}
+    outputs = {Kind.ATTENTION: a.attention_output_norm, Kind.FFN: a.ffn_output_norm}
+    norms: dict[Kind, list[nn.Module | None]] = {}
+    for kind, path in outputs.items():
+        own = [block.get_submodule(path)] if path else []
+        there = (norm for norm in own if not isinstance(norm, nn.Identity))
+        norms[kind] = [*there, after[kind]]
+    return norms
 
 
 def a_norm(model: PreTrainedModel, index: int) -> nn.Module:

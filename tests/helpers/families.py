@@ -10,16 +10,22 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     DistilBertConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    SmolLM3Config,
 )
 
 COMMON = {
@@ -72,6 +78,47 @@ def gemma() -> PreTrainedModel:
     return random_model(GemmaConfig(**GATED, head_dim=16))
 
 
+def phi3() -> PreTrainedModel:
+    values = {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "rope_type": "default"}
+    return random_model(Phi3Config(**GATED, rope_parameters=values))
+
+
+def smollm3() -> PreTrainedModel:
+    """Build one of which the second layer has no positions."""
+    return random_model(SmolLM3Config(**GATED, no_rope_layer_interval=2))
+
+
+def granite() -> PreTrainedModel:
+    multipliers = {"embedding": 3.0, "residual": 0.5, "attention": 0.2}
+    values = {f"{name}_multiplier": value for name, value in multipliers.items()}
+    return random_model(GraniteConfig(**GATED, **values, logits_scaling=1.5))
+
+
+LAYERS = {  # a fourth, since the first attention of each kind stays
+    **GATED,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+    "sliding_window": 6,
+    "head_dim": 16,
+}
+
+
+def gemma2() -> PreTrainedModel:
+    """Build one whose caps matter."""
+    caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 10.0}
+    return random_model(Gemma2Config(**LAYERS, **caps))
+
+
+def gemma3() -> PreTrainedModel:
+    """Build one whose kinds of layers have other positions."""
+    return random_model(Gemma3TextConfig(**LAYERS))
+
+
+def gpt_neox() -> PreTrainedModel:
+    values = {"rope_theta": 1e4, "partial_rotary_factor": 0.5, "rope_type": "default"}
+    return random_model(GPTNeoXConfig(**COMMON, intermediate_size=96, rope_parameters=values))
+
+
 def gpt2() -> PreTrainedModel:
     return random_model(GPT2Config(**COMMON, max_position_embeddings=128))
 
@@ -110,6 +157,12 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2": qwen2,
     "qwen3": qwen3,
     "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "phi3": phi3,
+    "smollm3": smollm3,
+    "granite": granite,
+    "gpt_neox": gpt_neox,
     "gpt2": gpt2,
     "opt": opt,
 }

@@ -40,7 +40,7 @@ def context(model, tmp_path, search=None, target=Target.local) -> PruningContext
 @pytest.mark.job
 @torch.no_grad()
 @pytest.mark.parametrize("target", list(Target))
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma3", "gpt_neox", "gpt2", "opt"])
 def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, target, tmp_path):
     model = FAMILIES[family]()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -34,6 +34,12 @@ PLAIN = {
     "qwen2": (3, 41, "qwen2"),
     "qwen3": (3, 41, "qwen3"),
     "gemma": (3, 41, "gemma"),
+    "gemma2": (2, 41, "gemma2"),
+    "gemma3": (2, 41, "gemma3_text"),
+    "phi3": (3, 41, "phi3"),
+    "smollm3": (3, 41, "smollm3"),
+    "granite": (3, 41, "granite"),
+    "gpt_neox": (None, 41, "gpt_neox"),
     "gpt2": (None, 41, "gpt2"),
     "opt": (None, 41, "opt"),
 }
@@ -89,7 +95,7 @@ for path in sorted(p for p in root.iterdir() if p.is_dir()):
             fresh = AutoModelForCausalLM.from_config(model.config, trust_remote_code=True)
             facts["finite"] = all(bool(p.isfinite().all()) for p in fresh.parameters())
             facts["own_class"] = type(model).__name__
-        facts["tied"] = model.get_input_embeddings().weight is model.lm_head.weight
+        facts["tied"] = model.get_input_embeddings().weight is model.get_output_embeddings().weight
         facts["warnings"] = list(Heard.lines)
         out["loss"] = model(input_ids=ids, labels=ids).loss[None]
     save_file({k: v.contiguous() for k, v in out.items()}, root / (path.name + ".safetensors"))

@@ -41,7 +41,9 @@ def errors(student, teacher) -> list[float]:
     return means if architecture(teacher).encoder else means[:-1]  # the last is behind a norm
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "qwen3", "bert", "distilbert"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "opt", "phi3", "gemma3", "gpt_neox", "bert", "distilbert"]
+)
 def test_each_block_comes_nearer_to_the_dense_stream(family, tmp_path):
     dense = EVERY[family]()
     pruned = half(dense)

@@ -71,7 +71,7 @@ def parameters(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bert", "distilbert"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "gemma2", "gpt2", "opt", "bert", "distilbert"])
 def test_a_pruned_model_comes_nearer_to_the_dense_one_once(family, tmp_path, monkeypatch):
     dense, cache, rows = EVERY[family](), Cache(tmp_path), rows_for(family)
     pruned = half(dense)

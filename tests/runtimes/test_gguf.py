@@ -162,6 +162,7 @@ def nothing_left():
     ("make", "said"),
     [
         (EVERY["gemma"], "family gemma"),
+        (EVERY["phi3"], "family phi3"),
         (EVERY["gpt2"], "family gpt2"),
         (lambda: low_rank(llama()), "product of two"),
         (nothing_left, "nothing is left"),

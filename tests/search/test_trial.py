@@ -34,6 +34,8 @@ OUTPUTS = {  # family: its blocks, and the output projections in a block
     "opt": ("model.decoder.layers", "self_attn.out_proj", "fc2"),
     "bert": ("bert.encoder.layer", "attention.output.dense", "output.dense"),
     "llama": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),
+    "gemma3": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),
+    "gpt_neox": ("gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h"),
 }
 
 
