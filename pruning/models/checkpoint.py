@@ -91,10 +91,17 @@ def older(config: PreTrainedConfig) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {"torch_dtype": str(config.dtype).removeprefix("torch.")}
     rope = dict(getattr(config, "rope_parameters", None) or {})
-    if "rope_theta" in rope:
-        fields["rope_theta"] = rope.pop("rope_theta")
-        if rope.get("rope_type", "default") != "default":
-            fields["rope_scaling"] = rope
+    if "full_attention" in rope:  # of gemma3
+        fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = dict(rope["full_attention"])
+    names = {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"}
+    if config.model_type == "gpt_neox":
+        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+    fields |= {old: rope.pop(name) for name, old in names.items() if name in rope}
+    if (kind := rope.get("rope_type", "default")) != "default":
+        if config.model_type == "phi3":  # it wants these three
+            rope = {"type": kind} | {key: rope[key] for key in ("short_factor", "long_factor")}
+        fields["rope_scaling"] = rope
     return fields
 
 

@@ -205,6 +205,11 @@ class Model(Options):
         with reading(where, self._said, self.revision):
             config = AutoConfig.from_pretrained(where, revision=self.revision, **options)
         refuse_quantised(config, self._said)
+        if self.attention is Attention.sdpa and getattr(config, "attn_logit_softcapping", None):
+            raise ValueError(
+                f"model.attention=sdpa cannot cap attention scores, as model={self.name} does: "
+                "give auto or eager"
+            )
         return config
 
     def _dtype(self, device: "torch.device") -> "torch.dtype":

@@ -13,17 +13,19 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    Phi3Config,
     PreTrainedTokenizerFast,
 )
 
-from pruning.models.checkpoint import describe, load, save
+from pruning.models.checkpoint import describe, load, older, save
 from pruning.models.modeling_pruned import head_size
 from pruning.models.shrink import factor_, shrink_
 from pruning.models.sites import architecture, blocks, linears, projection, sites, weight
 from tests.helpers.allocations import mixed, uniform
-from tests.helpers.families import ENCODERS, FAMILIES, llama, reader
+from tests.helpers.families import ENCODERS, FAMILIES, GATED, llama, random_model, reader
 from tests.helpers.tiny import word_tokenizer
 
+HERE = torch.float32, torch.device("cpu")
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
 
 # family: KV groups and FFN width of every block, and the model_type of the plain checkpoint
@@ -311,6 +313,35 @@ def test_older_readers_find_the_rotary_positions(rope, tmp_path):
     found.save_pretrained(tmp_path / "again")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", [2, 3, None])
+def test_scaled_positions_of_phi3_survive(groups, tmp_path):
+    """As in phi4-mini. transformers refuses some for fewer heads, so the code goes along."""
+    factors = {"short_factor": [1.0, 1.5], "long_factor": [2.0, 3.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5} | factors
+    lengths = {"original_max_position_embeddings": 8, "max_position_embeddings": 64}  # 11 are read
+    model = random_model(Phi3Config(**GATED, **lengths, rope_parameters=rope))
+    save(shrink_(model, uniform(model, groups, 40)), None, tmp_path / "model", "")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert ("auto_map" in config) == (groups == 2)
+    assert config["rope_scaling"] == {"type": "longrope"} | factors  # of transformers 4
+    assert config["partial_rotary_factor"] == 0.5
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "model", trust_remote_code=True)
+    for length in (5, 11):
+        ids = IDS[:, :length]
+        assert torch.equal(found(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert torch.equal(load(tmp_path / "model", *HERE)(input_ids=IDS).logits, found(IDS).logits)
+
+
+def test_older_readers_find_the_positions_of_each_kind_of_layer():
+    config = FAMILIES["gemma3"]().config
+    config.rope_parameters["full_attention"] |= {"rope_type": "linear", "factor": 8.0}
+    assert older(config).items() >= {"rope_theta": 1e6, "rope_local_base_freq": 1e4}.items()
+    assert older(config)["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+    fields = older(FAMILIES["gpt_neox"]().config)
+    assert fields.items() >= {"rotary_emb_base": 1e4, "rotary_pct": 0.5}.items()
 
 
 ENCODER = """

@@ -33,8 +33,11 @@ for path in sorted(p for p in root.iterdir() if p.is_dir()):
     encoder = json.loads((path / "config.json").read_text())["model_type"].endswith("bert")
     encoder = encoder or "roberta" in path.name
     head = "SequenceClassification" if encoder else "CausalLM"
+    options = {"trust_remote_code": path.name.startswith("mixed")}
+    if "gemma2" in path.name:  # its scores are capped there in eager attention alone
+        options["attn_implementation"] = "eager"
     model, info = getattr(transformers, "AutoModelFor" + head).from_pretrained(
-        path, output_loading_info=True, trust_remote_code=path.name.startswith("mixed")
+        path, output_loading_info=True, **options
     )
     assert not any(info.values()), (path.name, info)
     with torch.no_grad():
@@ -66,8 +69,8 @@ def test_an_older_transformers_gets_the_same_models(older, tmp_path):
     for family, make in EVERY.items():
         for name in ("plain", "mixed"):
             config = make().config
-            if getattr(config, "rope_parameters", None):
-                config.rope_parameters["rope_theta"] = 5e5
+            if rope := getattr(config, "rope_parameters", None):
+                rope.get("full_attention", rope)["rope_theta"] = 5e5
             model = random_model(config)
             shrink_(model, uniform(model, None, 40) if name == "plain" else mixed(model))
             save(model, word_tokenizer(), tmp_path / f"{name}-{family}", "")

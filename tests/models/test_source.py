@@ -19,7 +19,7 @@ from transformers import (
 
 from pruning.data.labelled import Labelled
 from pruning.models import checkpoint
-from pruning.models.source import Dtype, Model
+from pruning.models.source import Attention, Dtype, Model
 from pruning.system.cache import Cache
 from pruning.tasks.task import Classification, Task
 from tests.helpers.families import ENCODERS, EVERY, GATED, gpt2, llama, random_model
@@ -77,6 +77,16 @@ def test_what_transformers_saves_is_loaded(family, tmp_path):
     model = EVERY[family]()
     found, _ = load(save(model, tmp_path / "m"))
     assert same(found, model)
+
+
+def test_capped_scores_are_not_computed_without_the_cap(tmp_path):
+    path = save(EVERY["gemma2"](), tmp_path / "m")
+    assert load(path)[0].config._attn_implementation == "eager"
+    model = Model("mine", str(path), attention=Attention.sdpa)
+    with pytest.raises(
+        ValueError, match=r"^model\.attention=sdpa cannot cap .*: give auto or eager$"
+    ):
+        model.load(Cache(tmp_path / "cache"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("family", EVERY)
