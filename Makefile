@@ -30,9 +30,11 @@ real: $(STAMP)  ## Run the slow tests of one job on real weights, up to lm-eval'
 gpu: $(STAMP)  ## Run what needs a CUDA device: tests, tables, 7B shapes (10 minutes on one H200)
 	PYTHONPATH=. $(BIN)/python benchmarks/gpu.py $(ARGS)
 
-docs: $(STAMP)  ## Write docs/configuration.md and the tree of docs/code.md from the code
+docs: $(STAMP)  ## Write docs/configuration.md, docs/reproduction.md and the tree of docs/code.md
 	$(BIN)/python -m pruning.reference > .configuration.md
 	mv .configuration.md docs/configuration.md
+	$(BIN)/python -m pruning.reproduction.page > .reproduction.md
+	mv .reproduction.md docs/reproduction.md
 	$(BIN)/python -m tests.test_docs
 
 check: $(STAMP)  ## Lint, format check, types

@@ -1,8 +1,7 @@
-"""Packages of the wheel: pruning, and conf/ inside it; all else is in pyproject.toml."""
+"""Packages of the wheel: pruning, with conf/ and docs/reproduction/ inside; see pyproject.toml."""
 
 from setuptools import find_packages, setup
 
-setup(
-    packages=[*find_packages(include=["pruning*"]), "pruning.conf"],
-    package_dir={"pruning.conf": "conf"},
-)
+DATA = {"pruning.conf": "conf", "pruning.reproduction.published": "docs/reproduction"}
+
+setup(packages=[*find_packages(include=["pruning*"]), *DATA], package_dir=DATA)

@@ -84,6 +84,33 @@ def export(
         print(f"{model.parent / name} ({runtime.label}): {alike}")
 
 
+@app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="of a table; none: list them")] = None,
+    add: Annotated[
+        Path | None, typer.Option(metavar="RESULT.JSON", help="add our cells of a finished job")
+    ] = None,
+    row: Annotated[
+        str | None, typer.Option(help="of which row, where the job differs from every recipe")
+    ] = None,
+) -> None:
+    """Show tables of papers, and ours beside them.
+
+    Without a name: which there are, what was run, and what each takes. With one: the commands that
+    make ours, published cells and our cells, and how the protocols differ.
+    """
+    from pruning.reproduction import page, tables
+
+    if name is None:
+        if add is not None or row is not None:
+            raise typer.BadParameter("--add and --row need the NAME of a table")
+        return print(page.summary([tables.load(each) for each in tables.names()]))
+    table = tables.load(name)
+    if add is not None:
+        print(f"added to row {tables.add(table, add, row).name!r} of {name}\n")
+    print(page.section(table))
+
+
 class Action(StrEnum):
     """What to do with the cache."""
 

@@ -30,6 +30,7 @@ FLOORS = (  # from the ground up
     "composition",
     "reference",
     "job",
+    "reproduction",
     "api",
     "cli",
 )

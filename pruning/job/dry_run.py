@@ -120,7 +120,7 @@ def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimat
     total = sum(seconds or 0.0 for _, _, seconds in estimate.rows)
     console.print(
         f"about {total / 60:.0f} minutes, solves, measure and lm-eval's tasks not counted; about "
-        f"{_memory(dense.model, text.batches) / GIB:.1f} GiB of memory at the peak, and "
+        f"{memory(dense.model, tokens) / GIB:.1f} GiB of memory at the peak, and "
         f"{stored_bytes(sites(dense.model)) / GIB:.1f} GiB of disk for its moments"
     )
     return estimate
@@ -175,9 +175,9 @@ def _forward(model: "PreTrainedModel", batch: "Batch") -> float:
     return (time.perf_counter() - start) / batch.tokens
 
 
-def _memory(model: "PreTrainedModel", batches: "list[Batch]") -> float:
+def memory(model: "PreTrainedModel", tokens: int) -> float:
     """Return bytes: dense and pruned weights, the text in front of a block, its moments, twice."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    stream = sum(b.tokens for b in batches) * model.config.hidden_size * 4
+    stream = tokens * model.config.hidden_size * 4
     moments = sum(s.columns**2 * 4 for s in sites(model) if s.block == 0)
     return 2 * (weights + moments) + stream

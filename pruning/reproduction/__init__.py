@@ -1,0 +1,1 @@
+"""Published tables, the recipes that make ours, and our numbers beside them."""
