@@ -7,7 +7,7 @@ import pytest
 
 from pruning import cli
 
-COMMANDS = ("report", "profile", "cache", "sync", "dashboard")
+COMMANDS = ("report", "profile", "cache", "sync", "dashboard", "reproduce")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

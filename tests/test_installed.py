@@ -1,4 +1,4 @@
-"""What `pip install .` leaves: conf/ inside the package, the Python way in, and pruning-launch."""
+"""What `pip install .` leaves: conf/ and published tables, the Python way in, pruning-launch."""
 
 import shutil
 import subprocess
@@ -25,7 +25,8 @@ print(pruned.save("from_python") / "model")
 def place(tmp_path_factory):
     """Install a copy of the checkout into a fresh environment, and leave the checkout."""
     where = tmp_path_factory.mktemp("installed")
-    left_out = shutil.ignore_patterns(".*", "outputs", "multirun", "build", "*.egg-info", "docs")
+    names = ".*", "outputs", "multirun", "build", "*.egg-info", "images"
+    left_out = shutil.ignore_patterns(*names)
     shutil.copytree(ROOT, where / "source", ignore=left_out)
     shutil.copy(ROOT / "examples" / "prune_from_python.py", where / "examples_of_the_wheel.py")
     venv.create(where / "env", with_pip=True)
@@ -59,6 +60,12 @@ def test_an_installed_package_prunes_from_any_directory(place):
     packaged = site / "pruning" / "conf"
     for path in (ROOT / "conf").rglob("*.*"):
         assert (packaged / path.relative_to(ROOT / "conf")).read_text() == path.read_text()
+
+    published = site / "pruning" / "reproduction" / "published"
+    for path in (ROOT / "docs" / "reproduction").glob("*.yaml"):
+        assert (published / path.name).read_text() == path.read_text()
+    said = run(place, "-m", "pruning", "reproduce", "slimgpt-llama7b")
+    assert "    pruning-launch experiment=slimgpt_llama7b method.ratio=0.5 recovery=lora" in said
 
     (place / "script.py").write_text(SCRIPT)
     assert "from_python/model" in run(place, "script.py", site)

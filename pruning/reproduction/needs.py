@@ -1,6 +1,7 @@
 """What it takes to make a table: estimates as a dry run has them, without the weights."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pruning.composition import compose
@@ -28,6 +29,7 @@ class Needs:
     hours: float  # of passes on an H100
 
 
+@cache
 def needs(table: Table) -> Needs:
     """Estimate what the jobs of a table take, each as if nothing were cached."""
     jobs = [compose(table.words(row)) for row in table.jobs()]

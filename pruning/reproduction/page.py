@@ -24,8 +24,8 @@ whose recipe is `experiment=flop_bert_glue`.
 
 Disk, memory and hours are estimates for all jobs of a table, without a cache. Disk holds the
 weights, a checkpoint, and moments or the checkpoints of a training. Memory is that of a dry run, or
-of a training; an H100 has {H100} GiB. Hours are those of passes on an H100 that reaches {REACHED:.0%} of
-its peak, an assumption. As in `dry_run=true`, timing, solves, the fine-tuning of encoders and
+of a training; an H100 has {H100} GiB. Hours are those of passes on an H100, assumed to reach
+{REACHED:.0%} of its peak. As in `dry_run=true`, timing, solves, the fine-tuning of encoders and
 evaluation come on top.
 """
 
@@ -74,8 +74,8 @@ def _state(table: Table) -> str:
         return f"All {len(jobs)} jobs were run."
     took = needs(table)
     return (
-        f"{left} of {len(jobs)} jobs were not run. All of them need about {took.disk:.0f} GiB of "
-        f"disk, {took.memory:.0f} GiB of memory, and {took.hours:.2f} hours of passes on an H100."
+        f"Not run: {left} of {len(jobs)} jobs. All of them need about {took.disk:.0f} GiB of disk, "
+        f"{took.memory:.0f} GiB of memory, and {took.hours:.2f} hours of passes on an H100."
     )
 
 
@@ -131,8 +131,9 @@ def _item(text: str) -> str:
 
 
 def _wrapped(text: str, first: str = "", further: str = "") -> str:
-    options = {"break_on_hyphens": False, "break_long_words": False}
-    return textwrap.fill(text, 100, initial_indent=first, subsequent_indent=further, **options)
+    wrapper = textwrap.TextWrapper(100, initial_indent=first, subsequent_indent=further)
+    wrapper.break_on_hyphens = wrapper.break_long_words = False
+    return wrapper.fill(text)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pruning.experiment import BESIDE_THE_RESULT, NOT_THE_RESULT, Experiment
 from pruning.results.result import Result, read
 from pruning.system.cache import file_sha256
 from pruning.system.environment import differences
-from pruning.system.files import write_text
+from pruning.system.files import to_json, write_text
 
 INSTALLED = Path(__file__).parent / "published"
 FOLDER = INSTALLED if INSTALLED.is_dir() else Path(__file__).parents[2] / "docs" / "reproduction"
@@ -89,7 +89,7 @@ class Ours:
     differs: list[str] = field(default_factory=list)  # fields with other values than the recipe
 
 
-@dataclass
+@dataclass(eq=False)  # each is itself alone, so what is known of it can be cached
 class Table:
     """A published table; the name is that of its file."""
 
@@ -182,7 +182,7 @@ def _differing(recipe: Experiment, result: Result) -> list[str]:
 
     Of places on a machine only the last part is told.
     """
-    plain = json.loads(json.dumps(asdict(recipe)))
+    plain = json.loads(to_json(asdict(recipe)))  # as a result's file has it
     values = differences([_semantic(plain), _semantic(result.config)])
     return [
         f"{key}={Path(str(pair[1])).name if str(pair[1]).startswith('/') else pair[1]}"
