@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedModel, Qwen3Config
 
 from pruning.reproduction import tables
@@ -63,9 +64,13 @@ def place(tmp_path_factory):
     words = (place.root / "text.txt").read_text().split()
     rows = [words[i : i + 12] for i in range(0, 3600, 12)]
     labelled = [{"text": " ".join(row), "label": i % 2} for i, row in enumerate(rows)]
-    lines(place.root / "labelled.jsonl", labelled)
     asked = [{"question": r[1], "context": " ".join(r), "answers": [r[2]]} for r in rows]
-    lines(place.root / "asked.jsonl", asked)
+    for name, every in (("labelled", labelled), ("asked", asked)):  # trained on, judged on
+        lines(place.root / f"{name}.jsonl", every[:250])
+        lines(place.root / f"{name}-judged.jsonl", every[250:])
+    draw = torch.Generator().manual_seed(7)
+    others = torch.randint(WORDS, (4000,), generator=draw).tolist()
+    (place.root / "other.txt").write_text(" ".join(f"w{word}" for word in others))
     return place
 
 
@@ -76,12 +81,12 @@ def smaller(place: Place, name: str) -> list[str]:
     given = [f"model.path={root / kind}", "tracker=none", f"hydra.run.dir={root / name}/job"]
     if kind == "bert":
         return [*given, *encoder(root, table.experiment)]
-    given += [f"calibration.text.path={root / 'text.txt'}", "calibration.tokens=1536"]
+    given += [f"calibration.text.path={root / 'other.txt'}", "calibration.tokens=1536"]
     given += ["calibration.sequence_length=32", "suite.limit=2"]
     if name.startswith(("slimgpt", "flap", "depth", "tyr")):
         tasks = set(TASKS) - (set() if name.startswith("tyr") else {"rte"})
         given += [f"suite.tasks.{task}.path={root / task}.jsonl" for task in sorted(tasks)]
-    if name.startswith("tyr"):  # 57 subjects: one test of the suite has some
+    if name.startswith("tyr"):  # MMLU has 57 subjects: tests of the suite have it
         given += ["~suite.tasks.mmlu", f"suite.average=[{','.join(sorted(TASKS))}]"]
         given += ["speedup=1.2"]  # of the parameters, of which few are in blocks
     elif name != "qwen3-8b-vllm":
@@ -91,11 +96,11 @@ def smaller(place: Place, name: str) -> list[str]:
     if name.startswith("depth"):
         given += ["recovery.epochs=1", "speedup=1.15"]
     if name.startswith("slimgpt"):
-        given += ["recovery.steps=2", "recovery.max_length=32"]
+        given += ["recovery.steps=2", "recovery.max_length=32", "hardware.alignment=128"]
     if kind == "qwen3":
         given += ["runtime=torch", "hardware.batch=2", "hardware.sequence_length=64"]
-        given += ["hardware.max_new_tokens=4", "suite.tasks.mmlu.path=none.jsonl"]
-        given += ["~suite.tasks.mmlu_continuation", "search.tokens=64", *LOCAL]
+        given += ["hardware.max_new_tokens=4", "search.tokens=64", *LOCAL]
+        given += ["~suite.tasks.mmlu", "~suite.tasks.mmlu_continuation"]
         given += ["recovery.tokens=128", "recovery.max_length=32", "hardware.alignment=128"]
     if kind == "gpt2":
         given += ["hardware.sequence_length=128", "hardware.alignment=128", *LOCAL]
@@ -109,11 +114,10 @@ def smaller(place: Place, name: str) -> list[str]:
 def encoder(root: Path, experiment: str) -> list[str]:
     """Return the overrides of an encoder's recipe."""
     asked = experiment.endswith("squad")
-    file = root / ("asked.jsonl" if asked else "labelled.jsonl")
-    columns = "" if asked else ",columns:[text]"
-    source = f"{{path:{file},subset:null,wheel:null,sha256:null{columns}}}"
-    part = "questions.squad" if asked else "labelled.sst2"
-    given = [f"task.train={source}", f"suite.{part}={source}", "task.epochs=0.5"]
+    name, part = ("asked", "questions.squad") if asked else ("labelled", "labelled.sst2")
+    rest = ",subset:null,wheel:null,sha256:null" + ("}" if asked else ",columns:[text]}")
+    given = [f"task.train={{path:{root / name}.jsonl{rest}", "task.epochs=0.5"]
+    given += [f"suite.{part}={{path:{root / name}-judged.jsonl{rest}"]
     given += ["task.max_length=24", "suite.limit=20", "calibration.tokens=1536"]
     given += ["calibration.batch=8", "hardware.batch=2", "hardware.sequence_length=128"]
     given += ["recovery.path=[1.2]", "speedup=1.4", "recovery.steps=2", "recovery.batch_size=4"]

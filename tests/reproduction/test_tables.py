@@ -248,7 +248,7 @@ def test_needs_are_those_of_the_largest_job():
     moments = sum(8 * (4096**2 + 11008**2) for _ in range(32))
     assert needs(load("flap-llama7b")).disk * GIB == 2 * 2 * parameters + moments
     trained = needs(load("ziplm-gpt2"))
-    assert trained.disk > 2 * trained.memory > 3
+    assert trained.disk > trained.memory > 2  # its optimizer, in memory and in two checkpoints
 
 
 @pytest.mark.parametrize(("name", "count"), [("depth-llama3-8b", 5), ("depth-llama2-7b", 8)])
