@@ -34,16 +34,21 @@ def needs(table: Table) -> Needs:
     """Estimate what the jobs of a table take, each as if nothing were cached."""
     jobs = [compose(table.words(row)) for row in table.jobs()]
     model = _skeleton(table.model, jobs[0])
-    flops = compose(["hardware=h100"]).hardware
-    assert isinstance(flops, Roofline)
-    rate = REACHED * flops.flops["bfloat16"]
     parameters = sum(p.numel() for p in model.parameters())
     tokens = sum(_tokens(job, model) for job in jobs)
     return Needs(
         max(_disk(job, model, parameters) for job in jobs) / GIB,
         max(_memory(job, model, parameters) for job in jobs) / GIB,
-        2 * parameters * tokens / rate / 3600,
+        2 * parameters * tokens / _rate() / 3600,
     )
+
+
+@cache
+def _rate() -> float:
+    """Return the operations per second that an H100 is assumed to reach."""
+    h100 = compose(["hardware=h100"]).hardware
+    assert isinstance(h100, Roofline)
+    return REACHED * h100.flops["bfloat16"]
 
 
 def _skeleton(shape: dict[str, Any], job: Experiment) -> "PreTrainedModel":

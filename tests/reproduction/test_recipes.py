@@ -56,9 +56,11 @@ def lines(path: Path, rows: list[dict]) -> Path:
 def place(tmp_path_factory):
     """Save the stand-ins and what their recipes read: a text is there already."""
     place = Place(tmp_path_factory.mktemp("recipes"))
+    tokenizer = word_tokenizer(WORDS)
+    tokenizer.eos_token = "<s>"  # lm-eval begins with it
     for kind in ("llama", "qwen3", "gpt2", "bert"):
         stand_in(kind).save_pretrained(place.root / kind)
-        word_tokenizer(WORDS).save_pretrained(place.root / kind)
+        tokenizer.save_pretrained(place.root / kind)
     for task, row in TASKS.items():
         lines(place.root / f"{task}.jsonl", [row] * 3)
     words = (place.root / "text.txt").read_text().split()
