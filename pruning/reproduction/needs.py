@@ -83,12 +83,11 @@ def _memory(job: Experiment, model: "PreTrainedModel", parameters: int) -> float
 
 def _disk(job: Experiment, model: "PreTrainedModel", parameters: int) -> float:
     """Return bytes of the weights, a checkpoint, the moments, and what a training saves."""
+    from pruning.calibration.moments import stored_bytes
     from pruning.models.sites import sites
 
     given = job.calibration.tokens
     kept = job.method.cost(model, given, job.calibration, job.search)
-    moments = 0
-    if "moments" in kept:  # of fitted and of held-out tokens, in float32
-        moments = sum(2 * 4 * site.columns**2 for site in sites(model))
+    moments = stored_bytes(sites(model)) if "moments" in kept else 0
     trains = isinstance(job.recovery, Training) and job.recovery.lora is None
     return 2 * 2 * parameters + moments + (2 * SAVED * parameters if trains else 0)
