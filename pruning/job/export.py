@@ -17,6 +17,7 @@ from pruning.runtimes.calls import random_tokens
 from pruning.runtimes.gguf_precision import Precision
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.session import quietly
+from pruning.system.writing import writing
 
 TOKENS = 64  # that both read
 FORMATS = {"gguf": "llama_cpp", "onnx": "onnxruntime", "openvino": "openvino"}  # runtimes by format
@@ -75,7 +76,8 @@ def export(model: Path, runtimes: Sequence[Runtime]) -> dict[str, Parity]:
     for runtime in runtimes:
         runtime.check(loaded, tokenizer)
     for runtime in runtimes:
-        written = model.parent / runtime.export(loaded, tokenizer, model.parent)
+        with writing(model.parent, "the job"):
+            written = model.parent / runtime.export(loaded, tokenizer, model.parent)
         answers[written.name] = alike = parity(loaded, runtime.served(loaded, written))
         four_bits = runtime.choices["precision"] == Precision.q4_k_m
         if alike.same < (LEAST_OF_FOUR_BITS if four_bits else LEAST):

@@ -70,8 +70,11 @@ def shell() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its own and exits
     logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
     with steady_streams() as fault_of_streams:
+        code: int | str | None = 0
         try:
             lines = launch()
+        except SystemExit as end:  # of --help, and of flags that there are not
+            lines, code = [], end.code
         except KeyboardInterrupt:
             print("error: interrupted: the same command goes on from there", file=sys.stderr)
             return INTERRUPTED
@@ -79,7 +82,7 @@ def shell() -> int:
             lines.append(said)
         for line in lines:
             print("error:", line, file=sys.stderr)
-    return 1 if lines else 0
+    return 1 if lines else int(code or 0)
 
 
 def launch() -> list[str]:

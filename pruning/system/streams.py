@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
@@ -42,7 +42,7 @@ class Output:
 
 
 @contextmanager
-def steady_streams() -> Iterator[Callable[[], str]]:
+def steady_streams() -> Generator[Callable[[], str]]:
     """Print to what is there; give a function that says what was wrong with it, or nothing.
 
     Where a stream is closed the null device is opened in its place, or a file would get its number.
@@ -53,20 +53,18 @@ def steady_streams() -> Iterator[Callable[[], str]]:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the first number that is free
-    given = sys.stdout, sys.stderr
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    outputs = [Output(stream) for stream in given if stream is not None]
+    given: tuple[Any, Any] = (sys.stdout, sys.stderr)
+    if isinstance(given[0], io.TextIOWrapper):
+        given[0].reconfigure(errors="replace")
+    steady = [stream and Output(stream) for stream in given]
 
     def fault() -> str:
+        outputs = [output for output in steady if output]
         for output in outputs:
             output.flush()
         return next((output.failure for output in outputs if output.failure), "")
 
-    if sys.stdout is not None:
-        sys.stdout = cast(TextIO, outputs[0])
-    if sys.stderr is not None:
-        sys.stderr = cast(TextIO, outputs[-1])
+    sys.stdout, sys.stderr = (cast(TextIO, output) for output in steady)
     try:
         yield fault
     finally:

@@ -24,6 +24,9 @@ GIB = 2**30
 
 def number(error: BaseException) -> int | None:
     """Return the number of the system's error; safetensors and torch only write about it."""
+    if isinstance(error, shutil.Error):  # of a whole tree, with a line for each file
+        said = re.search(r"\[Errno (\d+)\]", str(error))
+        return int(said[1]) if said else None
     if isinstance(error, OSError):
         return error.errno
     if isinstance(error, RuntimeError) and "inline_container" in str(error):  # torch.save
