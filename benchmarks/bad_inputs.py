@@ -1,6 +1,6 @@
 """Does every bad input end in one line that says what to do? One JSON line.
 
-    python benchmarks/bad_inputs.py [--only WORDS]
+    python benchmarks/bad_inputs.py [--only WORDS] [--tests]
 
 benchmarks/bad_inputs.yaml lists them. Jobs run on tiny random models; nothing is downloaded. Disks
 that are full or read-only are a tmpfs, which only root can mount: else these are left out.
@@ -165,8 +165,10 @@ def main() -> None:
     """Print a line per case that did not end as it has to on stderr, and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="cases whose name or kind holds this")
-    only = parser.parse_args().only
-    chosen = [case for case in cases() if only in case.name or only == case.kind]
+    parser.add_argument("--tests", action="store_true", help="only the part that tests have too")
+    given = parser.parse_args()
+    chosen = [case for case in cases() if given.only in case.name or given.only == case.kind]
+    chosen = [case for case in chosen if case.test or not given.tests]
     able = mountable()
     ready = [case for case in chosen if able or not case.mounts]
     failed: dict[str, list[str]] = {}
