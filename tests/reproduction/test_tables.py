@@ -66,6 +66,7 @@ def test_every_recipe_composes_and_measures_what_the_columns_have(name, row):
         assert suite_name == suite.name
         parts = {name: one for _, name, one in suite.parts()}
         if part == "average":
+            assert suite.average
             assert set(suite.average) <= set(parts)
         else:
             assert part in parts, key
