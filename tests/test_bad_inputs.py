@@ -21,7 +21,7 @@ def marked(case: Case):
     return pytest.param(case, id=f"{case.kind}: {case.name}", marks=marks)
 
 
-@pytest.mark.parametrize("case", map(marked, cases()))
+@pytest.mark.parametrize("case", [marked(case) for case in cases()])
 def test_a_bad_input_is_one_line(trial: Trial, case: Case):
     if case.mounts and not mountable():
         pytest.skip("this user may not mount a disk")

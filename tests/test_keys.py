@@ -143,6 +143,7 @@ class Given:
         """Let the suite be one task of lm-eval in the place of a text."""
         tasks = {"arc_easy": LmEvalTask(str(self.table_of_rows))}
         self.suite = replace(self.suite, perplexity=None, tasks=tasks)
+        self.tokenizer.eos_token = "<s>"  # lm-eval needs one
 
 
 def moments(g: Given, cache: Cache) -> Any:

@@ -1,6 +1,5 @@
 """Standard streams that no job fails by: closed, read by nobody, or of a small character set."""
 
-import io
 import os
 import sys
 from collections.abc import Callable, Generator
@@ -42,7 +41,7 @@ class Output:
 
 
 @contextmanager
-def steady_streams() -> Generator[Callable[[], str]]:
+def steady_streams() -> Generator[Callable[[], str], None, None]:
     """Print to what is there; give a function that says what was wrong with it, or nothing.
 
     Where a stream is closed the null device is opened in its place, or a file would get its number.
@@ -54,7 +53,7 @@ def steady_streams() -> Generator[Callable[[], str]]:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the first number that is free
     given: tuple[Any, Any] = (sys.stdout, sys.stderr)
-    if isinstance(given[0], io.TextIOWrapper):
+    if hasattr(given[0], "reconfigure"):
         given[0].reconfigure(errors="replace")
     steady = [stream and Output(stream) for stream in given]
 

@@ -87,7 +87,7 @@ def test_what_an_engine_answers_is_judged_alike(name, tmp_path):
     found = given.evaluate(served.served(model), word_tokenizer(), Cache(tmp_path / "one"), name)
     assert found.metrics == judged(given, model, tmp_path)
     with pytest.raises(ValueError, match=r"measures .*SequenceClassification, and this is a Llama"):
-        given.check(served.served(llama()))
+        given.check(served.served(llama()), word_tokenizer())
 
 
 def test_a_slice_is_drawn_by_its_seed(tmp_path):

@@ -247,8 +247,9 @@ def test_needs_are_those_of_the_largest_job():
     training = 3 * 300 * 2 * 256  # of each of the two rows with LoRA; the text passes three times
     tokens = 4 * 3 * 524288 + 2 * training
     assert took.hours == pytest.approx(2 * parameters * tokens / (0.4 * 9.89e14) / 3600)
-    moments = sum(8 * (4096**2 + 11008**2) for _ in range(32))
-    assert needs(load("flap-llama7b")).disk * GIB == 2 * 2 * parameters + moments
+    halves = 32 * 4 * (4096**2 + 11008**2)  # of two symmetric matrices for each site, in float32
+    rest = needs(load("flap-llama7b")).disk * GIB - 2 * 2 * parameters
+    assert halves < rest < 1.03 * halves
     trained = needs(load("ziplm-gpt2"))
     assert trained.disk > trained.memory > 2  # its optimizer, in memory and in two checkpoints
 
