@@ -25,7 +25,7 @@ TRAINED = (
 )
 FLOP = (
     *("method=flop", "method.modules=mlp.*", "method.steps=12", "method.batch_size=4"),
-    *("method.save_steps=4", "method.sparsity=0.5", "speedup=null", "hardware.alignment=16"),
+    *("method.save_steps=4", "speedup=1.1", "hardware.alignment=16"),
 )
 PATH = ("recovery=gradual", "recovery.path=[1.2]", "speedup=1.4", "search.steps=0")
 KINDS: dict[str, tuple[str, ...]] = {
