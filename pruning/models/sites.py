@@ -97,7 +97,7 @@ def architecture(model: PreTrainedModel) -> Architecture:
     if kind not in ARCHITECTURES:
         raise ValueError(
             f"model: architecture '{kind}' is not supported; use one of {', '.join(ARCHITECTURES)}"
-            " or add a row to ARCHITECTURES in pruning/models/modeling_pruned.py"
+            ", or add it: docs/extending.md says which fit"
         )
     name = model.__class__.__name__  # not its type: what serves it stands in for it
     if ARCHITECTURES[kind].encoder and not name.endswith(HEADS):

@@ -7,6 +7,8 @@ from transformers import (
     BertLMHeadModel,
     FalconConfig,
     FalconForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Qwen2Config,
@@ -185,8 +187,12 @@ def test_unsupported_models_are_named():
         "ffn_hidden_size": 8,
     }
     falcon = FalconForCausalLM(FalconConfig(vocab_size=8, **layers))
-    with pytest.raises(ValueError, match=r"model: architecture 'falcon' is not supported.*llama"):
+    said = r"model: architecture '%s' is not supported; use one of llama, .*docs/extending\.md"
+    with pytest.raises(ValueError, match=said % "falcon"):
         architecture(falcon)
+    olmo2 = Olmo2ForCausalLM(Olmo2Config(vocab_size=8, num_hidden_layers=1, **tiny))
+    with pytest.raises(ValueError, match=said % "olmo2"):  # norms over all heads at once
+        architecture(olmo2)
     bert = BertLMHeadModel(BertConfig(vocab_size=8, num_hidden_layers=1, is_decoder=True, **tiny))
     with pytest.raises(ValueError, match="model: BertLMHeadModel is not supported"):
         architecture(bert)
