@@ -191,8 +191,10 @@ def prune(day: Day, method: str, shape: str) -> None:
     cache = Cache(str(day.out / "cache" / part))
     job = Job(day.out / part, day.device, cache, meter, seed=0)
     with meter("profile"):
-        prunable = experiment.method.sites(model)
-        table = experiment.hardware.profile(model, prunable, cache, experiment.runtime)
+        prunable, hardware = experiment.method.sites(model), experiment.hardware
+        if day.rehearse:  # times of shapes this small are noise
+            hardware = compose(["hardware=flops", f"hardware.sequence_length={length}"]).hardware
+        table = hardware.profile(model, prunable, cache, experiment.runtime)
     text = CalibrationData(experiment.calibration, batches, lambda tokens: batches)
     dense = LoadedModel(model, None)  # type: ignore[arg-type]  # no text, no tokenizer
     given = table, experiment.search, experiment.speedup
