@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from random import Random
 
@@ -45,27 +45,26 @@ def endurance(kills: int, seed: int, kinds: list[str]) -> dict:
         with mounted:
             place = Place(Path(scratch) / "disk")
             write_encoders(place)
-            jobs = Jobs(place.environment)
-            references = {kind: Reference(kind, place, jobs) for kind in kinds}
-            count = 0
-            while count < kills:
-                kind = kinds[sum(jobs_of.values()) % len(kinds)]
-                jobs_of[kind] += 1
-                job = Undertaking(references[kind], jobs, str(sum(jobs_of.values())))
-                for _ in range(min(MOST, kills - count)):
-                    how = draw.choice(["SIGKILL", "SIGTERM", "disk full"][: 3 if disk else 2])
-                    moment = draw.uniform(0, references[kind].seconds)
-                    if not job.disturb(how, moment):
-                        break  # it had finished before
-                    count += 1
-                    by[how] += 1
-                job.finish()
-                for number, said in job.faults:
-                    name = f"{kind} {count - job.kills + number}"
-                    faults.setdefault(name, []).append(said)
-                    print(f"{name}: {said}", file=sys.stderr, flush=True)
-                job.remove()
-            jobs.close()
+            with closing(Jobs(place.environment)) as jobs:
+                references = {kind: Reference(kind, place, jobs) for kind in kinds}
+                count = 0
+                while count < kills:
+                    kind = kinds[sum(jobs_of.values()) % len(kinds)]
+                    jobs_of[kind] += 1
+                    job = Undertaking(references[kind], jobs, str(sum(jobs_of.values())))
+                    for _ in range(min(MOST, kills - count)):
+                        how = draw.choice(["SIGKILL", "SIGTERM", "disk full"][: 3 if disk else 2])
+                        moment = draw.uniform(0, references[kind].seconds)
+                        if not job.disturb(how, moment):
+                            break  # it had finished before
+                        count += 1
+                        by[how] += 1
+                    job.finish()
+                    for number, said in job.faults:
+                        name = f"{kind} {count - job.kills + number}"
+                        faults.setdefault(name, []).append(said)
+                        print(f"{name}: {said}", file=sys.stderr, flush=True)
+                    job.remove()
     return {
         "benchmark": "endurance",
         "kills": kills,
