@@ -151,6 +151,8 @@ def _serve(directory: str) -> None:
                 sys.stderr.flush()
                 os._exit(code)
             status = _wait(pid, order)
+            with suppress(ProcessLookupError):  # workers of a sweep outlive a job that exits so
+                os.killpg(pid, signal.SIGKILL)
             out.seek(0)
             err.seek(0)
             print(json.dumps([status, out.read(), err.read()]), flush=True)
