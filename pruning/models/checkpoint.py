@@ -40,6 +40,7 @@ FORMER = (  # sha256 sums of what it was in checkpoints before
     "361cc0f766299395490e49ffc5ee120b6eb95ce3a2490f113f860c809b019094",
     "534562d43e130b60ab5d79abda77aa2947f22011c467fb194ae5faef7e3f0f6d",
     "7b492fa74122273da22cf57921aa7e8156790acf8f8e6cb89e86f69af158de39",
+    "a3bd64f80710bc2fa1bc627d4e932da215cbdb7027245bac6f903a122aefe81f",
 )
 EMBEDDING, BLOCKS = "embedding_clusters", "pruned_blocks"  # keys in config.json
 OURS = ("output_bias", "ranks", EMBEDDING)  # keys that no class of transformers knows

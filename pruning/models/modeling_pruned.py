@@ -272,6 +272,8 @@ class ZeroAttention(Zero):
     def __init__(self, config: Any, layer_idx: int | None = None):
         super().__init__()
         self.config, self.layer_idx = config, layer_idx
+        types: dict[int | None, str] = dict(enumerate(getattr(config, "layer_types", None) or ()))
+        self.is_sliding = types.get(layer_idx) == "sliding_attention"  # gemma3 in transformers 4
 
     def forward(
         self, hidden_states: Any = None, past_key_values: Any = None, **kwargs
@@ -499,8 +501,9 @@ class _Pruned:
     def __init__(self, config: Any, *args, **kwargs):
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         a = ARCHITECTURES[config.model_type]
-        inside = a.blocks.partition(".")[2]  # of the model without its head, which may be this
-        blocks = self.base_model.get_submodule(inside)  # type: ignore[attr-defined]
+        base, _, inside = a.blocks.partition(".")  # this may be the model without its head
+        path = a.blocks if hasattr(self, base) else inside
+        blocks = self.get_submodule(path)  # type: ignore[attr-defined]
         for block, left in zip(blocks, config.pruned_blocks, strict=True):  # type: ignore[arg-type]
             groups, total = left["kv_heads"], left["query_heads"]
             assert total % max(groups, 1) == 0, f"{total} query heads do not spread over {groups}"
