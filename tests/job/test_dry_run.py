@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from pruning.composition import compose
 from pruning.evaluation.parts import LmEvalTask
@@ -66,7 +68,12 @@ def test_a_text_that_was_read_takes_no_time_where_a_task_was_not(place, capsys, 
     row = {"id": "1", "question": "w1", "choices": {"text": ["w2", "w3"], "label": ["A", "B"]}}
     rows.write_text(json.dumps(row | {"answerKey": "A"}) + "\n")
     monkeypatch.setenv("COLUMNS", "200")
-    given = [a for a in place.arguments("speedup=1.3") if not a.startswith("hydra.")]
+    ending = shutil.copytree(place.root / "dense", place.root / "ending")
+    tokenizer = AutoTokenizer.from_pretrained(ending)
+    tokenizer.eos_token = "<s>"  # lm-eval needs one
+    tokenizer.save_pretrained(ending)
+    arguments = place.arguments("speedup=1.3", f"model.path={ending}")
+    given = [a for a in arguments if not a.startswith("hydra.")]
     experiment = compose([*given, f"cache={place.root / 'other'}"])
     device, cache = torch.device("cpu"), Cache(experiment.cache)
     experiment.suite.evaluate(*experiment.model.load(cache, device), cache)
