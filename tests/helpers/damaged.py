@@ -116,6 +116,9 @@ def _models(dense: Path, root: Path) -> None:
     _config(bert, "classes_that_differ", id2label={str(i): str(i) for i in range(5)})
     grown = _copy(dense, "grown", **tokenizer)
     word_tokenizer(WORDS + 2).save_pretrained(grown)
+    tokenizer_of_tasks = word_tokenizer(WORDS)
+    tokenizer_of_tasks.eos_token = "<s>"  # which lm-eval's tasks need
+    tokenizer_of_tasks.save_pretrained(_copy(dense, "ending", **tokenizer))
     (root / "empty").mkdir()
     (root / "loop").symlink_to(root / "loop")
 

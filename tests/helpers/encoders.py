@@ -28,7 +28,9 @@ def write_encoders(place: Place) -> tuple[list[dict], list[dict]]:
     for name in ("bert", "headless"):
         word_tokenizer(WORDS).save_pretrained(place.root / name)
     words = (place.root / "text.txt").read_text().split()
-    rows = [{"text": " ".join(words[i : i + 5 + i % 7]), "label": i % 3} for i in range(0, 3900, 9)]
+    rows = [
+        {"text": " ".join(words[9 * i : 9 * i + 5 + i % 7]), "label": i % 3} for i in range(433)
+    ]
     write_rows(place.root / "sentences.jsonl", rows)
     asked = [
         {"question": words[i], "context": " ".join(words[i : i + 30]), "answers": [words[i + 1]]}
