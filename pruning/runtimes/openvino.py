@@ -1,5 +1,6 @@
 """`runtime=openvino`: OpenVINO on this machine's CPU."""
 
+import errno
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -46,7 +47,10 @@ class OpenVINO(GraphRuntime):
                 import nncf
 
                 model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
-        openvino.save_model(model, directory / FILE, compress_to_fp16=False)
+        try:
+            openvino.save_model(model, directory / FILE, compress_to_fp16=False)
+        except RuntimeError as error:  # it does not say that a disk is full
+            raise OSError(errno.EIO, str(error), str(directory / FILE)) from error
 
     def open(self, directory: Path) -> Session:
         import openvino

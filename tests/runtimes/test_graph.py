@@ -8,15 +8,16 @@ from pruning.models import checkpoint
 from pruning.models.shape import Heads, Width
 from pruning.models.shrink import resized, shrink_
 from pruning.models.sites import Kind, blocks, sites
-from pruning.runtimes.graph import cached
+from pruning.runtimes.graph import cached, exported
 from pruning.runtimes.graph_runtime import GraphRuntime
 from pruning.runtimes.onnxruntime import OnnxRuntime
 from pruning.runtimes.onnxruntime import Precision as OnnxPrecision
 from pruning.runtimes.openvino import OpenVINO
 from pruning.runtimes.openvino import Precision as OpenVINOPrecision
 from pruning.runtimes.workload import Phase, Workload
+from pruning.system.writing import explained
 from tests.helpers.allocations import mixed
-from tests.helpers.families import EVERY
+from tests.helpers.families import EVERY, llama
 from tests.helpers.place import Place
 from tests.helpers.tiny import word_tokenizer
 
@@ -172,3 +173,16 @@ def test_a_job_is_pruned_for_a_runtime_and_leaves_what_it_serves(place, jobs):
     text = next(key for key in dense if "perplexity" in key)
     assert served["dense"][text] == pytest.approx(dense[text], rel=1e-4)
     assert len([*(place.root / "openvino").glob("*/openvino/openvino_model.xml")]) == 1
+
+
+def test_a_disk_on_which_openvino_cannot_write_is_named(tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+
+    def full(*_, **__):
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    with pytest.raises(OSError, match="iostream error") as error:
+        OpenVINO().write(exported(llama()), tmp_path)
+    assert error.value.filename == str(tmp_path / "openvino_model.xml")
+    assert explained(error.value).endswith("look at the disk, and at the space on it")
