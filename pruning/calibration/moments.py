@@ -274,6 +274,10 @@ class Moments:
             fit, held = (_read(file, f"{site.reads}.{part}.", device) for part in PARTS)
             return Split(fit, held, share)
 
+    def all(self, site: Site, device: torch.device) -> Moment:
+        """Return the moment of all tokens of one site, on a device."""
+        return self.split(site, device).all
+
     def fit(self, site: Site, device: torch.device) -> Moment:
         """Read the moment of the tokens that are not held out onto a device."""
         with safe_open(self._file(site.block), "pt") as file:

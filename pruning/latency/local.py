@@ -67,11 +67,11 @@ class Local(Working):
         self, model: "PreTrainedModel", sites: "list[Site]", how: "Measurement"
     ) -> dict[str, Any]:
         """Return what a profile depends on: class, config, shapes, precision, work, machine."""
-        from pruning.latency.profile import IN_A_ROW
+        from pruning.latency.profile import in_a_row
         from pruning.system.environment import machine
 
         runtime, device = how.runtime, model.device
-        in_a_row = [IN_A_ROW] if device.type == "cuda" else []
+        times = [count] if (count := in_a_row(device)) > 1 else []
         # eager PyTorch is told by the environment alone
         options = runtime.choices.values()
         engine = [] if runtime == EAGER else [runtime.name, runtime.version, *options]
@@ -86,7 +86,7 @@ class Local(Working):
             "precision": [model.config._attn_implementation, str(model.dtype)],
             "setting": [str(device), str(how.work), self.threads, *engine],
             # a table that noise may have spoilt is none for those who would have refused it
-            "measurement": [self.repetitions, self.alignment, self.noise is None, *in_a_row],
+            "measurement": [self.repetitions, self.alignment, self.noise is None, *times],
             "environment": machine(),
         }
 

@@ -149,7 +149,7 @@ class Levels(Mapping[Site, SiteLevels]):
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
     ) -> Float[Tensor, "rows kept"]:
         """Solve the weights of a level for dense W, from the moments of all calibration tokens."""
-        return self._solve(site, level, W, self._moments.split(site, W.device).all)
+        return self._solve(site, level, W, self._moments.all(site, W.device))
 
     def kept_bias(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
@@ -157,7 +157,7 @@ class Levels(Mapping[Site, SiteLevels]):
         """Return what a level adds to the bias of the output projection, if anything."""
         if not self._of[site].bias:
             return None
-        return self._shift(site, level, W, self._moments.split(site, W.device).all)
+        return self._shift(site, level, W, self._moments.all(site, W.device))
 
     def trial_weight(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]

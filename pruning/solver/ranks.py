@@ -61,7 +61,7 @@ class Ranks(Levels):
     ) -> tuple[Float[Tensor, "rank columns"], Float[Tensor, "rows rank"]]:
         """Return A and B of a level, from all calibration tokens or from those to `fit` only."""
         moments, levels = self._moments, self._of[site]
-        moment = moments.fit(site, W.device) if fit else moments.split(site, W.device).all
+        moment = moments.fit(site, W.device) if fit else moments.all(site, W.device)
         H = moment.H.double()
         U = components(W.double(), None if levels.score == "plain" else H)
         U = U[:, : int(levels.keeps[level].sum())]

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
+SCRATCH = ".partial"  # ends the name of a file that is being written
+
 
 def write_text(text: str, path: Path) -> None:
     """Write a text file whole or not at all."""
@@ -19,7 +21,7 @@ def write_text(text: str, path: Path) -> None:
 def write_bytes(content: bytes, path: Path) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    handle, scratch = tempfile.mkstemp(SCRATCH, f".{path.name}-", path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -33,8 +35,11 @@ def write_bytes(content: bytes, path: Path) -> None:
 
 
 def clear_scratch(directory: Path) -> None:
-    """Remove what killed writers left in a directory where nobody writes now."""
-    for leftover in directory.glob(".*-*"):
+    """Remove what killed writers left in a directory where nobody writes now.
+
+    It may hold files of others, whatever their names: a job may run in a project's directory.
+    """
+    for leftover in directory.glob(f".*-*{SCRATCH}"):
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
 

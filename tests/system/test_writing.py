@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from pruning.job.failure import in_one_line
 from pruning.models import checkpoint
 from pruning.system.cache import Cache
+from pruning.system.files import clear_scratch, write_text
 from pruning.system.writing import explained, of_files, writing
 from tests.helpers.families import llama
 
@@ -129,3 +130,17 @@ def test_a_cached_file_that_cannot_be_read_is_built_again(tmp_path, monkeypatch)
     monkeypatch.undo()
     assert (Cache(tmp_path).stage("levels", 1, build) / "data").read_text() == "right"
     assert len(built) == 3
+
+
+def test_what_killed_writers_left_goes_and_nothing_else(tmp_path, monkeypatch):
+    """A job may run in a directory that holds files of others."""
+    own = [tmp_path / name for name in (".pre-commit-config.yaml", ".my-settings", "result.json")]
+    for path in own:
+        path.write_text("kept")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *_: None)  # killed in front of it
+        write_text("{}", tmp_path / "result.json")
+    assert len(list(tmp_path.iterdir())) == len(own) + 1
+    clear_scratch(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(own)
+    assert all(path.read_text() == "kept" for path in own)
