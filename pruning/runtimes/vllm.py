@@ -52,15 +52,18 @@ class VLLM(Runtime):
 
     @property
     def version(self) -> str:
-        """Return the version of vLLM in its environment; ValueError where it is not installed."""
-        from pruning.runtimes.vllm_engine import installed
+        """Return the version of vLLM in its environment, and how often models are loaded.
 
-        return installed(self.interpreter)
+        ValueError where it is not installed.
+        """
+        from pruning.runtimes.vllm_engine import LOADS, installed
+
+        return f"{installed(self.interpreter)}-{LOADS}-loads"
 
     @property
     def release(self) -> str:
         """Return the version that results name."""
-        return self.version
+        return self.version.split("-")[0]
 
     @property
     def choices(self) -> dict[str, Any]:

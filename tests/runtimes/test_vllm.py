@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,7 +23,14 @@ from pruning.models.sites import blocks, sites
 from pruning.runtimes import vllm_engine
 from pruning.runtimes.torch_eager import TorchEager
 from pruning.runtimes.vllm import FAMILIES, VLLM, Precision
-from pruning.runtimes.vllm_engine import Loaded, check_import, installed, limits, worker
+from pruning.runtimes.vllm_engine import (
+    LOADS,
+    Loaded,
+    check_import,
+    installed,
+    limits,
+    worker,
+)
 from pruning.runtimes.worker_process import Worker
 from pruning.runtimes.workload import Phase, Workload
 from tests.helpers.allocations import mixed
@@ -121,6 +129,27 @@ def test_a_table_is_of_the_code_of_pruned_models_and_its_speedups_are_not():
     assert table.dense < 0.8 * whole
     assert table.anchors["dense"][0] == pytest.approx(whole)
     assert len(table.raw[NATIVE]) == 3
+
+
+def test_the_work_is_done_by_every_load_in_turn(monkeypatch):
+    orders = []
+
+    def ask(do, **values):
+        orders.append((do, values.get("number")))
+        return {"number": len(orders)}
+
+    engine = SimpleNamespace(ask=ask, unused=[])
+    monkeypatch.setattr(
+        vllm_engine, "worker", lambda python: SimpleNamespace(process=lambda: engine)
+    )
+    loaded = Loaded(llama(), "python", WORK, EXACT)
+    for _ in range(2 * LOADS):
+        loaded()
+    numbers = [*range(1, LOADS + 1)]
+    assert [number for do, number in orders if do == "call"] == 2 * numbers
+    del loaded
+    gc.collect()
+    assert engine.unused == numbers
 
 
 @pytest.fixture(scope="module")
