@@ -27,7 +27,7 @@ def profile_seconds(model: PreTrainedModel, how: Measurement, sites: list[Site])
     parts, alignment = by_part(sites), how.alignment or ALIGNMENT
     levels = 1 + sum(len(shapes.levels(part, alignment)) - 1 for part in parts.values())
     models = len(reference_models(model, sites, alignment))
-    depth = len(blocks(model)) / how.runtime.copies
+    depth = len(blocks(model)) / how.runtime.copies(model)
     at = max(sites, key=lambda site: site.units).block if sites else 0
     seconds = 0.0
     for times, step in how.work.steps():

@@ -95,7 +95,7 @@ def _profile(
         ms = {level: t.p50 for (part, level), t in timings.items() if part == site.part}
         if site.kind is not Kind.LINEAR:
             empty = timings[NOTHING, NONE].p50
-            alone = {level: (p50 - empty) / runtime.copies for level, p50 in ms.items()}
+            alone = {level: (p50 - empty) / runtime.copies(model) for level, p50 in ms.items()}
             ms = monotone(alone)
             most = max(alone[level] - ms[level] for level in ms)
             lowered[site.part] = most / max(alone[site.whole], 1e-9)

@@ -31,7 +31,6 @@ class GraphRuntime(Runtime):
     One graph reads prompts, and tokens behind a KV cache, of any batch and length.
     """
 
-    copies: ClassVar[int] = 4
     exports: ClassVar[bool] = True
     phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.encode)
     package: ClassVar[str]  # on PyPI
@@ -57,11 +56,16 @@ class GraphRuntime(Runtime):
         session, arrays = self.session(model), feed(model, work)
         return lambda: session(arrays)
 
+    def copies(self, model: "PreTrainedModel") -> int:
+        """Return of how many copies of a block a call of one consists."""
+        return 4
+
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         """Return what makes a call of `copies` of a block, one behind the other."""
         from pruning.models.stacked import repeated
 
-        return lambda block, index=0: self.end_to_end(repeated(model, block, self.copies), work)
+        copies = self.copies(model)
+        return lambda block, index=0: self.end_to_end(repeated(model, block, copies), work)
 
     def served(self, model: "PreTrainedModel", written: Path | None = None) -> Any:
         """Return what answers as the engine does; by what `export` wrote, if that is given."""

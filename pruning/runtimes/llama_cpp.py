@@ -25,7 +25,6 @@ class LlamaCpp(Runtime):
     """Whole models are timed; a block as a model of some of them, behind a small one."""
 
     phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.generate)
-    copies: ClassVar[int] = 8
     exports: ClassVar[bool] = True
 
     name: str = "llama_cpp"
@@ -47,13 +46,17 @@ class LlamaCpp(Runtime):
         """Return a call of a whole model."""
         return LOADED.get(model, (self.precision, work), lambda: self._prepared(model, work))
 
+    def copies(self, model: "PreTrainedModel") -> int:
+        """Return of how many copies of a block a call of one consists."""
+        return 8
+
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         """Return what makes a call of `copies` of a block, behind a small one of all kinds."""
         from pruning.models.stacked import stacked
         from pruning.runtimes.gguf_blocks import behind_a_small_one
 
         def call(block: "nn.Module", index: int = 0) -> Call:
-            layers = behind_a_small_one(model, block, self.copies)
+            layers = behind_a_small_one(model, block, self.copies(model))
             return self._prepared(stacked(model, layers), work)
 
         return call

