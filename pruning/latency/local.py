@@ -71,7 +71,8 @@ class Local(Working):
         from pruning.system.environment import machine
 
         runtime, device = how.runtime, model.device
-        times = [count] if (count := in_a_row(device)) > 1 else []
+        counts = in_a_row(device), runtime.copies(model)
+        times = [*counts] if max(counts) > 1 else []
         # eager PyTorch is told by the environment alone
         options = runtime.choices.values()
         engine = [] if runtime == EAGER else [runtime.name, runtime.version, *options]
