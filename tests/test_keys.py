@@ -569,6 +569,13 @@ def test_options_of_an_engine_change_the_key_of_a_profile(engine, option, value,
     assert entry("profile", Given(root, runtime=replace(engine, **{option: value}))) != before
 
 
+def test_how_an_engine_times_a_block_changes_the_key_of_a_profile(root, monkeypatch):
+    monkeypatch.setattr("pruning.runtimes.runtime.version", lambda package: "1")
+    before = entry("profile", Given(root, runtime=llama_cpp.LlamaCpp()))
+    monkeypatch.setattr(llama_cpp.LlamaCpp, "copies", lambda runtime, model: 3)
+    assert entry("profile", Given(root, runtime=llama_cpp.LlamaCpp())) != before
+
+
 def test_the_key_of_a_profile_by_torch_holds_no_options(root):
     setting = key_of("profile", Given(root))["setting"]
     assert setting == ["cpu", "prefill, 2 x 16 tokens", 1]

