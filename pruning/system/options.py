@@ -97,6 +97,8 @@ def _is_exact(value: Any, hint: Any) -> bool:
         return all(_is_exact(k, inner[0]) and _is_exact(v, inner[1]) for k, v in pairs)
     if isinstance(value, str) and "${" in value:
         return False  # an interpolation
+    if hint is Any:
+        return True
     return type(value) is (NoneType if hint is None else hint)
 
 
