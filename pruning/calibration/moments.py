@@ -42,12 +42,15 @@ class _Seen(Exception):
 
 @contextmanager
 def _inputs(model: PreTrainedModel, sites: list[Site], stop: bool) -> Iterator[dict[Site, Tensor]]:
-    """Note the last input of each site's projection; with `stop` leave the block by _Seen then."""
+    """Note the first input of each site's projection; with `stop` leave the block by _Seen then.
+
+    DeBERTa's queries and keys read positions after the tokens.
+    """
     seen: dict[Site, Tensor] = {}
 
     def note(site: Site):
         def hook(module, args) -> None:
-            seen[site] = args[0]
+            seen.setdefault(site, args[0])
             if stop and len(seen) == len(sites):
                 raise _Seen
 

@@ -121,6 +121,7 @@ class Counter:
         count = self._products((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
         context = self._context(site.block)
         count.flop += 4 * self.rows * context * queries  # scores, and their sums of values
+        count.flop += 2 * self._positions() * (hidden + self.rows) * queries
         cached = self.work.batch * context * 2 * keys * self.size
         count.bytes += cached
         count.kernels += NORM + 2  # attention's own, residual
@@ -131,6 +132,15 @@ class Counter:
             count.bytes += 2 * cached  # a growing cache is copied
             count.kernels += CACHE
         return count
+
+    def _positions(self) -> int:
+        """Count the relative positions that DeBERTa projects and scores like tokens."""
+        config = self.model.config
+        if config.model_type != "deberta-v2" or not config.relative_attention:
+            return 0
+        sizes = (config.position_buckets, config.max_relative_positions)
+        size = next((size for size in sizes if size > 0), config.max_position_embeddings)
+        return 2 * size * len(config.pos_att_type or ())
 
     def _context(self, block: int) -> int:
         """Count the tokens that each attends to in a block, which may have a window."""

@@ -18,17 +18,28 @@ Hidden = Float[Tensor, "batch sequence hidden"]
 NEVER = -1e4  # the logit of a place that cannot be
 
 
-class _Recorder(nn.Module):
-    """Stands in for a block: notes what it is called with and passes the hidden states on."""
+class _StandIn(nn.Module):
+    """Stands in for a block; hidden states leave it as they leave the block, alone or in a pair."""
 
-    def __init__(self) -> None:
+    def __init__(self, paired: bool):
         super().__init__()
+        self.paired = paired
+
+    def out(self, hidden: Tensor) -> Tensor | tuple[Tensor, None]:
+        return (hidden, None) if self.paired else hidden
+
+
+class _Recorder(_StandIn):
+    """Notes what a block is called with and passes the hidden states on."""
+
+    def __init__(self, paired: bool):
+        super().__init__(paired)
         self.hidden: Tensor | None = None
         self.call: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
-    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args, **kwargs) -> Any:
         self.hidden, self.call = hidden_states, (args, kwargs)
-        return hidden_states
+        return self.out(hidden_states)
 
 
 @dataclass
@@ -64,15 +75,15 @@ def run_block(
     return out[0] if isinstance(out, tuple) else out
 
 
-class _Player(nn.Module):
-    """Stands in for a block: whatever comes, these hidden states leave."""
+class _Player(_StandIn):
+    """Whatever comes, these hidden states leave."""
 
-    def __init__(self, hidden: Tensor):
-        super().__init__()
+    def __init__(self, paired: bool, hidden: Tensor):
+        super().__init__(paired)
         self.hidden = hidden
 
-    def forward(self, *args, **kwargs) -> Tensor:
-        return self.hidden
+    def forward(self, *args, **kwargs) -> Any:
+        return self.out(self.hidden)
 
 
 @contextmanager
@@ -80,6 +91,8 @@ def _replaced(layers: nn.ModuleList, stand_ins: Sequence[nn.Module]) -> Iterator
     own = list(layers)
     try:
         for index, stand_in in enumerate(stand_ins):
+            if (kind := getattr(own[index], "attention_type", None)) is not None:
+                stand_in.attention_type = kind  # models choose masks by it
             layers[index] = stand_in
         yield
     finally:
@@ -96,7 +109,7 @@ def record(
     Return the hidden states, and what the model passes to each block beside them.
     """
     layers = blocks(model)
-    recorders = [_Recorder() for _ in layers]
+    recorders = [_Recorder(architecture(model).paired) for _ in layers]
     with _replaced(layers, recorders):
         model.base_model(**inputs)
     hidden = recorders[0].hidden
@@ -117,10 +130,10 @@ def predict(
     model: PreTrainedModel, batch: Batch, hidden: Hidden
 ) -> Float[Tensor, "predictions classes"]:
     """Run what comes behind the blocks; return its predictions."""
-    if not architecture(model).encoder:
+    a, layers = architecture(model), blocks(model)
+    if not a.encoder:
         return final(model, hidden[batch.mask.bool().to(hidden.device)])
-    layers = blocks(model)
-    with _replaced(layers, [_Player(hidden) for _ in layers]):
+    with _replaced(layers, [_Player(a.paired, hidden) for _ in layers]):
         out = model(**batch.inputs(model.device))
     return predictions(out, batch.mask.to(hidden.device))
 

@@ -41,6 +41,7 @@ FORMER = (  # sha256 sums of what it was in checkpoints before
     "534562d43e130b60ab5d79abda77aa2947f22011c467fb194ae5faef7e3f0f6d",
     "7b492fa74122273da22cf57921aa7e8156790acf8f8e6cb89e86f69af158de39",
     "a3bd64f80710bc2fa1bc627d4e932da215cbdb7027245bac6f903a122aefe81f",
+    "744d4cd97fd9f7a4dfe0a4db1a06ba56d7f6a6cc88fcc7f758cb846d0f10e1bb",
 )
 EMBEDDING, BLOCKS = "embedding_clusters", "pruned_blocks"  # keys in config.json
 OURS = ("output_bias", "ranks", EMBEDDING)  # keys that no class of transformers knows
@@ -92,6 +93,14 @@ def older(config: PreTrainedConfig) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {"torch_dtype": str(config.dtype).removeprefix("torch.")}
     rope = dict(getattr(config, "rope_parameters", None) or {})
+    if config.model_type == "modernbert":
+        types: list[str] = config.layer_types  # type: ignore[attr-defined]
+        again = (i for i, kind in enumerate(types) if i and kind == "full_attention")
+        return fields | {
+            "global_attn_every_n_layers": next(again, len(types)),
+            "global_rope_theta": rope["full_attention"]["rope_theta"],
+            "local_rope_theta": rope["sliding_attention"]["rope_theta"],
+        }
     if "full_attention" in rope:  # of gemma3
         fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = dict(rope["full_attention"])

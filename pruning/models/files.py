@@ -20,7 +20,7 @@ TEXTS = ("config.json", "generation_config.json")
 TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SLOW = (  # read where there is no tokenizer.json
     *("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
-    "sentencepiece.bpe.model",
+    *("sentencepiece.bpe.model", "spm.model"),
 )
 
 

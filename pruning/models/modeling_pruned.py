@@ -18,8 +18,12 @@ from torch import nn
 from transformers import (
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    DebertaV2ForQuestionAnswering,
+    DebertaV2ForSequenceClassification,
     DistilBertForQuestionAnswering,
     DistilBertForSequenceClassification,
+    ElectraForQuestionAnswering,
+    ElectraForSequenceClassification,
     Gemma2ForCausalLM,
     Gemma2Model,
     Gemma3ForCausalLM,
@@ -36,6 +40,10 @@ from transformers import (
     LlamaModel,
     MistralForCausalLM,
     MistralModel,
+    ModernBertForQuestionAnswering,
+    ModernBertForSequenceClassification,
+    MPNetForQuestionAnswering,
+    MPNetForSequenceClassification,
     OPTForCausalLM,
     OPTModel,
     Phi3ForCausalLM,
@@ -50,6 +58,7 @@ from transformers import (
     SmolLM3Model,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 from transformers.pytorch_utils import Conv1D
 
 
@@ -79,19 +88,20 @@ class Architecture:
     intermediate: str = "intermediate_size"
     head_size: str = "head_dim"  # attribute of the attention
     heads_in_config: bool = False  # the attention reads there how many it has
-    encoder: bool = False  # norms behind the additions, no cache, logits of a task
+    position_bias: bool = False  # the attention gets one of all heads: see OwnBias
+    encoder: bool = False  # no cache, logits of a task
+    post_norm: bool = False  # norms behind the additions
+    paired: bool = False  # a block gives its hidden states first of a pair, in transformers 5 too
 
 
-def _bert(blocks: str) -> Architecture:
+def _bert(
+    blocks: str, inputs: tuple[str, ...] = ("query", "key", "value"), paired: bool = False
+) -> Architecture:
     return Architecture(
         blocks=blocks,
         attention="attention.self",
         attention_norm="attention.output.LayerNorm",
-        attention_inputs=(
-            "attention.self.query",
-            "attention.self.key",
-            "attention.self.value",
-        ),
+        attention_inputs=tuple(f"attention.self.{name}" for name in inputs),
         attention_output="attention.output.dense",
         ffn_norm="output.LayerNorm",
         ffn_inputs=("intermediate.dense",),
@@ -99,6 +109,8 @@ def _bert(blocks: str) -> Architecture:
         kv_heads=None,
         head_size="attention_head_size",
         encoder=True,
+        post_norm=True,
+        paired=paired,
     )
 
 
@@ -157,6 +169,38 @@ ARCHITECTURES = {
     ),
     "bert": _bert("bert.encoder.layer"),
     "roberta": _bert("roberta.encoder.layer"),
+    "electra": _bert("electra.encoder.layer"),
+    "deberta-v2": _bert(
+        "deberta.encoder.layer", ("query_proj", "key_proj", "value_proj"), paired=True
+    ),
+    "mpnet": Architecture(
+        blocks="mpnet.encoder.layer",
+        attention="attention.attn",
+        attention_norm="attention.LayerNorm",
+        attention_inputs=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        attention_output="attention.attn.o",
+        ffn_norm="output.LayerNorm",
+        ffn_inputs=("intermediate.dense",),
+        ffn_output="output.dense",
+        kv_heads=None,
+        head_size="attention_head_size",
+        position_bias=True,
+        encoder=True,
+        post_norm=True,
+        paired=True,
+    ),
+    "modernbert": Architecture(
+        norm="model.final_norm",
+        attention="attn",
+        attention_norm="attn_norm",
+        attention_inputs=("attn.Wqkv",),
+        attention_output="attn.Wo",
+        ffn_norm="mlp_norm",
+        ffn_inputs=("mlp.Wi",),
+        ffn_output="mlp.Wo",
+        kv_heads=None,
+        encoder=True,
+    ),
     "distilbert": Architecture(
         blocks="distilbert.transformer.layer",
         attention="attention",
@@ -171,6 +215,7 @@ ARCHITECTURES = {
         intermediate="hidden_dim",
         head_size="attention_head_size",
         encoder=True,
+        post_norm=True,
     ),
 }
 
@@ -276,7 +321,7 @@ class ZeroAttention(Zero):
         self.is_sliding = types.get(layer_idx) == "sliding_attention"  # gemma3 in transformers 4
 
     def forward(
-        self, hidden_states: Any = None, past_key_values: Any = None, **kwargs
+        self, hidden_states: Any = None, *args, past_key_values: Any = None, **kwargs
     ) -> tuple[torch.Tensor, None]:
         if self.heads:
             attend: Any = ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -291,6 +336,21 @@ class ZeroAttention(Zero):
                 none = hidden_states.new_empty(batch, 0, tokens, 1)
                 past_key_values.update(none, none, self.layer_idx)
         return hidden_states.new_zeros(()), None
+
+
+class OwnBias(MPNetSelfAttention):
+    """Attention of fewer heads than the bias of positions has, which all blocks share.
+
+    `own_heads` are the places of its heads among those of the dense model.
+    """
+
+    own_heads: torch.Tensor
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs):
+        *others, bias = args  # of [batch heads queries keys], alike in all rows
+        own = bias[:1].index_select(1, self.own_heads)
+        attend: Any = super().forward
+        return attend(hidden_states, *others, own, **kwargs)
 
 
 class OwnHeads:
@@ -323,6 +383,22 @@ def replace_(block: nn.Module, path: str, module: nn.Module) -> None:
 def head_size(block: nn.Module, architecture: Architecture) -> int:
     """Return the columns of a head, of a block that has attention."""
     return getattr(find(block, architecture.attention), architecture.head_size)
+
+
+def own_heads(block: nn.Module, architecture: Architecture) -> torch.Tensor:
+    """Return the places of the heads of a block, which has attention, in the dense model."""
+    attention: Any = find(block, architecture.attention)
+    if isinstance(attention, OwnBias):
+        return attention.own_heads
+    device = next(attention.parameters()).device
+    return torch.arange(attention.num_attention_heads, device=device)
+
+
+def keep_heads_(block: nn.Module, architecture: Architecture, heads: torch.Tensor) -> None:
+    """Let an attention with a bias of positions read it at these heads of the dense model."""
+    attention: Any = find(block, architecture.attention)
+    attention.__class__ = OwnBias
+    attention.register_buffer("own_heads", heads)
 
 
 def block_shape(block: nn.Module, architecture: Architecture) -> tuple[int, int, int]:
@@ -394,6 +470,8 @@ def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: in
     for name, count in counts.items():
         if hasattr(attention, name):
             setattr(attention, name, count)
+    if a.position_bias:
+        keep_heads_(block, a, own_heads(block, a)[:groups])
     if a.heads_in_config:
         shared = getattr(attention.config, "config", attention.config)  # of what was cut before
         attention.config = OwnHeads(shared, **{a.heads: groups * heads})
@@ -403,7 +481,7 @@ def _resize_ffn_(block: nn.Module, a: Architecture, width: int) -> None:
     if width == 0:
         whole = a.ffn_output.rpartition(".")[0]
         parts = (*a.ffn_inputs, a.ffn_output)
-        for path in parts if a.encoder or not whole else (whole,):  # vLLM fuses projections
+        for path in parts if a.post_norm or not whole else (whole,):  # vLLM fuses projections
             replace_(block, path, Zero())
         for norm in filter(None, (a.ffn_norm, a.ffn_output_norm)):
             replace_(block, norm, nn.Identity())
@@ -648,4 +726,36 @@ class PrunedRobertaForQuestionAnswering(_Pruned, RobertaForQuestionAnswering):
 
 
 class PrunedDistilBertForQuestionAnswering(_Pruned, DistilBertForQuestionAnswering):
+    pass
+
+
+class PrunedMPNetForSequenceClassification(_Pruned, MPNetForSequenceClassification):
+    pass
+
+
+class PrunedMPNetForQuestionAnswering(_Pruned, MPNetForQuestionAnswering):
+    pass
+
+
+class PrunedModernBertForSequenceClassification(_Pruned, ModernBertForSequenceClassification):
+    pass
+
+
+class PrunedModernBertForQuestionAnswering(_Pruned, ModernBertForQuestionAnswering):
+    pass
+
+
+class PrunedElectraForSequenceClassification(_Pruned, ElectraForSequenceClassification):
+    pass
+
+
+class PrunedElectraForQuestionAnswering(_Pruned, ElectraForQuestionAnswering):
+    pass
+
+
+class PrunedDebertaV2ForSequenceClassification(_Pruned, DebertaV2ForSequenceClassification):
+    pass
+
+
+class PrunedDebertaV2ForQuestionAnswering(_Pruned, DebertaV2ForQuestionAnswering):
     pass

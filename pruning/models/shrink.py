@@ -14,6 +14,8 @@ from pruning.models.modeling_pruned import (
     LowRank,
     block_shape,
     find,
+    keep_heads_,
+    own_heads,
     replace_,
     resize_block_,
 )
@@ -122,12 +124,16 @@ def shrink_(model: M, allocation: Allocation) -> M:
         mine = {s.kind: (s, k) for s, k in allocation.items() if s.block == index and not k.all()}
         if not mine:
             continue
-        before = _projections(block, a)
+        before, heads = _projections(block, a), None
+        if a.position_bias and Kind.ATTENTION in mine:
+            heads = own_heads(block, a)
         resize_(block, a, [shape(site, keep) for site, keep in mine.values()])
         after = _projections(block, a)
         for kind, (site, keep) in mine.items():
             if not keep.any():
                 continue
+            if heads is not None and kind is Kind.ATTENTION:
+                keep_heads_(block, a, heads[keep.to(heads.device)])
             inputs, output = after[kind]
             old_inputs, old_output = before[kind]
             rows, columns = _kept(site, keep, a, [len(weight(old)) for old in old_inputs])

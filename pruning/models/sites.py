@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from pruning.models.modeling_pruned import (
@@ -110,14 +111,32 @@ def architecture(model: PreTrainedModel) -> Architecture:
             "model: OPT with do_layer_norm_before=False (opt-350m) is not supported, since its "
             "norms come after the residual additions; use another size of OPT"
         )
+    if kind == "deberta-v2":
+        _check_deberta(model.config)
     return ARCHITECTURES[kind]
 
 
+def _check_deberta(config: PreTrainedConfig) -> None:
+    """Raise ValueError for a DeBERTa whose blocks or heads do not stand alone."""
+    if getattr(config, "conv_kernel_size", 0):
+        raise ValueError(
+            f"model: DeBERTa with conv_kernel_size={config.conv_kernel_size} (v2-xlarge) is not "
+            "supported, since its convolution lies between the blocks; use deberta-v3"
+        )
+    if getattr(config, "relative_attention", False) and not getattr(config, "share_att_key", False):
+        raise ValueError(
+            "model: DeBERTa with share_att_key=False is not supported, since its positions have "
+            "projections of their own for every head; use deberta-v3"
+        )
+
+
 def positions(model: PreTrainedModel) -> int | None:
-    """Return how many tokens a model reads at most; RoBERTa counts from behind its padding."""
+    """Return how many tokens a model reads at most; some count from behind their padding."""
     longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and model.config.model_type == "roberta":
-        return longest - model.config.pad_token_id - 1  # type: ignore[operator]
+    kind = model.config.model_type
+    if longest and kind in ("roberta", "mpnet"):  # mpnet's is the token 1, whatever its config says
+        padding: Any = 1 if kind == "mpnet" else model.config.pad_token_id
+        return longest - padding - 1
     return longest
 
 
@@ -219,10 +238,10 @@ def projection(model: PreTrainedModel, site: Site) -> nn.Module:
 def norm_behind(model: PreTrainedModel, site: Site) -> str | None:
     """Return the path in its block of the norm that goes with a site and reads what it gives.
 
-    None for decoders: there the norm in front of a sub-block reads the stream alone.
+    None with norms in front of the sub-blocks: those read the stream alone.
     """
     a = architecture(model)
-    if not a.encoder or site.kind is Kind.LINEAR:
+    if not a.post_norm or site.kind is Kind.LINEAR:
         return None
     return a.attention_norm if site.kind is Kind.ATTENTION else a.ffn_norm
 
@@ -241,7 +260,7 @@ def dividing_norms(model: PreTrainedModel, index: int) -> dict[Kind, list[nn.Mod
     """
     a, block = architecture(model), blocks(model)[index]
     of_attention, of_ffn = block.get_submodule(a.attention_norm), block.get_submodule(a.ffn_norm)
-    if a.encoder:
+    if a.post_norm:
         return {Kind.ATTENTION: [of_attention], Kind.FFN: [of_ffn]}
     parallel = getattr(block, "use_parallel_residual", False)
     after = {Kind.ATTENTION: None if parallel else of_ffn, Kind.FFN: None}
@@ -255,9 +274,10 @@ def dividing_norms(model: PreTrainedModel, index: int) -> dict[Kind, list[nn.Mod
 
 
 def a_norm(model: PreTrainedModel, index: int) -> nn.Module:
-    """Return a norm of a block that was not removed with its sub-block; all are of one kind."""
-    a, block = architecture(model), blocks(model)[index]
-    norms = (find(block, path) for path in (a.attention_norm, a.ffn_norm))
+    """Return a norm like those of a block, its own if one is left; all are of one kind."""
+    a, layers = architecture(model), blocks(model)
+    paths = (a.attention_norm, a.ffn_norm)
+    norms = (find(block, path) for block in (layers[index], *layers) for path in paths)
     return next(norm for norm in norms if not isinstance(norm, nn.Identity))
 
 

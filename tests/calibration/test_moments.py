@@ -79,11 +79,12 @@ def reference(model, of: list[Site], weighting: Weight):
     ran, inputs, found = {}, {}, {}
     for site in of:
         projection(model, site).register_forward_pre_hook(
-            lambda m, args, site=site: inputs.update({site: args[0]})
+            lambda m, args, site=site: inputs.update({site: inputs.get(site, args[0])})
         )
     for norm in norms:
         norm.register_forward_pre_hook(lambda m, args: ran.update({m: args[0]}))
     for batch in BATCHES:
+        inputs.clear()
         model(input_ids=batch.ids, attention_mask=batch.mask)
         real = batch.mask.bool()
         for site, x in inputs.items():

@@ -125,7 +125,7 @@ def test_answers_are_the_best_spans_of_all_windows(family, tmp_path):
         score, text = max(found)
         said.append(text)
         doubts.append((score - min(none), score - max(none)))
-    assert len(set(said)) > 2
+    assert len(set(said)) > 1
     one = suite(tmp_path)
     task, cache = one.questions["mine"], Cache(tmp_path / "cache")
     asked = task.read(cache, "here")

@@ -9,7 +9,9 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
+    ElectraConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -18,6 +20,8 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    ModernBertConfig,
+    MPNetConfig,
     OPTConfig,
     Phi3Config,
     PreTrainedConfig,
@@ -144,6 +148,34 @@ def distilbert() -> PreTrainedModel:
     return random_model(DistilBertConfig(vocab_size=128, max_position_embeddings=128, **values))
 
 
+def electra() -> PreTrainedModel:
+    """Build one of which the embedding is narrower than the blocks."""
+    return random_model(ElectraConfig(**ENCODER, embedding_size=32))
+
+
+def mpnet() -> PreTrainedModel:
+    """Build one whose bias of positions, which all blocks share, matters."""
+    model: Any = random_model(MPNetConfig(**ENCODER))
+    with torch.no_grad():
+        model.mpnet.encoder.relative_attention_bias.weight.mul_(10)
+    return model
+
+
+def modernbert() -> PreTrainedModel:
+    """Build one whose second and third layers have a window."""
+    special = {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 4}
+    return random_model(ModernBertConfig(**(ENCODER | special)))
+
+
+def deberta() -> PreTrainedModel:
+    """Build one as the third version is: scores of positions by the projections of texts."""
+    positions = {
+        **{"relative_attention": True, "position_buckets": 4, "norm_rel_ebd": "layer_norm"},
+        **{"share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False},
+    }
+    return random_model(DebertaV2Config(**ENCODER, **positions, type_vocab_size=0))
+
+
 def reader(family: str) -> PreTrainedModel:
     """Build an encoder that marks the answer in a context."""
     config = ENCODERS[family]().config
@@ -170,5 +202,9 @@ ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert": bert,
     "roberta": roberta,
     "distilbert": distilbert,
+    "electra": electra,
+    "mpnet": mpnet,
+    "modernbert": modernbert,
+    "deberta-v2": deberta,
 }
 EVERY = FAMILIES | ENCODERS

@@ -18,7 +18,7 @@ from pruning.runtimes.calls import end_to_end
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.cache import Cache
 from tests.helpers.allocations import mixed
-from tests.helpers.families import EVERY, llama
+from tests.helpers.families import ENCODERS, EVERY, llama
 from tests.helpers.tiny import ziplm
 from tests.latency.test_cost_models import file
 from tests.latency.test_profile import how
@@ -82,7 +82,7 @@ def test_a_table_of_unequal_blocks_adds_up(monkeypatch, family):
 @pytest.mark.parametrize(("family", "phase"), PHASES)
 def test_unequal_blocks_are_profiled_on_the_clock(family, phase):
     model = uneven(family)
-    work = {"phase": Phase.auto if family in ("bert", "roberta", "distilbert") else Phase(phase)}
+    work = {"phase": Phase.auto if family in ENCODERS else Phase(phase)}
     table = profile(model, how(model, **work), sites(model))
     total = table.total({site: site.whole for site in sites(model)})
     assert total == pytest.approx(table.dense)

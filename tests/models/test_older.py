@@ -30,8 +30,7 @@ root = Path(sys.argv[1])
 ids = load_file(root / "ids.safetensors")["ids"]
 found = {"version": transformers.__version__}
 for path in sorted(p for p in root.iterdir() if p.is_dir()):
-    encoder = json.loads((path / "config.json").read_text())["model_type"].endswith("bert")
-    encoder = encoder or "roberta" in path.name
+    encoder = "id2label" in json.loads((path / "config.json").read_text())  # three classes
     head = "SequenceClassification" if encoder else "CausalLM"
     options = {"trust_remote_code": path.name.startswith("mixed")}
     if "gemma2" in path.name:  # its scores are capped there in eager attention alone

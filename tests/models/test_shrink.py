@@ -147,6 +147,23 @@ def test_an_encoder_loses_the_norm_with_its_sub_block(family):
     assert not list(block.parameters())
 
 
+def test_heads_that_are_cut_twice_keep_their_own_bias_of_positions():
+    model = ENCODERS["mpnet"]()
+    first, rest = sites(model)[0], sites(model)[2]
+    once = torch.tensor([1, 0, 1, 1, 0, 0, 1, 1], dtype=torch.bool)
+    twice = torch.tensor([0, 1, 1, 0, 1], dtype=torch.bool)
+    both = once.clone()
+    both[once.nonzero().flatten()[~twice]] = False
+    allocation = {first: both, rest: ~once}
+    masked = logits(mask_(deepcopy(model), allocation))
+    cut = shrink_(copy_sharing_weights(model), {first: once, rest: ~once})
+    before = logits(cut)
+    again = shrink_(copy_sharing_weights(cut), {sites(cut)[0]: twice})
+    torch.testing.assert_close(logits(again), masked, rtol=1e-4, atol=1e-5)
+    assert torch.equal(logits(cut), before)
+    assert blocks(again)[0].get_buffer("attention.attn.own_heads").tolist() == [2, 3, 7]
+
+
 def test_the_first_attention_of_every_layer_type_stays():
     windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
     model = random_model(Qwen2Config(**GATED, **windows))
@@ -176,6 +193,17 @@ def test_final_is_the_rest_of_the_model(decoder):
     hidden = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
     with torch.no_grad():
         assert torch.equal(final(decoder, hidden), expected)
+
+
+def test_deberta_is_refused_where_blocks_or_heads_do_not_stand_alone():
+    for values, said in (
+        ({"conv_kernel_size": 3}, r"conv_kernel_size=3 .*between the blocks; use deberta-v3$"),
+        ({"share_att_key": False}, r"share_att_key=False .*for every head; use deberta-v3$"),
+    ):
+        config = ENCODERS["deberta-v2"]().config
+        config.update(values)
+        with pytest.raises(ValueError, match=rf"^model: DeBERTa with {said}"):
+            architecture(random_model(config))
 
 
 def test_unsupported_models_are_named():

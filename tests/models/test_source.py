@@ -20,7 +20,7 @@ from transformers import (
 from pruning.data.labelled import Labelled
 from pruning.models import checkpoint
 from pruning.models.source import Attention, Dtype, Model
-from pruning.system.cache import Cache
+from pruning.system.cache import Cache, file_sha256
 from pruning.tasks.task import Classification, Task
 from tests.helpers.families import ENCODERS, EVERY, GATED, gpt2, llama, random_model
 from tests.helpers.gguf_file import write_gguf
@@ -93,7 +93,7 @@ def test_capped_scores_are_not_computed_without_the_cap(tmp_path):
 def test_one_lost_and_one_spare_weight_are_named(family, tmp_path):
     path = save(EVERY[family](), tmp_path / "m")
     names = [n for n in load_file(path / "model.safetensors") if ".1." in n and "attn" not in n]
-    lost = names[3]
+    lost = names[2]
     weights(path, lambda t: {n: w for n, w in t.items() if n != lost})
     assert f"the file lacks {lost}:" in refusal(path)
     spare = names[0].replace(".1.", ".7.")
@@ -181,10 +181,13 @@ def test_an_encoder_may_lack_the_head_of_its_task_and_nothing_else(
             assert torch.equal(tensor, wanted.get(name, tensor)) or name.startswith("pooler")
     assert not caplog.records  # a new head is nothing to be warned of
     blocks = "n_layers" if family == "distilbert" else "num_hidden_layers"
+    types = {
+        n: {"layer_types": ["full_attention"] * n} if family == "modernbert" else {} for n in (2, 4)
+    }
     for path in (base, masked):
-        edit(path, **{blocks: 2})
+        edit(path, **{blocks: 2}, **types[2])
         assert "the model has no place for" in refusal(path, task=CLASSES)
-        edit(path, **{blocks: 4})
+        edit(path, **{blocks: 4}, **types[4])
         assert "the file lacks" in refusal(path, task=CLASSES)
 
 
@@ -354,6 +357,34 @@ def test_a_wheel_that_lacks_the_path(tmp_path, monkeypatch):
     model = Model("tiny", "gone/model", wheel="thing==1", dtype=Dtype.float32)
     with pytest.raises(ValueError, match="'gone/model' of thing==1 does not exist: give"):
         model.load(Cache(tmp_path), CPU)
+
+
+def test_a_model_in_the_parts_of_several_wheels(tmp_path, monkeypatch):
+    """Of a GGUF file, and of a zip with a directory; what pip would give is taken from a folder."""
+    model = llama(tie_word_embeddings=True)
+    write_gguf(model, tmp_path / "whole.gguf")
+    save(model, tmp_path / "zipped" / "here")
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "zipped"))
+    for file, path in ((tmp_path / "whole.gguf", "tiny.gguf"), (packed, "here")):
+        content = file.read_bytes()
+        half = len(content) // 2
+        parts = {"a==1": content[:half], "b==1": content[half:]}
+        monkeypatch.setattr(
+            "pruning.system.wheel._extract_largest",
+            lambda name, target, *_, parts=parts: target.write_bytes(parts[name]),
+        )
+        given = {"wheel": ["a==1", "b==1"], "sha256": file_sha256(file), "dtype": Dtype.float32}
+        found, _ = Model("tiny", path, **given).load(Cache(tmp_path / "cache"), CPU)
+        assert same(found, model)
+    lacking = Model("tiny", "there", **given)
+    with pytest.raises(ValueError, match=r"'there' of 'a==1' to 'b==1' does not exist: give a"):
+        lacking.load(Cache(tmp_path / "cache"), CPU)
+
+
+@pytest.mark.parametrize("wheel", [[], [7], "", {"a": 1}])
+def test_what_is_no_wheel_is_refused(wheel):
+    with pytest.raises(ValueError, match=r"^model\.wheel=.* is no requirement: give 'name==v"):
+        Model("tiny", "here", wheel=wheel)
 
 
 def test_a_damaged_file_of_the_hub_is_named_where_it_lies(tmp_path, monkeypatch, whole):
