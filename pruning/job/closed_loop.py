@@ -160,7 +160,7 @@ def prune_to_speedup(
         aim = max(1.0, speedup / median(loop.factors))
     if nearest is None:
         raise _impossible(plan, table, target)
-    if plan.expensive:
+    if plan.is_draft(nearest.shapes):
         nearest, met = loop.make(plan.build, nearest.shapes, nearest.aim), None
     met = met or loop.time(nearest, confirms=True)
     if not met_within(met, how):

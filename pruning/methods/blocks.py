@@ -1,6 +1,7 @@
 """Whole blocks: how much each changes the residual stream, and a plan that removes them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,8 +9,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.latency.table import LatencyTable, Shapes
-from pruning.methods.method import Plan
+from pruning.latency.table import Shapes
+from pruning.methods.compensation import compensate_
+from pruning.methods.method import Plan, PruningContext
 from pruning.models.blockwise import embed
 from pruning.models.loaded import LoadedModel
 from pruning.models.shrink import copy_sharing_weights, shrink_
@@ -21,8 +23,9 @@ from pruning.system.progress import track
 class Blocks(Plan):
     """Blocks leave whole in a given order."""
 
-    def __init__(self, dense: PreTrainedModel, order: list[int], table: LatencyTable):
-        self.dense, self.order, self.table = dense, order, table
+    def __init__(self, context: PruningContext, order: list[int], ridges: Sequence[float]):
+        self.context, self.order, self.ridges = context, order, ridges
+        self.dense, self.table = context.dense.model, context.table
 
     def choose(self, budget: float) -> Shapes | None:
         """Remove as few blocks as fit the budget."""
@@ -34,6 +37,17 @@ class Blocks(Plan):
         return None
 
     def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
+        """Shrink a copy of the dense model; compensate for what is gone, if ridges say how."""
+        pruned, allocation = self.timing_model(shapes)
+        if self.ridges:
+            compensate_(self.context, pruned, allocation, self.ridges)
+        return pruned, allocation
+
+    def is_draft(self, shapes: Shapes) -> bool:
+        """Tell whether something is gone that will be compensated for."""
+        return bool(self.ridges) and any(not shape.units for shape in shapes.values())
+
+    def timing_model(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
         """Shrink a copy of the dense model."""
         allocation = {
             site: torch.full((site.units,), shape.units > 0) for site, shape in shapes.items()

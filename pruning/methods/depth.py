@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pruning.methods.method import Method, Plan, PruningContext
+from pruning.methods.method import Method, Plan, PruningContext, default_ridges
 from pruning.search.search import NoSearch, Search
 
 if TYPE_CHECKING:
@@ -20,12 +20,16 @@ class Depth(Method):
     search_type: ClassVar[type[NoSearch]] = NoSearch
 
     name: str = "depth"
+    compensate: bool = True  # the projection in front of what is gone takes over what that gave
 
     def cost(
         self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:
-        """Count the one pass that all blocks are judged by."""
-        return {"influence": float(tokens), "prune": 0.0}
+        """Count the pass that all blocks are judged by, and those that compensate for them."""
+        from pruning.methods.compensation import PASSES, compensates
+
+        again = self.compensate and compensates(model)
+        return {"influence": float(tokens), "prune": PASSES * tokens if again else 0.0}
 
     def plan(self, context: PruningContext) -> Plan:
         """Order the blocks by their influence on the calibration text."""
@@ -35,4 +39,4 @@ class Depth(Method):
             scores = influence(context.dense, context.calibration.batches, context.job.cache)
         dense = context.dense.model
         order = sorted(removable(dense), key=lambda index: scores[index])
-        return Blocks(dense, order, context.table)
+        return Blocks(context, order, default_ridges() if self.compensate else [])

@@ -26,6 +26,7 @@ class Leveled(Method):
 
     search_type: ClassVar[type[LevelSearch]] = LevelSearch
     ridges = (math.inf,)  # candidates for the ridge of a weight update; infinite: none
+    compensate = False  # the projection in front of what is gone takes over what that gave
 
     @abstractmethod
     def site_levels(
@@ -67,7 +68,8 @@ class Leveled(Method):
         with clock("search"), c.search.trial(dense, levels, batches) as trial:
             problem = build_problem(levels, c.table, trial, cache, c.job.seed)
             choose = c.search.prepare(problem, c.table.budget(c.speedup))
-        return LevelsPlan(c, levels, choose, self.ridges, problem.history)
+        options = self.ridges, self.compensate
+        return LevelsPlan(c, levels, choose, *options, problem.history)
 
 
 def cost_of_levels(

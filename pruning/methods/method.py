@@ -56,6 +56,10 @@ class Plan(ABC):
         """Return a model of these shapes to time; its weights may be any."""
         return self.build(shapes)
 
+    def is_draft(self, shapes: "Shapes") -> bool:
+        """Tell whether the model to time has other weights than the one that is built."""
+        return self.expensive
+
 
 def default_ridges() -> list[float]:
     """Return candidates for the ridge of a weight update; infinite: no update."""

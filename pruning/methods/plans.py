@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.latency.table import Shapes
+from pruning.methods.compensation import compensate_
 from pruning.methods.method import Plan, PruningContext
 from pruning.methods.sequential import sequential, updates_behind
 from pruning.models.sites import Allocation
@@ -25,11 +26,13 @@ class LevelsPlan(Plan):
         levels: Levels,
         choose: Chooser,
         ridges: Sequence[float],
+        compensate: bool = False,
         searched: Sequence[dict[str, float]] = (),
     ):
         self.context, self.levels, self._choose = context, levels, choose
         self.search_history = searched
         self.ridges = ridges  # candidates for an update behind pruned blocks
+        self.compensate = compensate  # for what is gone
         self._behind = updates_behind(context.calibration.options, ridges)
         self.expensive = levels.expensive or self._behind
 
@@ -46,12 +49,27 @@ class LevelsPlan(Plan):
         return self.levels.timing_model(self.context.dense.model, self._chosen(shapes))
 
     def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
-        """Cut the levels; for dense targets, solve their weights behind pruned blocks."""
+        """Cut the levels; for dense targets, solve their weights behind pruned blocks.
+
+        Then compensate for sub-blocks that are gone.
+        """
         choice = self._chosen(shapes)
-        if not self._behind:
-            return self.levels.cut(self.context.dense.model, choice)
-        keeps = self.levels.allocation(choice)
-        return sequential(self.context, self.ridges, lambda site, W, split: keeps[site])
+        if self._behind:
+            keeps = self.levels.allocation(choice)
+            made = sequential(self.context, self.ridges, lambda site, W, split: keeps[site])
+        else:
+            made = self.levels.cut(self.context.dense.model, choice)
+        if self._removes(shapes):
+            compensate_(self.context, *made, self.ridges)
+        return made
+
+    def is_draft(self, shapes: Shapes) -> bool:
+        """Tell whether weights are solved behind pruned blocks once the shapes are settled."""
+        return self.expensive or self._removes(shapes)
+
+    def _removes(self, shapes: Shapes) -> bool:
+        """Tell whether something is gone that will be compensated for."""
+        return self.compensate and any(not shape.units for shape in shapes.values())
 
     def _chosen(self, shapes: Shapes) -> list[int]:
         return [levels.shapes.index(shapes[site]) for site, levels in self.levels.items()]

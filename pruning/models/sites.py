@@ -295,6 +295,15 @@ def set_weight_(module: nn.Module, W: Float[Tensor, "rows columns"]) -> None:
     weight(module).copy_(W)
 
 
+def replace_weight_(module: nn.Module, W: Float[Tensor, "rows columns"]) -> None:
+    """Give a projection an [outputs, inputs] matrix of its own, not that of models that share it."""
+    old = module.weight
+    assert isinstance(old, nn.Parameter)
+    assert W.shape == weight(module).shape, f"{tuple(W.shape)} for {tuple(weight(module).shape)}"
+    own = (W.T if isinstance(module, Conv1D) else W).to(old).contiguous()
+    module.weight = nn.Parameter(own, old.requires_grad)
+
+
 @torch.no_grad()
 def add_bias_(model: PreTrainedModel, site: Site, shift: Float[Tensor, " rows"]) -> None:
     """Add to the bias of an output projection; a family without such biases gets them all."""

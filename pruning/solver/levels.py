@@ -102,6 +102,7 @@ class Levels(Mapping[Site, SiteLevels]):
         shapes = [[level.plain for level in table.levels(site)] for site in prunable]
         # not its name: uniform_ffn has the levels of ziplm
         settings = {"kind": type(method).__name__, **asdict(method), "name": None}  # type: ignore[call-overload]
+        settings.pop("compensate", None)  # done with the levels that were chosen
         if code := foreign_code(type(method)):
             settings["code"] = code
         key = {"version": 4, "moments": moments.identity, "method": settings, "shapes": shapes}

@@ -113,7 +113,7 @@ def least_squares(
     ridge 0 the result is W H[:,K] inv(H_KK), where greedy OBS ends. With an infinite ridge the
     kept columns do not change. All matrices are of one precision, the result's.
     """
-    if ridge == float("inf") or keep.all() or not keep.any():
+    if ridge == float("inf") or not keep.any() or (target is None and keep.all()):
         return W[:, keep]
     H_KK = H[keep][:, keep]
     if target is None:

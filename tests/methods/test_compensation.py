@@ -1,0 +1,136 @@
+"""What the writer in front of a gap takes over, against least squares on hooked inputs."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from pruning.methods.compensation import compensate_
+from pruning.models.shrink import copy_sharing_weights, shrink_
+from pruning.models.sites import Allocation, Kind, projection, sites, weight
+from pruning.search.search import NoSearch
+from pruning.system.cache import Cache
+from tests.helpers.data import lstsq
+from tests.helpers.families import FAMILIES, bert, gemma2, llama
+from tests.helpers.tiny import INF, job_with, padded_batches, pruning_context
+
+BATCHES = padded_batches(count=9)
+RIDGE = 0.1
+GONE = {(1, Kind.ATTENTION), (1, Kind.FFN), (2, Kind.FFN)}  # of three blocks: two gaps
+
+
+def allocation(model, gone=GONE) -> Allocation:
+    """Keep what is not gone, of FFNs that stay every other channel."""
+    left = {}
+    for site in sites(model):
+        left[site] = torch.full((site.units,), (site.block, site.kind) not in gone)
+        if site.kind is Kind.FFN:
+            left[site][1::2] = False
+    return left
+
+
+def pruned_of(model, left):
+    return shrink_(copy_sharing_weights(model), left)
+
+
+def compensate(model, pruned, left, ridges, tmp_path) -> None:
+    context = pruning_context(model, BATCHES, NoSearch("none"), job_with(Cache(tmp_path)))
+    compensate_(context, pruned, left, ridges)
+
+
+def read(model, places, what) -> dict:
+    """Return what the output projections at some places read, or gave, at all real tokens."""
+    seen = {place: [] for place in places}
+
+    def note(place):
+        def hook(module, args, out) -> None:
+            seen[place].append(args[0] if what == "inputs" else out)
+
+        return hook
+
+    of = {(site.block, site.kind): site for site in sites(model)}
+    handles = [projection(model, of[p]).register_forward_hook(note(p)) for p in places]
+    for batch in BATCHES:
+        model(input_ids=batch.ids, attention_mask=batch.mask)
+    for handle in handles:
+        handle.remove()
+    return {
+        place: torch.cat(
+            [
+                one.reshape(*batch.ids.shape, -1)[batch.mask.bool()]
+                for one, batch in zip(ones, BATCHES, strict=True)
+            ]
+        ).double()
+        for place, ones in seen.items()
+    }
+
+
+WRITERS = {  # in front of each gap, and what is gone in it
+    (0, Kind.FFN): [(1, Kind.ATTENTION), (1, Kind.FFN)],
+    (2, Kind.ATTENTION): [(2, Kind.FFN)],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "phi3", "granite", "gpt_neox", "gpt2", "opt"])
+def test_a_writer_takes_over_what_is_gone_behind_it(family, tmp_path):
+    model = FAMILIES[family]()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    left = allocation(model)
+    plain, pruned = pruned_of(model, left), pruned_of(model, left)
+    compensate(model, pruned, left, [RIDGE], tmp_path)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    gave = read(model, GONE, "outputs")
+    seen = read(pruned, WRITERS, "inputs")
+    of = {(site.block, site.kind): site for site in sites(pruned)}
+    for writer, gone in WRITERS.items():
+        W, V = (weight(projection(m, of[writer])).double() for m in (plain, pruned))
+        X, added = seen[writer], sum(gave[place] for place in gone)
+        live = X.any(0)  # opt's ReLU leaves some channels without any input
+        Y = X @ W.T + added
+        expected = lstsq(W, X, live, RIDGE, Y)
+        torch.testing.assert_close(V[:, live], expected, rtol=1e-3, atol=3e-4)
+        assert (V - W).abs().max() > 1e-2
+        assert (X @ V.T - Y).square().sum() < 0.9 * added.square().sum()
+    for place, site in of.items():
+        if place not in WRITERS:
+            same = (weight(projection(m, site)) for m in (plain, pruned))
+            assert torch.equal(*same)
+
+
+@torch.no_grad()
+def test_of_parallel_sub_blocks_the_one_that_stays_takes_over(tmp_path):
+    """Both read the stream in front of the block: the FFN would read what is gone beside it."""
+    model = FAMILIES["gpt_neox"]()
+    assert model.gpt_neox.layers[0].use_parallel_residual
+    left = allocation(model, {(1, Kind.ATTENTION)})
+    plain, pruned = pruned_of(model, left), pruned_of(model, left)
+    compensate(model, pruned, left, [RIDGE], tmp_path)
+    changed = [
+        (site.block, site.kind)
+        for site in sites(pruned)
+        if not torch.equal(*(weight(projection(m, site)) for m in (plain, pruned)))
+    ]
+    assert changed == [(1, Kind.FFN)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "ridge"), [(llama, INF), (gemma2, RIDGE), (bert, RIDGE)])
+def test_nothing_changes_where_it_cannot_help(family, ridge, tmp_path):
+    """Not without a ridge that pays, nor where a norm lies between an output and the stream."""
+    model = family()
+    left = allocation(model, {(2, Kind.ATTENTION), (2, Kind.FFN)})
+    pruned = pruned_of(model, left)
+    before = deepcopy(pruned.state_dict())
+    compensate(model, pruned, left, [ridge], tmp_path)
+    assert all(torch.equal(before[name], t) for name, t in pruned.state_dict().items())
+
+
+@torch.no_grad()
+def test_with_nothing_gone_no_text_is_read(tmp_path, monkeypatch):
+    model = llama()
+    left = allocation(model, set())
+    pruned = pruned_of(model, left)
+    monkeypatch.setattr(type(model), "forward", None)
+    monkeypatch.setattr("pruning.methods.compensation.embed", None)
+    compensate(model, pruned, left, [RIDGE], tmp_path)
