@@ -601,7 +601,11 @@ SAME: dict[str, dict[str, Change]] = {
         "rounds": put("here.rounds", 9),
     },
     "moments": {"directory": elsewhere("model"), "name": put("calibration.name", "other")},
-    "levels": {"directory": elsewhere("model"), "name": put("method.name", "other")},
+    "levels": {
+        "directory": elsewhere("model"),
+        "name": put("method.name", "other"),
+        "compensation": put("method.compensate", False),
+    },
     "influence": {"directory": elsewhere("model")},
     "training": {"directory": elsewhere("model"), "checkpoints": put("flop.save_steps", 2)},
     "finetune": {

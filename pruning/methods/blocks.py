@@ -1,7 +1,7 @@
 """Whole blocks: how much each changes the residual stream, and a plan that removes them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,9 +9,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.latency.table import Shapes
-from pruning.methods.compensation import compensate_
-from pruning.methods.method import Plan, PruningContext
+from pruning.latency.table import LatencyTable, Shapes
+from pruning.methods.method import Plan
 from pruning.models.blockwise import embed
 from pruning.models.loaded import LoadedModel
 from pruning.models.shrink import copy_sharing_weights, shrink_
@@ -23,9 +22,15 @@ from pruning.system.progress import track
 class Blocks(Plan):
     """Blocks leave whole in a given order."""
 
-    def __init__(self, context: PruningContext, order: list[int], ridges: Sequence[float]):
-        self.context, self.order, self.ridges = context, order, ridges
-        self.dense, self.table = context.dense.model, context.table
+    def __init__(
+        self,
+        dense: PreTrainedModel,
+        order: list[int],
+        table: LatencyTable,
+        compensate_: Callable[[PreTrainedModel, Allocation], None] | None = None,
+    ):
+        self.dense, self.order, self.table = dense, order, table
+        self.compensate_ = compensate_  # for what is gone; None: nothing stands in for it
 
     def choose(self, budget: float) -> Shapes | None:
         """Remove as few blocks as fit the budget."""
@@ -37,15 +42,16 @@ class Blocks(Plan):
         return None
 
     def build(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
-        """Shrink a copy of the dense model; compensate for what is gone, if ridges say how."""
+        """Shrink a copy of the dense model, and compensate for what is gone."""
         pruned, allocation = self.timing_model(shapes)
-        if self.ridges:
-            compensate_(self.context, pruned, allocation, self.ridges)
+        if self.compensate_:
+            self.compensate_(pruned, allocation)
         return pruned, allocation
 
     def is_draft(self, shapes: Shapes) -> bool:
         """Tell whether something is gone that will be compensated for."""
-        return bool(self.ridges) and any(not shape.units for shape in shapes.values())
+        gone = any(not shape.units for shape in shapes.values())
+        return gone and self.compensate_ is not None
 
     def timing_model(self, shapes: Shapes) -> tuple[PreTrainedModel, Allocation]:
         """Shrink a copy of the dense model."""

@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 from pruning.calibration.moments import Moment, Reading, Split, block_moments, outputs
 from pruning.methods.method import PruningContext
 from pruning.models.blockwise import State, embed
+from pruning.models.modeling_pruned import block_shape
 from pruning.models.sites import (
     Allocation,
+    Kind,
     Site,
     architecture,
     blocks,
@@ -28,7 +30,7 @@ from pruning.solver.obs import least_squares
 from pruning.solver.ordering import HeldOut, choose_ridge
 from pruning.system.progress import track
 
-PASSES = 3.0  # that `compensate_` brings the text through the model, at most
+PASSES = 2.0  # that `compensate_` brings the text through the model, about
 
 
 @dataclass
@@ -50,26 +52,31 @@ def compensates(model: PreTrainedModel) -> bool:
 
 def _gaps(model: PreTrainedModel, allocation: Allocation) -> list[_Gap]:
     """List what is gone behind each site that stays, in the order of the stream."""
-
-    def place(site: Site) -> tuple[int, bool]:
-        parallel = getattr(blocks(model)[site.block], "use_parallel_residual", False)
-        return site.block, parallel and not allocation[site].any()  # parallel: what stays is first
-
-    gaps: list[_Gap] = []
-    for site in sorted((s for s in sites(model) if s in allocation), key=place):
-        if allocation[site].any():
-            gaps.append(_Gap(site, []))
-        elif gaps:
-            gaps[-1].gone.append(site)
+    a, gaps, gap = architecture(model), list[_Gap](), None
+    of = {(site.block, site.kind): site for site in allocation}
+    for index, block in enumerate(blocks(model)):
+        groups, _, width = block_shape(block, a)
+        sizes = {Kind.ATTENTION: groups, Kind.FFN: width}
+        here = [of.get((index, kind)) for kind, size in sizes.items() if size]
+        if getattr(block, "use_parallel_residual", False):  # what stays of it comes first
+            here.sort(key=lambda site: site is not None and not allocation[site].any())
+        for site in here:
+            if site is None:  # a product of two: it reads the stream, and stays as it is
+                gap = None
+            elif allocation[site].any():
+                gap = _Gap(site, [])
+                gaps.append(gap)
+            elif gap:
+                gap.gone.append(site)
     return [gap for gap in gaps if gap.gone]
 
 
 @torch.no_grad()
 def compensate_(
     context: PruningContext,
+    ridges: Sequence[float],
     pruned: PreTrainedModel,
     allocation: Allocation,
-    ridges: Sequence[float],
 ) -> None:
     """Solve the projections in front of what is gone once more, behind the pruned blocks.
 
@@ -101,7 +108,7 @@ def compensate_(
 
 
 def _add_outputs(dense: PreTrainedModel, index: int, states: list[State], gaps: list[_Gap]) -> None:
-    """Take the dense states behind a block; add what its sites gave to the gaps that they are in."""
+    """Take the dense states behind a block; add what its sites gave to their gaps."""
     gap_of = {site: gap for gap in gaps for site in gap.gone if site.block == index}
     for site, given in outputs(dense, index, states, [*gap_of]).items():
         missing, bias = gap_of[site].missing, projection(dense, site).bias
@@ -112,7 +119,7 @@ def _add_outputs(dense: PreTrainedModel, index: int, states: list[State], gaps: 
 
 
 def _solve_(pruned: PreTrainedModel, writer: Site, split: Split, ridges: Sequence[float]) -> None:
-    """Give a projection the weight of the least squares, from all tokens once the ridge is known."""
+    """Solve a projection from all tokens once its ridge is chosen."""
     module = projection(pruned, writer)
     (site,) = (s for s in sites(pruned) if (s.block, s.kind) == (writer.block, writer.kind))
     W = weight(module).to(split.fit.H.dtype)

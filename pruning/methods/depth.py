@@ -1,6 +1,7 @@
 """Depth pruning: whole blocks leave, those that change the residual stream least first."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pruning.methods.method import Method, Plan, PruningContext, default_ridges
@@ -34,9 +35,11 @@ class Depth(Method):
     def plan(self, context: PruningContext) -> Plan:
         """Order the blocks by their influence on the calibration text."""
         from pruning.methods.blocks import Blocks, influence, removable
+        from pruning.methods.compensation import compensate_
 
         with context.job.stopwatch("calibrate"):
             scores = influence(context.dense, context.calibration.batches, context.job.cache)
         dense = context.dense.model
         order = sorted(removable(dense), key=lambda index: scores[index])
-        return Blocks(context, order, default_ridges() if self.compensate else [])
+        fold = partial(compensate_, context, default_ridges()) if self.compensate else None
+        return Blocks(dense, order, context.table, fold)

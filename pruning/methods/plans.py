@@ -60,7 +60,7 @@ class LevelsPlan(Plan):
         else:
             made = self.levels.cut(self.context.dense.model, choice)
         if self._removes(shapes):
-            compensate_(self.context, *made, self.ridges)
+            compensate_(self.context, self.ridges, *made)
         return made
 
     def is_draft(self, shapes: Shapes) -> bool:

@@ -296,7 +296,7 @@ def set_weight_(module: nn.Module, W: Float[Tensor, "rows columns"]) -> None:
 
 
 def replace_weight_(module: nn.Module, W: Float[Tensor, "rows columns"]) -> None:
-    """Give a projection an [outputs, inputs] matrix of its own, not that of models that share it."""
+    """Give a projection an [outputs, inputs] matrix that no other model shares."""
     old = module.weight
     assert isinstance(old, nn.Parameter)
     assert W.shape == weight(module).shape, f"{tuple(W.shape)} for {tuple(weight(module).shape)}"

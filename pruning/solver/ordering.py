@@ -61,8 +61,9 @@ class HeldOut:
             columns = keep.repeat_interleave(self.width).to(self.W.device)
             if not columns.any():
                 total += 1.0
-            elif not (columns.all() and fit.target is None or self.whole <= 0):
-                # NaN is no loss of 0
+            elif self.whole <= 0:  # NaN is no loss of 0
+                continue
+            elif fit.target is not None or not columns.all():
                 W_K = least_squares(self.W, fit.H, columns, ridge, fit.target)
                 total += self._error(columns, W_K) / self.whole
         return total if math.isfinite(total) else math.inf

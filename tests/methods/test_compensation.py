@@ -35,7 +35,7 @@ def pruned_of(model, left):
 
 def compensate(model, pruned, left, ridges, tmp_path) -> None:
     context = pruning_context(model, BATCHES, NoSearch("none"), job_with(Cache(tmp_path)))
-    compensate_(context, pruned, left, ridges)
+    compensate_(context, ridges, pruned, left)
 
 
 def read(model, places, what) -> dict:
