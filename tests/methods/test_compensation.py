@@ -6,13 +6,22 @@ import pytest
 import torch
 
 from pruning.methods.compensation import compensate_
+from pruning.methods.depth import Depth
+from pruning.methods.plans import LevelsPlan
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Allocation, Kind, projection, sites, weight
 from pruning.search.search import NoSearch
 from pruning.system.cache import Cache
 from tests.helpers.data import lstsq
 from tests.helpers.families import FAMILIES, bert, gemma2, llama
-from tests.helpers.tiny import INF, job_with, padded_batches, pruning_context
+from tests.helpers.tiny import (
+    INF,
+    job_with,
+    linear_table,
+    padded_batches,
+    pruning_context,
+    solve_levels,
+)
 
 BATCHES = padded_batches(count=9)
 RIDGE = 0.1
@@ -134,3 +143,49 @@ def test_with_nothing_gone_no_text_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(type(model), "forward", None)
     monkeypatch.setattr("pruning.methods.compensation.embed", None)
     compensate(model, pruned, left, [RIDGE], tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("compensated", [True, False])
+def test_depth_builds_what_is_compensated(compensated, tmp_path):
+    model = llama()
+    context = pruning_context(model, BATCHES, NoSearch("none"), job_with(Cache(tmp_path)))
+    plan = Depth(compensate=compensated).plan(context)
+    whole = {site: site.whole for site in sites(model)}
+    left = plan.choose(context.table.budget(1.3))
+    assert not plan.is_draft(whole)
+    assert plan.is_draft(left) is compensated
+    draft, allocation = plan.timing_model(left)
+    (gone,) = {site.block for site, keep in allocation.items() if not keep.any()}
+    writer = next(s for s in sites(draft) if (s.block, s.kind) == (gone - 1, Kind.FFN))
+    pruned, _ = plan.build(left)
+    W, V = (weight(projection(m, writer)) for m in (draft, pruned))
+    assert torch.equal(W, V) is not compensated
+    assert W.data_ptr() == weight(projection(model, writer)).data_ptr()  # shared as before
+
+
+@torch.no_grad()
+def test_levels_are_compensated_behind_the_pruned_blocks(tmp_path):
+    """The chosen level's own weight is what the fold starts from."""
+    model = llama()
+    levels = solve_levels(model, BATCHES, tmp_path / "moments", linear_table(model, 16))
+    attention, ffn = (s for s in sites(model) if s.block == 1)
+    writer = next(s for s in sites(model) if (s.block, s.kind) == (0, Kind.FFN))
+    middle = levels[writer].shapes[len(levels[writer].shapes) // 2]
+    left = {site: site.whole for site in sites(model)} | {writer: middle, attention: attention.gone}
+    context = pruning_context(model, BATCHES, NoSearch("none"), job_with(Cache(tmp_path)))
+    plain, plan = (
+        LevelsPlan(context, levels, lambda budget: None, [RIDGE], compensate)
+        for compensate in (False, True)
+    )
+    assert plan.is_draft(left)
+    assert not plain.is_draft(left)
+    assert not plan.is_draft({site: site.whole for site in sites(model)})
+    (first, allocation), (pruned, _) = plain.build(left), plan.build(left)
+    compensate(model, first, allocation, [RIDGE], tmp_path)
+    of = {(site.block, site.kind): site for site in sites(pruned)}
+    assert (1, Kind.ATTENTION) not in of
+    assert ffn in of.values()
+    for site in of.values():
+        expected, found = (weight(projection(m, site)) for m in (first, pruned))
+        torch.testing.assert_close(found, expected)
