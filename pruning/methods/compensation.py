@@ -53,11 +53,11 @@ def compensates(model: PreTrainedModel) -> bool:
 def _gaps(model: PreTrainedModel, allocation: Allocation) -> list[_Gap]:
     """List what is gone behind each site that stays, in the order of the stream."""
     a, gaps, gap = architecture(model), list[_Gap](), None
-    of = {(site.block, site.kind): site for site in allocation}
+    at = {(site.block, site.kind): site for site in allocation}
     for index, block in enumerate(blocks(model)):
         groups, _, width = block_shape(block, a)
         sizes = {Kind.ATTENTION: groups, Kind.FFN: width}
-        here = [of.get((index, kind)) for kind, size in sizes.items() if size]
+        here = [at.get((index, kind)) for kind, size in sizes.items() if size]
         if getattr(block, "use_parallel_residual", False):  # what stays of it comes first
             here.sort(key=lambda site: site is not None and not allocation[site].any())
         for site in here:
