@@ -5,6 +5,7 @@ Nothing reads the stream between the two, so in the stream behind both the fold 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -111,7 +112,8 @@ def _add_outputs(dense: PreTrainedModel, index: int, states: list[State], gaps: 
     """Take the dense states behind a block; add what its sites gave to their gaps."""
     gap_of = {site: gap for gap in gaps for site in gap.gone if site.block == index}
     for site, given in outputs(dense, index, states, [*gap_of]).items():
-        missing, bias = gap_of[site].missing, projection(dense, site).bias
+        module: Any = projection(dense, site)
+        missing, bias = gap_of[site].missing, module.bias
         given = [one.float() if bias is None else one.float() + bias for one in given]
         if missing:
             given = [a + b for a, b in zip(missing, given, strict=True)]
