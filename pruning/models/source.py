@@ -106,7 +106,7 @@ class Model(Options):
         from pruning.models.checkpoint import auto_class, pruned_class
         from pruning.models.files import check_files, reading
         from pruning.models.modeling_pruned import ARCHITECTURES
-        from pruning.models.weights import loaded
+        from pruning.models.weights import loaded, refuse_attention
 
         where = self._directory(cache)
         if Path(where).is_dir():
@@ -120,13 +120,15 @@ class Model(Options):
         name = (config.architectures or [""])[0]
         head = auto_class(name) if task is None else task.head
         own = pruned_class(where, config, self.revision, head)
+        kind = own or getattr(transformers, head)
+        refuse_attention(kind, config, self.implementation)
         if task is not None:
             torch.manual_seed(task.seed)
         try:
             with reading(where, self._said, self.revision):
                 tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
             model = loaded(
-                own or getattr(transformers, head),
+                kind,
                 where,
                 self._said,
                 config=config,

@@ -116,6 +116,22 @@ def refuse_quantised(config: PreTrainedConfig, said: str) -> None:
         )
 
 
+def refuse_attention(kind: Any, config: PreTrainedConfig, wanted: str | None) -> None:
+    """Raise ValueError where the class of a model has no such implementation of attention.
+
+    `kind` is the class itself, or transformers' class that chooses one by the config.
+    """
+    own = kind
+    if hasattr(kind, "_model_mapping"):
+        own = kind._model_mapping.get(type(config), None)
+    there = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
+    if wanted in there and not getattr(own, there[wanted], True):
+        raise ValueError(
+            f"model.attention={wanted} is not what transformers has for {config.model_type}: give "
+            "auto or eager"
+        )
+
+
 def _is_head(model: PreTrainedModel, name: str) -> bool:
     """Tell what is not of the encoder itself, but of what reads it; the pooler is."""
     first = name.removeprefix(f"{model.base_model_prefix}.").partition(".")[0]

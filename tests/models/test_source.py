@@ -89,6 +89,14 @@ def test_capped_scores_are_not_computed_without_the_cap(tmp_path):
         model.load(Cache(tmp_path / "cache"), torch.device("cpu"))
 
 
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2"])
+def test_attention_that_transformers_has_not_is_refused(family, tmp_path):
+    path = save(ENCODERS[family](), tmp_path / "m")
+    for task in (None, CLASSES):
+        with pytest.raises(ValueError, match=rf"^model\.attention=sdpa .* {family}: give auto"):
+            Model("mine", str(path), attention=Attention.sdpa).load(Cache(tmp_path), CPU, task)
+
+
 @pytest.mark.parametrize("family", EVERY)
 def test_one_lost_and_one_spare_weight_are_named(family, tmp_path):
     path = save(EVERY[family](), tmp_path / "m")
