@@ -21,8 +21,8 @@ from pruning.system.options import Options
 from pruning.tasks.task import Task
 
 NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "verify_cache", "dry_run")
-BESIDE_THE_RESULT = {  # by group: what only the model card says, and places on this machine
-    "model": ("base_model", "license"),
+BESIDE_THE_RESULT = {  # by group: what only the model card says, and what is of this machine
+    "model": ("base_model", "license", "resident"),
     "calibration": ("dataset",),
     "runtime": ("python",),
 }

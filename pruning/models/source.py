@@ -1,8 +1,10 @@
 """Where a model comes from: a hub, a directory, a GGUF file, a wheel."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -72,6 +74,8 @@ class Model(Options):
     attention: Attention = Attention.auto  # transformers' implementation, in timings too
     base_model: str | None = None  # hub id for the model card, where the path is none
     license: str | None = None  # of the weights, as the hub spells it; for the model card
+    # all weights in memory, or one block at a time from its files; null: what there is room for
+    resident: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,6 +109,7 @@ class Model(Options):
 
         from pruning.models.checkpoint import auto_class, pruned_class
         from pruning.models.files import check_files, reading
+        from pruning.models.lazily import checkpoint, loaded_streamed
         from pruning.models.modeling_pruned import ARCHITECTURES
         from pruning.models.weights import loaded, refuse_attention
 
@@ -127,15 +132,13 @@ class Model(Options):
         try:
             with reading(where, self._said, self.revision):
                 tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
-            model = loaded(
-                kind,
-                where,
-                self._said,
-                config=config,
-                revision=self.revision,
-                dtype=self._dtype(device),
-                attn_implementation=self.implementation,
-            )
+            given = {"dtype": self._dtype(device), "attn_implementation": self.implementation}
+            make = partial(kind._from_config if own else kind.from_config, config, **given)
+            if task is None and not self._fits_whole(make, device):
+                lying = checkpoint(where, self.revision, self._said)
+                return loaded_streamed(make, lying, where, self._said, device), tokenizer
+            given |= {"config": config, "revision": self.revision}
+            model = loaded(kind, where, self._said, **given)
         except ImportError as error:
             reason = " ".join(str(error).split())
             raise ValueError(
@@ -145,6 +148,14 @@ class Model(Options):
         self._fits(model, task)
         torch.nn.Module.to(model, device)  # the typed one
         return model.eval(), tokenizer
+
+    def _fits_whole(self, make: Callable[[], "PreTrainedModel"], device: "torch.device") -> bool:
+        """Tell whether all weights are to be in memory: those of the dense and the pruned model."""
+        from pruning.system.memory import available
+
+        if self.resident is not None:
+            return self.resident
+        return 2 * _bytes(make) <= available(device)
 
     def _fits(self, model: "PreTrainedModel", task: Headed | None) -> None:
         """Raise ValueError where a model has no room for the rows of a task."""
@@ -182,8 +193,7 @@ class Model(Options):
         make, dtype = getattr(transformers, head).from_config, self._dtype(device)
         if pruned := pruned_class(where, config, self.revision, head):
             make = pruned._from_config
-        with torch.device("meta"):
-            size = sum(p.numel() for p in make(config).parameters()) * dtype.itemsize
+        size = _bytes(partial(make, config, dtype=dtype))
         count, types = config.num_hidden_layers, getattr(config, "layer_types", None)
         alike = size > LARGE and not pruned
         if alike:
@@ -263,6 +273,14 @@ class Model(Options):
         return self.path
 
 
+def _bytes(make: Callable[[], "PreTrainedModel"]) -> int:
+    """Return what the weights of a model take that a call makes."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(p.numel() * p.element_size() for p in make().parameters())
+
+
 def _convert(gguf: Path, directory: Path, said: str) -> None:
     """Write a GGUF file as safetensors in float32, with its tokenizer."""
     import torch
@@ -287,6 +305,8 @@ def fingerprint(model: "PreTrainedModel") -> str:
     Weights with their dtypes, class, config, implementation of attention, and what else is kept in
     another precision. Not where it came from.
     """
+    from pruning.models.streamed import weights
+
     config = json.loads(model.config.to_json_string(use_diff=True))
     facts = {
         "class": type(model).__name__,
@@ -294,4 +314,4 @@ def fingerprint(model: "PreTrainedModel") -> str:
         "attention": model.config._attn_implementation,
         "buffers": {name: str(buffer.dtype) for name, buffer in model.named_buffers()},
     }
-    return digest([facts, digest_tensors(sorted(model.state_dict().items()))])
+    return digest([facts, digest_tensors(weights(model))])

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruning.models.files import listed, reading
 from pruning.models.sites import architecture
+from pruning.models.streamed import weights
 
 OLD_BUFFERS = re.compile(r"\.attn\.masked_bias$")  # of gpt2, in files of transformers 3 and 4
 
@@ -88,7 +89,7 @@ def _unreported() -> Iterator[None]:
 def check_finite(model: PreTrainedModel, said: str, remedy: str) -> None:
     """Raise ValueError, which begins with `said` and names them, where weights are not finite."""
     bad = []
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights(model):
         if not tensor.is_floating_point() or tensor.sum(dtype=torch.float32).isfinite():
             continue
         if count := int((~tensor.isfinite()).sum()):  # else the sum alone was too large
