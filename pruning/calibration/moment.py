@@ -31,7 +31,12 @@ class Moment:
         """Return the moment of both texts' tokens, of whose weight `share` is the other's."""
 
         def mix(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-            return None if a is None or b is None else a * (1 - share) + b * share
+            if a is None or b is None:
+                return None
+            mixed = torch.empty_like(a)
+            for rows in zip(mixed.split(PANEL), a.split(PANEL), b.split(PANEL), strict=True):
+                torch.add(rows[1] * (1 - share), rows[2] * share, out=rows[0])
+            return mixed
 
         H, mean = mix(self.H, other.H), mix(self.mean, other.mean)
         assert H is not None
@@ -118,12 +123,21 @@ class Accumulator:
         self.weight += float(w.double().sum())
 
     def mean(self) -> Moment:
-        """Return the weighted means."""
+        """Return the weighted means; the sums are used up, since they may take much memory."""
         weight = max(self.weight, 1e-30)
         moved = self.first / weight
         mean = (moved if self.centre is None else moved + self.centre).float()
-        upper = (self.sum / weight).addr_(moved.float(), moved.float(), alpha=-1)
-        variance = upper.diagonal().clamp(min=0)
-        upper = upper.addr_(mean, mean).triu_()
-        target = None if self.target is None else self.target / weight
-        return Moment(upper + upper.triu(1).T, mean, target, variance)
+        H = self.sum.div_(weight).addr_(moved.float(), moved.float(), alpha=-1)
+        variance = H.diagonal().clamp(min=0)
+        _mirror_(H.addr_(mean, mean))
+        target = None if self.target is None else self.target.div_(weight)
+        return Moment(H, mean, target, variance)
+
+
+def _mirror_(H: Float[Tensor, "columns columns"]) -> None:
+    """Write what is above the diagonal below it."""
+    for left in range(0, len(H), PANEL):
+        panel, below = slice(left, left + PANEL), slice(left + PANEL, None)
+        corner = H[panel, panel].triu()
+        H[panel, panel] = corner + corner.triu(1).T
+        H[below, panel] = H[panel, below].T

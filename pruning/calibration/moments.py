@@ -1,6 +1,8 @@
 """Moments of what the output projections read, one block in memory at a time."""
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ from pruning.models.blockwise import State, embed
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Kind, Site, a_norm, blocks, dividing_norms, projection, sub_block
 from pruning.models.sites import weight as matrix
+from pruning.models.streamed import opened
 from pruning.system.cache import Cache
+from pruning.system.files import SCRATCH
 from pruning.system.progress import track
 
 PARTS = ("fit", "held")  # of a split, on disk
@@ -71,8 +75,9 @@ def collect(
     weight: Weight,
     sites: list[Site],
     in_bfloat16: bool = False,
+    done: Callable[[int], bool] = lambda index: False,
 ) -> Iterator[dict[Site, Split]]:
-    """Yield the moments of the sites of one block after the other.
+    """Yield the moments of the sites of one block after the other, none of blocks that are `done`.
 
     Beyond the model, memory holds the hidden states of every batch and one block's moments. With
     `weight` residual a token counts 1 / d^2, where d is what the next norm that reads the stream
@@ -84,8 +89,11 @@ def collect(
     for site in sites:
         of_block.setdefault(site.block, []).append(site)
     for index in track(range(len(blocks(model))), "calibrate: blocks"):
-        reading = Reading(of_block.get(index, []), weight)
-        yield block_moments(model, index, states, reading, advance=True)
+        reading = Reading([] if done(index) else of_block.get(index, []), weight)
+        with opened(blocks(model)[index]):
+            moments = block_moments(model, index, states, reading, advance=True)
+        yield moments
+        del moments  # the next block's take its place
 
 
 @torch.no_grad()
@@ -103,7 +111,7 @@ def block_moments(
     only as much of it as they need.
     """
     sites, targets = reading.sites, reading.targets
-    block, device = blocks(model)[index], states[0].hidden.device
+    block, device = blocks(model)[index], model.device
     alike = {site.reads: site for site in reversed(sites)}  # one site for each kind of inputs
     sums = {
         site: [Accumulator(matrix(projection(model, site)).shape[1], device) for _ in range(2)]
@@ -235,10 +243,16 @@ class Moments:
         in_bfloat16 = options.precision.is_bfloat16(dense.model.device)
 
         def build(directory: Path) -> None:
-            moments = cls(directory)
+            kept = cls(cache.checkpoints(key))  # of blocks that an earlier start has finished
+            kept.directory.mkdir(parents=True, exist_ok=True)
             given = dense.model, batches, options.weight, sites, in_bfloat16
-            for index, block in enumerate(collect(*given)):
-                moments.write(index, block)
+            for index, block in enumerate(collect(*given, kept.has)):
+                if not kept.has(index):
+                    kept.write(index, block)
+                del block
+            for file in kept.directory.glob("*.safetensors"):
+                os.replace(file, directory / file.name)
+            shutil.rmtree(kept.directory)
 
         key = {
             "version": 6,
@@ -264,7 +278,13 @@ class Moments:
             for name, tensor in _stored(moment).items()
         }
         shares = {f"{site.reads}.share": str(split.share) for site, split in block.items()}
-        save_file(tensors, self._file(index), metadata=shares)
+        partial = self._file(index).with_suffix(SCRATCH)
+        save_file(tensors, partial, metadata=shares)
+        os.replace(partial, self._file(index))
+
+    def has(self, index: int) -> bool:
+        """Tell whether the moments of block `index` are written."""
+        return self._file(index).exists()
 
     def __getitem__(self, site: Site) -> Split:
         """Read the moments of one site."""

@@ -15,6 +15,7 @@ from pruning.models.blockwise import embed
 from pruning.models.loaded import LoadedModel
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Allocation, blocks, sites
+from pruning.models.streamed import opened
 from pruning.system.cache import Cache
 from pruning.system.progress import track
 
@@ -88,9 +89,10 @@ def _influence(model: PreTrainedModel, batches: list[Batch]) -> list[float]:
     scores = []
     for index, block in enumerate(track(blocks(model), "calibrate: blocks")):
         total = 0.0
-        for state in states:
-            before, after = state.hidden, state.advance(index, block)
-            alike = F.cosine_similarity(before.double(), after.double(), dim=-1)
-            total += float(alike[state.batch.mask.bool().to(alike.device)].sum())
+        with opened(block):
+            for state in states:
+                before, after = state.hidden, state.advance(index, block)
+                alike = F.cosine_similarity(before.double(), after.double(), dim=-1)
+                total += float(alike[state.batch.mask.bool().to(alike.device)].sum())
         scores.append(1 - total / tokens)
     return scores

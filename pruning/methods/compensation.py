@@ -27,6 +27,7 @@ from pruning.models.sites import (
     sites,
     weight,
 )
+from pruning.models.streamed import is_streamed
 from pruning.solver.obs import least_squares
 from pruning.solver.ordering import HeldOut, choose_ridge
 from pruning.system.progress import track
@@ -46,9 +47,13 @@ class _Gap:
 
 
 def compensates(model: PreTrainedModel) -> bool:
-    """Tell whether outputs of sub-blocks add up in the stream, with no norm of their own."""
+    """Tell whether outputs of sub-blocks add up in the stream, with no norm of their own.
+
+    Not of a streamed model either: it would have to be read three times more.
+    """
     a = architecture(model)
-    return not (a.encoder or a.attention_output_norm or a.ffn_output_norm)
+    normed = a.encoder or a.attention_output_norm or a.ffn_output_norm
+    return not (normed or is_streamed(model))
 
 
 def _gaps(model: PreTrainedModel, allocation: Allocation) -> list[_Gap]:

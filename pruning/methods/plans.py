@@ -11,6 +11,7 @@ from pruning.methods.compensation import compensate_
 from pruning.methods.method import Plan, PruningContext
 from pruning.methods.sequential import sequential, updates_behind
 from pruning.models.sites import Allocation
+from pruning.models.streamed import is_streamed
 from pruning.search.options import Chooser
 from pruning.solver.levels import Levels
 
@@ -34,7 +35,7 @@ class LevelsPlan(Plan):
         self.ridges = ridges  # candidates for an update behind pruned blocks
         self.compensate = compensate  # for what is gone
         self._behind = updates_behind(context.calibration.options, ridges)
-        self.expensive = levels.expensive or self._behind
+        self.expensive = levels.expensive or self._behind or is_streamed(context.dense.model)
 
     def choose(self, budget: float) -> Shapes | None:
         """Return the shapes of the levels that the search chooses."""
@@ -55,8 +56,9 @@ class LevelsPlan(Plan):
         """
         choice = self._chosen(shapes)
         if self._behind:
-            keeps = self.levels.allocation(choice)
-            made = sequential(self.context, self.ridges, lambda site, W, split: keeps[site])
+            keeps, identity = self.levels.allocation(choice), [self.levels.identity, choice]
+            given = self.context, self.ridges, lambda site, W, split: keeps[site]
+            made = sequential(*given, identity)
         else:
             made = self.levels.cut(self.context.dense.model, choice)
         if self._removes(shapes):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from pruning.calibration.calibration import Calibration, Target
 from pruning.calibration.moments import Reading, Split, block_moments, outputs
 from pruning.methods.method import PruningContext
-from pruning.models.blockwise import embed
+from pruning.models.blockwise import State, embed
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import (
     Allocation,
@@ -22,6 +23,7 @@ from pruning.models.sites import (
     sites,
     weight,
 )
+from pruning.models.streamed import is_streamed, opened, rewritten, written_before
 from pruning.solver.obs import least_squares
 from pruning.solver.ordering import HeldOut, check_finite, choose_ridge
 from pruning.system.progress import track
@@ -44,11 +46,14 @@ def sequential(
     context: PruningContext,
     ridges: Sequence[float],
     decide: Callable[[Site, Float[Tensor, "rows columns"], Split], Keep],
+    identity: Any,
 ) -> tuple[PreTrainedModel, Allocation]:
     """Prune block after block: attention, then the FFN behind it, then on to the next block.
 
     `decide` says what a site keeps, from its dense weight and its moments in the pruned stream;
     the kept weights are then solved from these, with the ridge of the least held-out error.
+    `identity` stands for the decisions: by it a streamed model's blocks are known that an earlier
+    start has pruned.
 
     Three passes of the calibration text through every block, one block's moments in memory; with
     `calibration.target=dense` also one pass through the dense block, and its outputs at two sites.
@@ -60,25 +65,48 @@ def sequential(
     states = [embed(pruned, batch, fast) for batch in batches]
     of_dense = batches if calibration.target is Target.dense else []
     originals = [embed(dense, batch, fast) for batch in of_dense]
+    key = _key(context, fast, ridges, identity) if is_streamed(dense) else None
     for index in track(range(len(blocks(pruned))), "prune: blocks"):
         of_block = [site for site in sites(dense) if site.block == index]
-        targets = outputs(dense, index, originals, of_block) if originals else None
-        for site in of_block:
-            reading = Reading([site], calibration.weight, targets)
-            split = block_moments(pruned, index, states, reading, advance=False)[site]
-            with context.job.stopwatch("solve"):
-                W = weight(projection(dense, site))
-                check_finite(site, W, split)
-                W = W.to(split.fit.H.dtype)
-                allocation[site] = keep = decide(site, W, split)
-                partly = keep.any() and not keep.all()  # else the weight is the dense one, or gone
-                W_K = _solved(site, W, split, keep, ridges) if partly else None
-            shrink_(pruned, {site: keep})
-            if W_K is not None:
-                set_weight_(projection(pruned, site), W_K)
-        for state in states:
-            state.advance(index, blocks(pruned)[index])
+        if (before := written_before(dense, pruned, index, key)) is not None:
+            keeps = {site: before[site.name] for site in of_block}
+            shrink_(pruned, keeps)
+            allocation |= keeps
+            _advance(originals, index, dense)
+            _advance(states, index, pruned)
+            continue
+        with rewritten(dense, pruned, index, key) as beside:
+            targets = outputs(dense, index, originals, of_block) if originals else None
+            for site in of_block:
+                reading = Reading([site], calibration.weight, targets)
+                split = block_moments(pruned, index, states, reading, advance=False)[site]
+                with context.job.stopwatch("solve"):
+                    W = weight(projection(dense, site))
+                    check_finite(site, W, split)
+                    W = W.to(split.fit.H.dtype)
+                    allocation[site] = beside[site.name] = keep = decide(site, W, split)
+                    partly = keep.any() and not keep.all()  # else it is the dense one, or gone
+                    W_K = _solved(site, W, split, keep, ridges) if partly else None
+                del split, W  # the next site's take their place
+                shrink_(pruned, {site: keep})
+                if W_K is not None:
+                    set_weight_(projection(pruned, site), W_K)
+        _advance(states, index, pruned)
     return pruned, allocation
+
+
+def _advance(states: list[State], index: int, model: PreTrainedModel) -> None:
+    """Take states behind a block of a model."""
+    with opened(blocks(model)[index]) as block:
+        for state in states:
+            state.advance(index, block)
+
+
+def _key(context: PruningContext, fast: bool, ridges: Sequence[float], identity: Any) -> list[Any]:
+    """Return all that decides what becomes of the blocks."""
+    calibration, batches = context.calibration.options, context.calibration.batches
+    passes = calibration.weight, calibration.target, fast, [batch.digest() for batch in batches]
+    return [context.dense.fingerprint, *passes, [*ridges], identity]
 
 
 def _solved(
@@ -88,4 +116,4 @@ def _solved(
     ridge = choose_ridge(HeldOut(site, W, split), [keep], ridges)
     columns, both = keep.repeat_interleave(site.width).to(W.device), split.all
     target = None if both.target is None else both.target.double()
-    return least_squares(W.double(), both.H.double(), columns, ridge, target).to(W.dtype)
+    return least_squares(W.double(), both.H, columns, ridge, target).to(W.dtype)

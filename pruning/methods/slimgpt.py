@@ -1,7 +1,7 @@
 """SlimGPT: sequential structured pruning by batched greedy OBS (arXiv:2412.18110)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -152,7 +152,8 @@ class SchedulePlan(Plan):
             H, damp = split.all.H, self.method.damp
             return kept_units(site, W, H, [shapes[site]], self._remove, damp)[0]
 
-        return sequential(self.context, self.method.ridges, decide)
+        chosen = [asdict(self.method), {site.name: shape.plain for site, shape in shapes.items()}]
+        return sequential(self.context, self.method.ridges, decide, chosen)
 
     def _remove(self, W: "Tensor", H: "Tensor", units: "Units") -> "Removal":
         from pruning.solver.obs import batched, by_wanda, greedy

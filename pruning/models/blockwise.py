@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
 from pruning.models.sites import Kind, architecture, blocks, final
+from pruning.models.streamed import is_streamed
 from pruning.system.precision import computing
 
 Hidden = Float[Tensor, "batch sequence hidden"]
@@ -53,12 +54,13 @@ class State:
     ]  # what the model passes to each block beside the hidden states
     weights: dict[Kind, Tensor] | None = None  # of its tokens in the next block, once known
     in_bfloat16: bool = False  # the products of blocks
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # of the blocks
 
     def run(self, index: int, block: nn.Module, hidden: Hidden | None = None) -> Hidden:
         """Return what `block` makes of the hidden states, which stay, or of other ones."""
-        with computing(self.in_bfloat16, self.hidden.device):
-            given = self.hidden if hidden is None else hidden
-            return run_block(block, given, self.calls[index])
+        given = self.hidden if hidden is None else hidden
+        with computing(self.in_bfloat16, self.device):
+            return run_block(block, given.to(self.device), self.calls[index]).to(given.device)
 
     def advance(self, index: int, block: nn.Module) -> Hidden:
         """Replace the hidden states by those behind `block` and return them."""
@@ -122,7 +124,9 @@ def embed(model: PreTrainedModel, batch: Batch, in_bfloat16: bool = False) -> St
     options = {} if architecture(model).encoder else {"use_cache": False}
     with computing(in_bfloat16, model.device):
         hidden, calls = record(model, **batch.inputs(model.device), **options)
-    return State(batch, hidden, calls, in_bfloat16=in_bfloat16)
+    if is_streamed(model):  # what does not fit there has its states on the host
+        hidden = hidden.cpu()
+    return State(batch, hidden, calls, None, in_bfloat16, model.device)
 
 
 @torch.no_grad()
@@ -131,6 +135,7 @@ def predict(
 ) -> Float[Tensor, "predictions classes"]:
     """Run what comes behind the blocks; return its predictions."""
     a, layers = architecture(model), blocks(model)
+    hidden = hidden.to(model.device)
     if not a.encoder:
         return final(model, hidden[batch.mask.bool().to(hidden.device)])
     with _replaced(layers, [_Player(a.paired, hidden) for _ in layers]):

@@ -21,7 +21,9 @@ from transformers.utils.hub import cached_file
 from pruning.models import modeling_pruned
 from pruning.models.files import reading
 from pruning.models.modeling_pruned import block_shape, head_size, ranks
+from pruning.models.shards import write_shards
 from pruning.models.sites import HEADS, architecture, blocks
+from pruning.models.streamed import is_streamed
 from pruning.models.weights import loaded
 from pruning.system.cache import file_sha256
 from pruning.system.files import whole_directory
@@ -68,7 +70,10 @@ def _write(
     card: str,
 ) -> None:
     """Write all files to an empty directory."""
-    model.save_pretrained(directory)
+    if is_streamed(model):
+        write_shards(model, directory)
+    else:
+        model.save_pretrained(directory)
     for file in directory.glob("*.py"):  # of a model that was itself loaded with remote code
         file.unlink()
     config.save_pretrained(directory)

@@ -304,13 +304,20 @@ def replace_weight_(module: nn.Module, W: Float[Tensor, "rows columns"]) -> None
     module.weight = nn.Parameter(own, old.requires_grad)
 
 
+def give_output_biases_(model: PreTrainedModel) -> None:
+    """Give all output projections biases of zeros, where the family has none."""
+    a = architecture(model)
+    outputs = [find(block, path) for block in blocks(model) for path in (a.attention_output, a.ffn_output)]
+    if any(isinstance(module, nn.Linear) and module.bias is None for module in outputs):
+        add_output_biases_(blocks(model), a)
+        model.config.output_bias = True  # type: ignore[attr-defined]
+
+
 @torch.no_grad()
 def add_bias_(model: PreTrainedModel, site: Site, shift: Float[Tensor, " rows"]) -> None:
     """Add to the bias of an output projection; a family without such biases gets them all."""
+    give_output_biases_(model)
     module = projection(model, site)
-    if module.bias is None:
-        add_output_biases_(blocks(model), architecture(model))
-        model.config.output_bias = True  # type: ignore[attr-defined]
     bias = module.bias
     assert isinstance(bias, nn.Parameter)
     module.bias = nn.Parameter(

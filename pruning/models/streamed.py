@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruning.models.modeling_pruned import add_output_biases_
 from pruning.models.shrink import copy_sharing_weights
 from pruning.models.sites import architecture, blocks
 from pruning.models.tensor_files import Place, places
@@ -76,7 +77,11 @@ def open_(block: nn.Module) -> None:
     source: Any = block.source
     for name, parameter in [*block.named_parameters()]:
         if parameter.is_meta:
-            W = source.places[name].read().to(source.device, source.dtype)
+            if name in source.places:
+                W = source.places[name].read().to(source.device, source.dtype)
+            else:  # of an output projection, added since
+                assert name.endswith("bias"), f"{name} is in no file"
+                W = torch.zeros(parameter.shape, dtype=source.dtype, device=source.device)
             assert W.shape == parameter.shape, f"{name}: {tuple(W.shape)}"
             _set(block, name, W)
 
@@ -137,6 +142,8 @@ def rewritten(
             yield beside
             return
         blocks(pruned)[index] = changed = copy_sharing_weights(block)
+        if getattr(pruned.config, "output_bias", False):
+            add_output_biases_([changed], architecture(pruned))
         yield beside
         file = _file(dense, index, key)
         file.parent.mkdir(parents=True, exist_ok=True)

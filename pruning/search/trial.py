@@ -1,6 +1,7 @@
 """Measure candidates in place: the calibration loss of a model with some levels installed."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ from pruning.models.sites import (
     set_weight_,
     weight,
 )
+from pruning.models.streamed import is_closed, opened
 from pruning.search.options import Objective
 from pruning.search.text import draw_predictions
 from pruning.solver.levels import Levels, dear
@@ -86,6 +88,7 @@ class CandidateEvaluator:
         self.sites = list(levels)
         self.states = [embed(model, batch, in_bfloat16) for batch in batches]
         self.installed = [0] * len(self.sites)
+        self.wanted = [0] * len(self.sites)
         self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
 
@@ -96,9 +99,34 @@ class CandidateEvaluator:
         for index in range(len(self.sites)):
             self._install(index, 0)
 
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[nn.Module]:
+        """Give a block with the levels that are wanted; a streamed one is dense once it is closed."""
+        block, mine = blocks(self.model)[index], self._places[index]
+        closes = is_closed(block)
+        with opened(block):
+            for place in mine:
+                self._install(place, self.wanted[place])
+            try:
+                yield block
+            finally:
+                if closes:
+                    for place in mine:
+                        self._install(place, 0)
+                        self.original.pop(self.sites[place], None)
+
+    @cached_property
+    def _places(self) -> list[list[int]]:
+        """Return the places of each block's sites."""
+        return [
+            [place for place, site in enumerate(self.sites) if site.block == index]
+            for index in range(len(blocks(self.model)))
+        ]
+
     @cached_property
     def dense(self) -> list[_Dense | _Numbers]:
         """Return what the dense model says, as it is when this is asked for first."""
+        assert not any(self.wanted)
         logits = [*self._logits(0, [state.hidden for state in self.states])]
         if not all(z.isfinite().all() for z in logits):
             dtype = str(self.model.dtype).removeprefix("torch.")
@@ -113,8 +141,7 @@ class CandidateEvaluator:
     def evaluate(self, choice: Sequence[int]) -> float:
         """Return the calibration loss of one level per site, nats per token; finite or infinite."""
         assert self.dense  # before anything is installed
-        for index, level in enumerate(choice):
-            self._install(index, level)
+        self.wanted = list(choice)
         return self._loss(0, [state.hidden for state in self.states])
 
     @torch.no_grad()
@@ -126,15 +153,14 @@ class CandidateEvaluator:
         dense = self.evaluate([0] * len(self.sites))
         hidden = [state.hidden for state in self.states]
         losses: list[dict[int, float]] = [{} for _ in self.sites]
-        for index, block in enumerate(track(blocks(self.model), "search: sensitivities")):
-            for i, site in enumerate(self.sites):
-                if site.block == index:
+        for index in track(range(len(blocks(self.model))), "search: sensitivities"):
+            with self._opened(index):
+                for i in self._places[index]:
                     for level in anchors[i]:
-                        self._install(i, level)
+                        self.wanted[i] = level
                         losses[i][level] = max(0.0, self._loss(index, hidden) - dense)
-                    self._install(i, 0)
-            pairs = zip(hidden, self.states, strict=True)
-            hidden = [state.run(index, block, h) for h, state in pairs]
+                    self.wanted[i] = 0
+                hidden = self._behind(index, hidden)
         return losses
 
     @torch.no_grad()
@@ -166,14 +192,20 @@ class CandidateEvaluator:
     def _logits(
         self, start: int, entering: Sequence[Tensor]
     ) -> Iterator[Float[Tensor, "predictions classes"]]:
-        """Run the blocks from `start` on and the head, on one batch after the other."""
-        for state, compared, hidden in zip(self.states, self.compared, entering, strict=True):
-            for index, block in enumerate(blocks(self.model)):
-                if index >= start:
-                    hidden = state.run(index, block, hidden)
+        """Run the blocks from `start` on all batches, and the head on one after the other."""
+        hidden = [*entering]
+        for index in range(start, len(blocks(self.model))):
+            hidden = self._behind(index, hidden)
+        for state, compared, left in zip(self.states, self.compared, hidden, strict=True):
             with computing(state.in_bfloat16, self.model.device):
-                logits = predict(self.model, compared, hidden)
+                logits = predict(self.model, compared, left)
             yield logits.float()
+
+    def _behind(self, index: int, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """Return what a block with the levels that are wanted makes of each batch."""
+        with self._opened(index) as block:
+            pairs = zip(self.states, hidden, strict=True)
+            return [state.run(index, block, entering) for state, entering in pairs]
 
     def _loss(self, start: int, hidden: Sequence[Tensor]) -> float:
         """Return the objective in nats per prediction, with `hidden` entering block `start`.

@@ -6,8 +6,9 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,7 +20,17 @@ from pruning.calibration.moments import Moment, Moments, Split
 from pruning.latency.table import LatencyTable
 from pruning.models.shape import Shape, from_plain
 from pruning.models.shrink import copy_sharing_weights, shrink_
-from pruning.models.sites import Allocation, Site, add_bias_, projection, set_weight_, weight
+from pruning.models.sites import (
+    Allocation,
+    Site,
+    add_bias_,
+    blocks,
+    give_output_biases_,
+    projection,
+    set_weight_,
+    weight,
+)
+from pruning.models.streamed import is_streamed, opened, rewritten, written_before
 from pruning.solver.obs import least_squares
 from pruning.system.cache import Cache
 from pruning.system.files import to_json
@@ -93,10 +104,14 @@ class Levels(Mapping[Site, SiteLevels]):
 
         def build(directory: Path) -> None:
             by_site: dict[Site, SiteLevels] = {}
-            for site in track(prunable, "levels: sites"):
-                W = weight(projection(model, site)).detach()
-                split = moments.split(site, W.device)
-                by_site[site] = method.site_levels(site, W, split, table.levels(site))
+            of_blocks = groupby(track(prunable, "levels: sites"), key=lambda site: site.block)
+            for index, sites in of_blocks:
+                with opened(blocks(model)[index]):
+                    for site in sites:
+                        W = weight(projection(model, site)).detach()
+                        split = moments.split(site, W.device)
+                        by_site[site] = method.site_levels(site, W, split, table.levels(site))
+                        del split
             cls(by_site, moments).write(directory)
 
         shapes = [[level.plain for level in table.levels(site)] for site in prunable]
@@ -128,23 +143,56 @@ class Levels(Mapping[Site, SiteLevels]):
         self, dense: PreTrainedModel, choice: Sequence[int]
     ) -> tuple[PreTrainedModel, Allocation]:
         """Shrink a copy of the dense model, and solve the weights of the chosen levels."""
-        pruned, allocation = copy_sharing_weights(dense), self.allocation(choice)
-        shrink_(pruned, allocation)
-        for (site, keep), level in zip(allocation.items(), choice, strict=True):
-            if keep.any() and not keep.all():
-                W = weight(projection(dense, site))
-                W_K = self.kept_weight(site, level, W)
-                set_weight_(projection(pruned, site), W_K)
-                shift = self.kept_bias(site, level, W)
-                if shift is not None:
-                    add_bias_(pruned, site, shift)
-        return pruned, allocation
+        pruned = copy_sharing_weights(dense)
+        if any(self._of[site].bias and level for site, level in zip(self, choice, strict=True)):
+            give_output_biases_(pruned)
+        for index, levels in self._by_block(choice).items():
+            if written_before(dense, pruned, index, key := self._key(levels)) is not None:
+                self._resize_(pruned, levels)
+                continue
+            with rewritten(dense, pruned, index, key):
+                self._resize_(pruned, levels)
+                for site, level in levels.items():
+                    self._solve_(dense, pruned, site, level)
+        return pruned, self.allocation(choice)
+
+    def _resize_(self, pruned: PreTrainedModel, levels: dict[Site, int]) -> None:
+        """Give sites the shapes of their levels."""
+        shrink_(pruned, {site: self._of[site].keeps[level] for site, level in levels.items()})
+
+    def _by_block(self, choice: Sequence[int]) -> dict[int, dict[Site, int]]:
+        """Return the level of every site that loses something, by block."""
+        levels: dict[int, dict[Site, int]] = {}
+        for site, level in zip(self, choice, strict=True):
+            if not self._of[site].keeps[level].all():
+                levels.setdefault(site.block, {})[site] = level
+        return levels
+
+    def _key(self, levels: dict[Site, int]) -> list[Any]:
+        """Return all that decides what becomes of the sites of a block."""
+        return [self.identity, {site.name: level for site, level in levels.items()}]
+
+    def _solve_(
+        self, dense: PreTrainedModel, pruned: PreTrainedModel, site: Site, level: int
+    ) -> None:
+        """Give a site that was cut the weights of its level."""
+        if not self._of[site].keeps[level].any():
+            return
+        W = weight(projection(dense, site))
+        set_weight_(projection(pruned, site), self.kept_weight(site, level, W))
+        if (shift := self.kept_bias(site, level, W)) is not None:
+            add_bias_(pruned, site, shift)
 
     def timing_model(
         self, dense: PreTrainedModel, choice: Sequence[int]
     ) -> tuple[PreTrainedModel, Allocation]:
-        """Return a model of the same shapes, to time."""
-        return self.cut(dense, choice)
+        """Return a model of the same shapes, to time; of a streamed one the shapes alone."""
+        if not is_streamed(dense):
+            return self.cut(dense, choice)
+        pruned = copy_sharing_weights(dense)
+        for levels in self._by_block(choice).values():
+            self._resize_(pruned, levels)
+        return pruned, self.allocation(choice)
 
     def kept_weight(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
@@ -174,9 +222,8 @@ class Levels(Mapping[Site, SiteLevels]):
         return full, self._shift(site, level, W, fit)
 
     def _solve(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor:
-        H = moment.H.double()
         keep = self.columns(site, level).to(W.device)
-        return least_squares(W.double(), H, keep, self._of[site].ridge).to(W.dtype)
+        return least_squares(W.double(), moment.H, keep, self._of[site].ridge).to(W.dtype)
 
     def _shift(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor | None:
         keep = self.columns(site, level).to(W.device)

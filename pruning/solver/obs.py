@@ -75,7 +75,7 @@ def cholesky(H: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
     The addition starts at 1e-10 (1e-6 in float32) of the mean of a matrix's own diagonal and grows
     tenfold until the factorisation succeeds; ValueError when a matrix contains NaN or infinity.
     """
-    if not torch.isfinite(H).all():
+    if not (H.sum().isfinite() or torch.isfinite(H).all()):  # a sum takes no memory
         raise ValueError(f"A matrix to be factored is not finite in {H.dtype}")
     share = 1e-10 if H.dtype == torch.float64 else 1e-6
     first = share * H.diagonal(dim1=-2, dim2=-1).abs().mean(-1).clamp(min=1e-30)
@@ -111,16 +111,18 @@ def least_squares(
 
     `target` is T; without it y = W x and T = W H: what is minimised is tr(dW H dW^T), and with
     ridge 0 the result is W H[:,K] inv(H_KK), where greedy OBS ends. With an infinite ridge the
-    kept columns do not change. All matrices are of one precision, the result's.
+    kept columns do not change. All is computed in the precision of W, the result's.
     """
     if ridge == float("inf") or not keep.any() or (target is None and keep.all()):
         return W[:, keep]
-    H_KK = H[keep][:, keep]
+    K, R = (columns.nonzero().flatten() for columns in (keep, ~keep))
+    H_KK = H[K[:, None], K].to(W.dtype)
     if target is None:
-        missing = W[:, ~keep] @ H[~keep][:, keep]
+        missing = W[:, R] @ H[R[:, None], K].to(W.dtype)
     else:
-        missing = target[:, keep] - W[:, keep] @ H_KK
-    return W[:, keep] + torch.cholesky_solve(missing.T, cholesky(damped(H_KK, ridge))).T
+        missing = target[:, K].to(W.dtype) - W[:, K] @ H_KK
+    H_KK = damped(H_KK, ridge)  # the former is gone, as it may be large
+    return W[:, K] + torch.cholesky_solve(missing.T, cholesky(H_KK)).T
 
 
 def energy(W: Matrix, H: Moment) -> float:
@@ -263,7 +265,8 @@ class _Pass:
         self.G.addmm_(torch.cat([Q, U]).T, torch.cat([U, Q]), alpha=-1)
         if self.gone.sum() > len(self.gone) // 4:  # a smaller matrix is worth the copy
             stay = (~self.gone).repeat_interleave(self.width).nonzero().flatten()
-            self.Hinv, self.G = (A[stay[:, None], stay] for A in (self.Hinv, self.G))
+            self.Hinv = self.Hinv[stay[:, None], stay]
+            self.G = self.G[stay[:, None], stay]
             there = ~self.gone
             self.unit, self.idle, self.gone = self.unit[there], self.idle[there], self.gone[there]
 
@@ -373,11 +376,12 @@ def batched(W: Matrix, H: Moment, sizes: Sequence[int], damp: float = 0.0) -> Re
         U = _forward(L, Hinv[S])
         order.append(column[S])
         score.append(E.square().sum(1))
-        stay = torch.ones(len(column), dtype=torch.bool, device=W.device)
-        stay[S] = False
+        there = torch.ones(len(column), dtype=torch.bool, device=W.device)
+        there[S] = False
+        stay = there.nonzero().flatten()
         column, idle, U = column[stay], idle[stay], U[:, stay]
-        W = W[:, stay] - E.T @ U
-        Hinv = Hinv[stay][:, stay] - U.T @ U
+        W = W[:, stay].addmm_(E.T, U, alpha=-1)
+        Hinv = Hinv[stay[:, None], stay].addmm_(U.T, U, alpha=-1)
     return Removal(torch.cat(order), torch.cat(score))
 
 

@@ -74,26 +74,26 @@ class Ranks(Levels):
         A, B = self.factors(site, level, W, fit=True)
         return B @ A, None
 
+    def _resize_(self, pruned: PreTrainedModel, levels: dict[Site, int]) -> None:
+        """Put two projections in the place of each one whose rank falls, any rows and columns."""
+        for site, level in levels.items():
+            old, rank = projection(pruned, site), int(self._of[site].keeps[level].sum())
+            W = weight(old)
+            factor_(pruned, site, W[:rank], W[:, :rank], old.bias)  # type: ignore[arg-type]
+
     @torch.no_grad()
-    def cut(
-        self, dense: PreTrainedModel, choice: Sequence[int]
-    ) -> tuple[PreTrainedModel, Allocation]:
-        """Put two projections in the place of each one whose rank falls, in a copy of the model."""
-        pruned = copy_sharing_weights(dense)
-        for site, level in zip(self, choice, strict=True):
-            if level:
-                old = projection(dense, site)
-                factor_(pruned, site, *self.factors(site, level, weight(old)), old.bias)  # type: ignore[arg-type]
-        return pruned, self.allocation(choice)
+    def _solve_(
+        self, dense: PreTrainedModel, pruned: PreTrainedModel, site: Site, level: int
+    ) -> None:
+        """Put in the factors of a level."""
+        old = projection(dense, site)
+        factor_(pruned, site, *self.factors(site, level, weight(old)), old.bias)  # type: ignore[arg-type]
 
     def timing_model(
         self, dense: PreTrainedModel, choice: Sequence[int]
     ) -> tuple[PreTrainedModel, Allocation]:
         """Return a model of the same shapes with any rows and columns as factors."""
-        pruned, allocation = copy_sharing_weights(dense), self.allocation(choice)
-        for (site, keep), level in zip(allocation.items(), choice, strict=True):
-            if level:
-                old, rank = projection(dense, site), int(keep.sum())
-                W = weight(old)
-                factor_(pruned, site, W[:rank], W[:, :rank], old.bias)  # type: ignore[arg-type]
-        return pruned, allocation
+        pruned = copy_sharing_weights(dense)
+        for levels in self._by_block(choice).values():
+            self._resize_(pruned, levels)
+        return pruned, self.allocation(choice)
