@@ -53,7 +53,11 @@ def behind(
         job=job,
     )
     whole = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(dense.model)} | keeps
-    pruned, _ = sequential(context, experiment.method.ridges, lambda site, W, split: whole[site])
+    ridges, identity = (
+        experiment.method.ridges,
+        {site.name: k.tolist() for site, k in keeps.items()},
+    )
+    pruned, _ = sequential(context, ridges, lambda site, W, split: whole[site], identity)
     return pruned
 
 

@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,6 +21,7 @@ from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Kind, Site, a_norm, blocks, dividing_norms, projection, sub_block
 from pruning.models.sites import weight as matrix
 from pruning.models.streamed import opened
+from pruning.models.tensor_files import Place, described, places
 from pruning.system.cache import Cache
 from pruning.system.files import SCRATCH
 from pruning.system.progress import track
@@ -292,10 +291,9 @@ class Moments:
 
     def split(self, site: Site, device: torch.device) -> Split:
         """Read the moments of one site onto a device."""
-        with safe_open(self._file(site.block), "pt") as file:
-            share = float(file.metadata()[f"{site.reads}.share"])
-            fit, held = (_read(file, f"{site.reads}.{part}.", device) for part in PARTS)
-            return Split(fit, held, share)
+        lying, rest = described(self._file(site.block))
+        fit, held = (_read(lying, f"{site.reads}.{part}.", device) for part in PARTS)
+        return Split(fit, held, float(rest[f"{site.reads}.share"]))
 
     def all(self, site: Site, device: torch.device) -> Moment:
         """Return the moment of all tokens of one site, on a device."""
@@ -303,8 +301,7 @@ class Moments:
 
     def fit(self, site: Site, device: torch.device) -> Moment:
         """Read the moment of the tokens that are not held out onto a device."""
-        with safe_open(self._file(site.block), "pt") as file:
-            return _read(file, f"{site.reads}.fit.", device)
+        return _read(places(self._file(site.block)), f"{site.reads}.fit.", device)
 
     def _file(self, index: int) -> Path:
         return self.directory / f"block-{index:03}.safetensors"
@@ -322,9 +319,9 @@ def _stored(moment: Moment) -> dict[str, Tensor]:
     return {"H": packed(moment.H), "mean": moment.mean} | rest
 
 
-def _read(file: Any, path: str, device: torch.device) -> Moment:
+def _read(lying: dict[str, Place], path: str, device: torch.device) -> Moment:
     """Read what was written below `path`."""
-    H, mean = (file.get_tensor(f"{path}{name}").to(device) for name in ("H", "mean"))
-    variance = f"{path}variance"
-    rest = file.get_tensor(variance).to(device) if variance in file.keys() else None  # noqa: SIM118
+    H, mean = (lying[f"{path}{name}"].read().to(device) for name in ("H", "mean"))
+    variance = lying.get(f"{path}variance")
+    rest = None if variance is None else variance.read().to(device)
     return Moment(unpacked(H, len(mean)), mean, None, rest)

@@ -1,19 +1,22 @@
 """Token perplexity over non-overlapping windows, the quantity that pruning papers report."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
+from pruning.data.batch import Batch
 from pruning.data.bos import Encoder
+from pruning.models.blockwise import embed
+from pruning.models.sites import blocks, final
+from pruning.models.streamed import is_streamed, opened
 from pruning.system.progress import track
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+STATES = 2**28  # bytes of hidden states for which each block of a streamed model is read once
 
 
 def tokenize(encode: Encoder, documents: list[str], enough: int | None) -> Int[Tensor, " tokens"]:
@@ -42,7 +45,7 @@ def cut(
 
 @torch.no_grad()
 def token_perplexity(
-    model: "PreTrainedModel",
+    model: PreTrainedModel,
     tokens: Int[Tensor, " tokens"],
     window: int,
     batch: int,
@@ -59,11 +62,32 @@ def token_perplexity(
     assert len(rows), f"{len(tokens)} tokens do not fill one window of {window}"
     total = 0.0
     chunks = rows.split(batch)
-    for chunk in track(chunks, f"perplexity ({len(rows)} x {window})", total=len(chunks)):
-        chunk = chunk.to(model.device)
-        logits = model(input_ids=chunk, use_cache=False).logits
-        for row, targets in zip(logits, chunk, strict=True):  # one float32 copy at a time
+    answers = zip(chunks, _logits(model, chunks), strict=True)
+    for chunk, logits in track(answers, f"perplexity ({len(rows)} x {window})", total=len(chunks)):
+        # one float32 copy at a time
+        for row, targets in zip(logits, chunk.to(logits.device), strict=True):
             losses = cross_entropy(row[:-1].float(), targets[1:], reduction="none")
             total += losses.double().sum().item()
     mean = total / (rows.shape[0] * (window - 1))
     return math.exp(mean) if mean < 700 else math.inf
+
+
+def _logits(
+    model: PreTrainedModel, chunks: Sequence[Int[Tensor, "batch window"]]
+) -> Iterator[Float[Tensor, "batch window vocabulary"]]:
+    """Yield the logits of every chunk; a streamed block is read once for many of them."""
+    if not (isinstance(model, PreTrainedModel) and is_streamed(model)):
+        for chunk in chunks:
+            yield model(input_ids=chunk.to(model.device), use_cache=False).logits
+        return
+    size = chunks[0].numel() * model.config.hidden_size * model.dtype.itemsize
+    count = max(1, STATES // size)
+    for first in range(0, len(chunks), count):
+        some = chunks[first : first + count]
+        states = [embed(model, Batch(chunk, torch.ones_like(chunk))) for chunk in some]
+        for index, block in enumerate(blocks(model)):
+            with opened(block):
+                for state in states:
+                    state.advance(index, block)
+        for state in states:
+            yield final(model, state.hidden.to(model.device))

@@ -20,10 +20,13 @@ from pruning.calibration.moments import stored_bytes
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job import stages
+from pruning.job.memory import memory, of_blocks
 from pruning.latency.estimate import profile_seconds
 from pruning.methods.method import Method, PruningContext
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import sites
+from pruning.models.stand_in import timed
+from pruning.models.streamed import is_streamed
 from pruning.system.cache import Cache, digest
 from pruning.system.device_locks import computing_on
 from pruning.system.job import Job
@@ -118,9 +121,12 @@ def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimat
     estimate.add("evaluate the pruned model", False, _read(suite))
     console.print(estimate.table(name))
     total = sum(seconds or 0.0 for _, _, seconds in estimate.rows)
+    took = f"{memory(dense.model, tokens) / GIB:.1f} GiB of memory at the peak"
+    if is_streamed(dense.model):
+        took = f"{of_blocks(experiment, dense.model) / GIB:.1f} GiB more, one block at a time"
     console.print(
         f"about {total / 60:.0f} minutes, solves, measure and lm-eval's tasks not counted; about "
-        f"{memory(dense.model, tokens) / GIB:.1f} GiB of memory at the peak, and "
+        f"{took}, and "
         f"{stored_bytes(sites(dense.model)) / GIB:.1f} GiB of disk for its moments"
     )
     return estimate
@@ -135,7 +141,7 @@ def _add_measured(
         table = experiment.hardware.profile(loaded.model, sites, job.cache, experiment.runtime)
     how, seconds = experiment.hardware.measurement(loaded.model, experiment.runtime), None
     if table is None and how is not None:
-        seconds = profile_seconds(loaded.model, how, sites)
+        seconds = profile_seconds(timed(loaded.model), how, sites)
     estimate.add_timed("profile", table is not None, seconds)
     text_alone = replace(suite, tasks={}, labelled={}, questions={})
     whole, text = (_is_known(part, loaded, job.cache) for part in (suite, text_alone))
@@ -173,11 +179,3 @@ def _forward(model: "PreTrainedModel", batch: "Batch") -> float:
     start = time.perf_counter()
     model(**batch.inputs(model.device))
     return (time.perf_counter() - start) / batch.tokens
-
-
-def memory(model: "PreTrainedModel", tokens: int) -> float:
-    """Return bytes: dense and pruned weights, the text in front of a block, its moments, twice."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    stream = tokens * model.config.hidden_size * 4
-    moments = sum(s.columns**2 * 4 for s in sites(model) if s.block == 0)
-    return 2 * (weights + moments) + stream

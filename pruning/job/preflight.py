@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
+from pruning.job.memory import check_memory, check_streamed
 from pruning.models.sites import positions
 from pruning.recovery.recovery import Training
 from pruning.search.search import Guided
@@ -22,6 +23,8 @@ def preflight(
     cache: Cache,
 ) -> None:
     """Raise ValueError where the runtime, the suite, a length or a token is not for this model."""
+    check_streamed(experiment, model)
+    check_memory(experiment, model)
     experiment.runtime.check(model, tokenizer)
     suite.check(model, tokenizer)
     _check_lengths(experiment, model)

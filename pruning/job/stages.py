@@ -20,6 +20,7 @@ from pruning.methods.method import Plan
 from pruning.models import checkpoint
 from pruning.models.allocation import composed, read_allocation
 from pruning.models.loaded import LoadedModel
+from pruning.models.streamed import keep_blocks_in_
 from pruning.models.weights import check_finite
 from pruning.system.job import Job
 
@@ -33,6 +34,7 @@ def load(experiment: Experiment, suite: Suite, job: Job) -> LoadedModel:
     with job.stopwatch("load"):
         dense = LoadedModel(*experiment.model.load(job.cache, job.device, experiment.task))
         preflight(experiment, suite, dense.model, dense.tokenizer, job.cache)
+        keep_blocks_in_(dense.model, job.out / UNTRAINED / "blocks")
     return dense
 
 

@@ -45,12 +45,13 @@ class Local(Working):
         """Time what the sites have at every level, once per shape and environment."""
         from pruning.latency.profile import profile
         from pruning.latency.table import LatencyTable
+        from pruning.models.stand_in import timed
 
         how = self.measurement(model, runtime)
 
         def build(directory: Path) -> None:
             with exclusive(model.device):
-                profile(model, how, sites).write(directory / "table.json")
+                profile(timed(model), how, sites).write(directory / "table.json")
 
         entry = cache.stage("profile", self._identity(model, sites, how), build)
         return LatencyTable.read(entry / "table.json")
@@ -68,6 +69,7 @@ class Local(Working):
     ) -> dict[str, Any]:
         """Return what a profile depends on: class, config, shapes, precision, work, machine."""
         from pruning.latency.profile import in_a_row
+        from pruning.models.streamed import is_streamed
         from pruning.system.environment import machine
 
         runtime, device = how.runtime, model.device
@@ -76,6 +78,7 @@ class Local(Working):
         # eager PyTorch is told by the environment alone
         options = runtime.choices.values()
         engine = [] if runtime == EAGER else [runtime.name, runtime.version, *options]
+        stands_in = {"stands_in": True} if is_streamed(model) else {}
         config = json.loads(model.config.to_json_string(use_diff=False))
         shapes = {name: [*tensor.shape] for name, tensor in model.state_dict().items()}
         return {
@@ -89,6 +92,7 @@ class Local(Working):
             # a table that noise may have spoilt is none for those who would have refused it
             "measurement": [self.repetitions, self.alignment, self.noise is None, *times],
             "environment": machine(),
+            **stands_in,
         }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from pruning.latency.timer import Timing, in_turns
+from pruning.models.stand_in import timed
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.workload import Workload
 from pruning.system.device_locks import exclusive
@@ -42,7 +43,7 @@ class Measurement:
         """Time both models end to end in turns, as often as `pairs` asks for."""
         with exclusive(dense.device):
             call = self.runtime.end_to_end
-            calls = call(dense, self.work), call(pruned, self.work)
+            calls = call(timed(dense), self.work), call(timed(pruned), self.work)
             timings = in_turns(calls, dense.device, *self.pairs(confirm), "measure: end to end")
         for name, timing in zip(("dense", "pruned"), timings, strict=True):
             if timing.spread > NOISY:

@@ -83,6 +83,7 @@ class Method(Options, ABC):
     search_type: ClassVar[type[Search]]  # what it lets decide how much of every site goes
     ratio_option: ClassVar[str] = ""  # the option that may take the place of a speedup
     supports_gradual: ClassVar[bool] = True  # whether it can go on with a model that it has pruned
+    streams: ClassVar[bool] = True  # whether one block in memory at a time is enough for it
     name: str = MISSING  # that its jobs are named by
 
     def sites(self, model: "PreTrainedModel") -> "list[Site]":

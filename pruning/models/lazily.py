@@ -79,8 +79,8 @@ def loaded_streamed(
     }
     if said_of := [f"{what} {listed(which)}" for what, which in faults.items() if which]:
         raise ValueError(
-            f"{said}: weights and config.json differ: {'; '.join(said_of)}: correct config.json, or "
-            "give the whole checkpoint, or model.resident=true"
+            f"{said}: weights and config.json differ: {'; '.join(said_of)}: correct config.json, "
+            "or give the whole checkpoint, or model.resident=true"
         )
     prefix, dtype = f"{architecture(model).blocks}.", model.dtype
     for name, tensor in own.items():

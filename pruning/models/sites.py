@@ -307,7 +307,9 @@ def replace_weight_(module: nn.Module, W: Float[Tensor, "rows columns"]) -> None
 def give_output_biases_(model: PreTrainedModel) -> None:
     """Give all output projections biases of zeros, where the family has none."""
     a = architecture(model)
-    outputs = [find(block, path) for block in blocks(model) for path in (a.attention_output, a.ffn_output)]
+    outputs = [
+        find(block, path) for block in blocks(model) for path in (a.attention_output, a.ffn_output)
+    ]
     if any(isinstance(module, nn.Linear) and module.bias is None for module in outputs):
         add_output_biases_(blocks(model), a)
         model.config.output_bias = True  # type: ignore[attr-defined]

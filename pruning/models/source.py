@@ -133,7 +133,8 @@ class Model(Options):
             with reading(where, self._said, self.revision):
                 tokenizer = AutoTokenizer.from_pretrained(where, revision=self.revision)
             given = {"dtype": self._dtype(device), "attn_implementation": self.implementation}
-            make = partial(kind._from_config if own else kind.from_config, config, **given)
+            build: Any = kind
+            make = partial(build._from_config if own else build.from_config, config, **given)
             if task is None and not self._fits_whole(make, device):
                 lying = checkpoint(where, self.revision, self._said)
                 return loaded_streamed(make, lying, where, self._said, device), tokenizer

@@ -6,7 +6,7 @@ loop over blocks is the same for both.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -49,6 +49,18 @@ def stream_(block: nn.Module, source: Source) -> None:
     close_(block)
 
 
+def resident_(block: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Let a streamed block have these weights from now on."""
+    for hooks in (block._forward_pre_hooks, block._forward_hooks):
+        for number, hook in [*hooks.items()]:
+            if hook in (_open_for_call, _close_after_call):
+                del hooks[number]
+                block._forward_hooks_always_called.pop(number, None)
+    del block.source
+    for name, values in weights.items():
+        _set(block, name, values)
+
+
 def is_streamed(model: PreTrainedModel) -> bool:
     """Tell whether the blocks of a model stay in files."""
     return any(hasattr(block, "source") for block in blocks(model))
@@ -60,7 +72,7 @@ def is_closed(block: nn.Module) -> bool:
 
 
 @contextmanager
-def opened(block: nn.Module) -> Iterator[nn.Module]:
+def opened(block: nn.Module) -> Generator[nn.Module]:
     """Give a block with its weights: they are read, and freed by whoever opened it first."""
     if not is_closed(block):
         yield block
@@ -129,7 +141,7 @@ def weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 @contextmanager
 def rewritten(
     dense: PreTrainedModel, pruned: PreTrainedModel, index: int, key: Any
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor]]:
     """Open a block of a dense model, and the same one of a copy, which is to be changed.
 
     Both share their weights. The changed block of a streamed model is written to a file named by

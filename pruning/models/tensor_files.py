@@ -38,7 +38,7 @@ class Place:
     def read(self) -> Tensor:
         """Read the tensor; ValueError where the file is gone or cut short."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
-        left = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+        left = tensor.view(-1).view(torch.uint8).numpy().data
         try:
             with self.file.open("rb", buffering=0) as file:
                 file.seek(self.start)
@@ -47,33 +47,36 @@ class Place:
         except OSError as error:
             raise ValueError(f"{self.file} cannot be read ({error.strerror})") from error
         if left:
-            raise ValueError(
-                f"{self.file} is damaged ({len(left)} bytes are missing): remove it and download it "
-                "again"
-            )
+            said = f"{self.file} is damaged ({len(left)} bytes are missing)"
+            raise ValueError(f"{said}: remove it and download it again")
         return tensor
 
 
 def places(file: Path) -> dict[str, Place]:
     """Return where each tensor of a file lies, by name; ValueError where it is not whole."""
+    return described(file)[0]
+
+
+def described(file: Path) -> tuple[dict[str, Place], dict[str, str]]:
+    """Return where each tensor of a file lies, and what else its header says."""
     try:
         with file.open("rb") as opened:
             (length,) = LENGTH.unpack(opened.read(LENGTH.size))
             header = json.loads(opened.read(length))
-        header.pop("__metadata__", None)
-        first = LENGTH.size + length
-        lying = {
-            name: Place(file, first + at[0], DTYPES[entry["dtype"]], tuple(entry["shape"]))
-            for name, entry in header.items()
-            for at in (entry["data_offsets"],)
-        }
-        end = first + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        rest = header.pop("__metadata__", {})
+        first, end = LENGTH.size + length, LENGTH.size + length
+        lying: dict[str, Place] = {}
+        for name, entry in header.items():
+            start, stop = entry["data_offsets"]
+            shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+            lying[name] = Place(file, first + start, dtype, shape)
+            end = max(end, first + stop)
     except OSError as error:
         raise ValueError(f"{file} cannot be read ({error.strerror})") from error
     except (struct.error, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
-        raise ValueError(f"{file} is damaged (its header): remove it and download it again") from error
+        said = f"{file} is damaged (its header)"
+        raise ValueError(f"{said}: remove it and download it again") from error
     if (size := file.stat().st_size) < end:
-        raise ValueError(
-            f"{file} is damaged ({size} of {end} bytes are there): remove it and download it again"
-        )
-    return lying
+        said = f"{file} is damaged ({size} of {end} bytes are there)"
+        raise ValueError(f"{said}: remove it and download it again")
+    return lying, rest

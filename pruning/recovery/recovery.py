@@ -1,6 +1,7 @@
 """What happens to a pruned model: the config group `recovery`."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from omegaconf import MISSING
 
@@ -13,6 +14,7 @@ class Recovery(Options):
     """What happens to a model after it was pruned."""
 
     where = "recovery"
+    streams: ClassVar[bool] = False  # whether one block in memory at a time is enough for it
     name: str = MISSING  # that results name it by
 
     def before(self, speedup: float | None) -> float | None:
@@ -36,6 +38,7 @@ class Recovery(Options):
 class NoRecovery(Recovery):
     """Nothing: the model stays as the method made it."""
 
+    streams: ClassVar[bool] = True
     name: str = "none"
 
 

@@ -73,7 +73,7 @@ def _tokens(job: Experiment, model: "PreTrainedModel") -> float:
 
 def _memory(job: Experiment, model: "PreTrainedModel", parameters: int) -> float:
     """Return bytes: those of a dry run, or of a training beside the dense model."""
-    from pruning.job.dry_run import memory
+    from pruning.job.memory import memory
 
     training = 0
     if isinstance(job.recovery, Training):

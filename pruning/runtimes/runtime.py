@@ -26,6 +26,7 @@ class Runtime(Options, ABC):
     phases: ClassVar[tuple[Phase, ...]]  # that it runs
     exports: ClassVar[bool] = False  # whether it serves a format of its own
     projections: ClassVar[bool] = False  # whether a projection by itself costs what it does inside
+    streams: ClassVar[bool] = False  # whether it times models whose weights share memory
     native: ClassVar[bool] = False  # whether dense models have code that pruned ones cannot use
     name: str = MISSING  # that results and tables name it by
 

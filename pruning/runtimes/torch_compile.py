@@ -19,6 +19,7 @@ class TorchCompile(Runtime):
 
     # not generate, whose loop is not compiled
     phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.encode)
+    streams: ClassVar[bool] = True
 
     name: str = "torch_compile"
 

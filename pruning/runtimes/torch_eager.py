@@ -18,6 +18,7 @@ class TorchEager(Runtime):
 
     phases: ClassVar[tuple[Phase, ...]] = tuple(Phase)
     projections: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
     name: str = "torch"
 

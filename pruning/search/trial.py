@@ -1,6 +1,6 @@
 """Measure candidates in place: the calibration loss of a model with some levels installed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,8 +100,8 @@ class CandidateEvaluator:
             self._install(index, 0)
 
     @contextmanager
-    def _opened(self, index: int) -> Iterator[nn.Module]:
-        """Give a block with the levels that are wanted; a streamed one is dense once it is closed."""
+    def _opened(self, index: int) -> Generator[nn.Module]:
+        """Give a block with the levels that are wanted; it is dense again once it is closed."""
         block, mine = blocks(self.model)[index], self._places[index]
         closes = is_closed(block)
         with opened(block):

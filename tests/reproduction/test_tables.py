@@ -13,7 +13,7 @@ import torch
 from pruning import cli
 from pruning.composition import compose
 from pruning.evaluation.parts import LmEvalTask
-from pruning.job.dry_run import memory
+from pruning.job.memory import memory
 from pruning.latency.cost_models import Proxy
 from pruning.methods.blocks import Blocks, removable
 from pruning.models.sites import sites

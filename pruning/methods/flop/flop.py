@@ -29,6 +29,7 @@ class FLOP(Recipe, Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/1910.04732"
     search_type: ClassVar[type[Guided]] = Guided
     supports_gradual: ClassVar[bool] = False
+    streams: ClassVar[bool] = False
     ratio_option: ClassVar[str] = "sparsity"
 
     name: str = "flop"

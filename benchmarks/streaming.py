@@ -1,0 +1,220 @@
+"""Does a streamed job stay within a memory limit, and end as a resident one? One JSON line.
+
+    python benchmarks/streaming.py [--shape smollm2-1.7b] [--blocks 24] [--methods ziplm,slimgpt] \
+        [--limit 2.5e9] [--out outputs/streaming] [--alone] [overrides of the job]
+
+A checkpoint of a published shape is written with random weights, one block after the other. Each
+method prunes it to 1.5x by a roofline, in a process of its own that the system gives no more than
+`--limit` bytes (RLIMIT_DATA: all memory that is written), and once more with all weights in memory
+and no limit, unless `--alone`. Resident bytes are sampled all the while, files that are mapped
+among them. Neither shares a cache with the other.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+SHAPES: dict[str, dict[str, Any]] = {  # as the config.json of each says
+    "smollm2-1.7b": {
+        "vocab_size": 49152,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "tie_word_embeddings": True,
+    },
+    "llama2-7b": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "small": {  # that its weights take more than its solver
+        "vocab_size": 512,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 8,
+        "tie_word_embeddings": True,
+    },
+    "tiny": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "tie_word_embeddings": True,
+    },
+}
+HASTY = {  # few levels and candidates, whose solving is what takes long
+    "": ["hardware.alignment=1024", "method.ridges=[0.1]"],
+    "ziplm": ["search.anchors=[0.5]", "search.balances=[1.0]", "search.tokens=384"],
+    "slimgpt": [],
+}
+EVERY = 0.02  # seconds between samples
+
+
+def write(shape: str, blocks: int | None, directory: Path) -> None:
+    """Write a checkpoint of random weights, a shard per block, and its tokenizer."""
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    given = SHAPES[shape] | ({"num_hidden_layers": blocks} if blocks else {})
+    config = LlamaConfig(**given, architectures=["LlamaForCausalLM"], dtype="bfloat16")
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    directory.mkdir(parents=True)
+    generator, where = torch.Generator().manual_seed(0), {}
+    of_files: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[2] if ".layers." in name else "rest"
+        of_files.setdefault(f"model-{part}.safetensors", {})[name] = parameter.shape
+    for file, shapes in of_files.items():
+        tensors = {
+            name: torch.ones(size, dtype=torch.bfloat16)
+            if "norm" in name
+            else torch.empty(size, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+            for name, size in shapes.items()
+        }
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(tensors, file)
+    index = {"metadata": {}, "weight_map": where}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    config.save_pretrained(directory)
+    words = {"<unk>": 0, **{f"w{i}": i for i in range(1, config.vocab_size)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(
+        directory
+    )
+    drawn = torch.randint(1, config.vocab_size, (200, 300), generator=generator).tolist()
+    lines = (json.dumps({"text": " ".join(f"w{i}" for i in line)}) + "\n" for line in drawn)
+    (directory / "text.jsonl").write_text("".join(lines))
+
+
+class Sampler(threading.Thread):
+    """Keeps the largest number of resident bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most, self.ended = 0, threading.Event()
+
+    def run(self) -> None:
+        """Read what this process has until it ends."""
+        while not self.ended.wait(EVERY):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.most = max(self.most, pages * resource.getpagesize())
+
+
+def prune(method: str, model: Path, out: Path, limit: float | None, overrides: list[str]) -> None:
+    """Run a job within a limit; leave what it took beside its files."""
+    if limit:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
+    sampler = Sampler()
+    sampler.start()
+    from pruning.composition import compose
+    from pruning.job.job import job
+
+    experiment = compose(
+        [
+            "model=local",
+            f"model.path={model}",
+            "model.name=random",
+            "model.dtype=bfloat16",
+            f"model.resident={limit is None}",
+            "hardware=cpu-2",
+            f"method={method}",
+            "speedup=1.5",
+            "calibration=text",
+            f"calibration.text.path={model / 'text.jsonl'}",
+            "calibration.tokens=2048",
+            "calibration.sequence_length=128",
+            "calibration.batch=2",
+            "suite=none",
+            "tracker=none",
+            f"cache={out / 'cache'}",
+            *HASTY[""],
+            *HASTY[method],
+            *overrides,
+        ]
+    )
+    start = time.perf_counter()
+    result = job(experiment, out, lambda experiment: "benchmark")
+    assert result is not None
+    sampler.ended.set()
+    took = {
+        "peak_gb": round(sampler.most / 1e9, 3),
+        "seconds": round(time.perf_counter() - start, 1),
+        "stages": {name: round(seconds, 1) for name, seconds in result.seconds.items()},
+        "speedup": result.speedup.predicted,
+    }
+    (out / "took.json").write_text(json.dumps(took))
+
+
+def alike(one: Path, other: Path) -> dict[str, Any]:
+    """Compare what two jobs kept, and the weights of their models."""
+    from pruning.models.lazily import checkpoint
+
+    kept = [(out / "allocation.json").read_text() for out in (one, other)]
+    first, second = (checkpoint(str(out / "model"), None, str(out)) for out in (one, other))
+    same = first.keys() == second.keys() and kept[0] == kept[1]
+    most = (
+        max(
+            float((first[name].read().float() - second[name].read().float()).abs().max())
+            for name in first
+        )
+        if same
+        else None
+    )
+    return {"same_allocation": kept[0] == kept[1], "largest_difference": most}
+
+
+def main() -> None:
+    """Write the checkpoint, run the jobs, and print what they took and how they differ."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="smollm2-1.7b", choices=SHAPES)
+    parser.add_argument("--blocks", type=int, help="fewer than the shape has")
+    parser.add_argument("--methods", default="ziplm,slimgpt")
+    parser.add_argument("--limit", type=float, default=2.5e9, help="bytes")
+    parser.add_argument("--out", type=Path, default=Path("outputs/streaming"))
+    parser.add_argument("--alone", action="store_true", help="no resident job beside it")
+    parser.add_argument("--one", help="a job, in this process; for this script's use")
+    arguments, overrides = parser.parse_known_args()
+    out: Path = arguments.out.resolve()
+    model = out / f"{arguments.shape}-{arguments.blocks or 'all'}"
+    if arguments.one:
+        method, kind = arguments.one.split("-")
+        limit = arguments.limit if kind == "streamed" else None
+        prune(method, model, out / f"{model.name}-{arguments.one}", limit, overrides)
+        return
+    if not (model / "text.jsonl").exists():
+        write(arguments.shape, arguments.blocks, model)
+    where = dict(os.environ)
+    where["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[1]), where.get("PYTHONPATH", "")]
+    )
+    said: dict[str, Any] = {"benchmark": "streaming", "shape": model.name, "limit": arguments.limit}
+    for method in arguments.methods.split(","):
+        outs = {}
+        for kind in ("streamed",) if arguments.alone else ("streamed", "resident"):
+            one = f"{method}-{kind}"
+            outs[kind] = out / f"{model.name}-{one}"
+            subprocess.run([sys.executable, *sys.argv, "--one", one], env=where, check=True)
+            said[one] = json.loads((outs[kind] / "took.json").read_text())
+        if not arguments.alone:
+            said[method] = alike(*outs.values())
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()
