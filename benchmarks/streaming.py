@@ -4,10 +4,10 @@
         [--limit 2.5e9] [--out outputs/streaming] [--alone] [overrides of the job]
 
 A checkpoint of a published shape is written with random weights, one block after the other. Each
-method prunes it to 1.5x by a roofline, in a process of its own that the system gives no more than
-`--limit` bytes (RLIMIT_DATA: all memory that is written), and once more with all weights in memory
-and no limit, unless `--alone`. Resident bytes are sampled all the while, files that are mapped
-among them. Neither shares a cache with the other.
+method prunes it to 1.5x by a table of few levels, in a process of its own that the system gives no
+more than `--limit` bytes (RLIMIT_DATA: all memory that is written), and once more with all weights
+in memory and no limit, unless `--alone`. Resident bytes are sampled all the while, files that are
+mapped among them. Neither shares a cache with the other.
 """
 
 import argparse
@@ -54,11 +54,13 @@ SHAPES: dict[str, dict[str, Any]] = {  # as the config.json of each says
         "tie_word_embeddings": True,
     },
 }
-HASTY = {  # few levels and candidates, whose solving is what takes long
-    "": ["hardware.alignment=1024", "method.ridges=[0.1]"],
-    "ziplm": ["search.anchors=[0.5]", "search.balances=[1.0]", "search.tokens=384"],
+HASTY = {  # few candidates, whose solving is what takes long
+    "": ["method.ridges=[0.1]"],
+    "ziplm": ["search.anchors=[0.5]", "search.balances=[1.0]", "search.tokens=256"],
     "slimgpt": [],
 }
+SHARES = (1.0, 0.75, 0.5, 0.0)  # levels of attention
+WIDTHS = (1.0, 0.5, 0.0)  # and of FFNs
 EVERY = 0.02  # seconds between samples
 
 
@@ -69,7 +71,7 @@ def write(shape: str, blocks: int | None, directory: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    given = SHAPES[shape] | ({"num_hidden_layers": blocks} if blocks else {})
+    given: dict[str, Any] = SHAPES[shape] | ({"num_hidden_layers": blocks} if blocks else {})
     config = LlamaConfig(**given, architectures=["LlamaForCausalLM"], dtype="bfloat16")
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
@@ -91,6 +93,7 @@ def write(shape: str, blocks: int | None, directory: Path) -> None:
     index = {"metadata": {}, "weight_map": where}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     config.save_pretrained(directory)
+    write_table(config, directory / "table.json")
     words = {"<unk>": 0, **{f"w{i}": i for i in range(1, config.vocab_size)}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -100,6 +103,21 @@ def write(shape: str, blocks: int | None, directory: Path) -> None:
     drawn = torch.randint(1, config.vocab_size, (200, 300), generator=generator).tolist()
     lines = (json.dumps({"text": " ".join(f"w{i}" for i in line)}) + "\n" for line in drawn)
     (directory / "text.jsonl").write_text("".join(lines))
+
+
+def write_table(config: Any, path: Path) -> None:
+    """Write a latency table of few levels, in which time is what a level has of the parameters."""
+    from pruning.latency.table import LatencyTable
+    from pruning.models.shape import Heads, Width
+
+    heads, width = config.num_attention_heads, config.intermediate_size
+    parts: dict[str, Any] = {
+        "attention": {Heads(round(s * heads), int(s > 0)): s for s in SHARES},
+        "ffn": {Width(round(s * width)): 3 * s for s in WIDTHS},
+    }
+    count = config.num_hidden_layers
+    setting = {"phase": "prefill", "batch": 1, "sequence": 256, "tokens": 0}
+    LatencyTable(parts, 0.1, count, 1.0, 4.0 * count + 0.1, setting=setting).write(path)
 
 
 class Sampler(threading.Thread):
@@ -132,7 +150,8 @@ def prune(method: str, model: Path, out: Path, limit: float | None, overrides: l
             "model.name=random",
             "model.dtype=bfloat16",
             f"model.resident={limit is None}",
-            "hardware=cpu-2",
+            "hardware=file",
+            f"hardware.path={model / 'table.json'}",
             f"method={method}",
             "speedup=1.5",
             "calibration=text",

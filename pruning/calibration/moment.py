@@ -1,5 +1,7 @@
 """The moments of one site, and the running sums that they come from."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +54,12 @@ def packed(H: Float[Tensor, "columns columns"]) -> Float[Tensor, " stored"]:
 
     Of every `STORED` rows those columns that do not lie left of them, one after the other.
     """
-    return torch.cat([H[top : top + STORED, top:].flatten() for top in range(0, len(H), STORED)])
+    stored, start = H.new_empty(stored_numbers(len(H))), 0
+    for top in range(0, len(H), STORED):
+        rows = H[top : top + STORED, top:]
+        stored[start : start + rows.numel()].view(rows.shape).copy_(rows)
+        start += rows.numel()
+    return stored
 
 
 def stored_numbers(columns: int) -> int:
@@ -85,6 +92,24 @@ class Split:
     def all(self) -> Moment:
         """Return the moment of all tokens."""
         return self.fit.mixed(self.held, self.share)
+
+    def merged_(self) -> Moment:
+        """Return the moment of all tokens; the matrices of the split are used up and freed."""
+        merged = self.all
+        nothing = merged.H.new_empty(0, 0)
+        self.fit.H = self.held.H = nothing
+        return merged
+
+
+@contextmanager
+def packed_away(split: Split) -> Generator[None]:
+    """Keep the two matrices of a split in the memory of one while it is not looked at."""
+    moments = (split.fit, split.held)
+    for moment in moments:
+        moment.H = packed(moment.H)
+    yield
+    for moment in moments:
+        moment.H = unpacked(moment.H, len(moment.mean))
 
 
 class Accumulator:

@@ -8,8 +8,8 @@ from pruning.models.streamed import is_streamed
 from pruning.search.search import Guided
 from pruning.system.memory import available
 
-FLOATS = 3  # matrices of a site in float32 at once: moments to fit, held out, and of both
-DOUBLES = 2  # and in float64, while units are ordered
+FLOATS = 2  # matrices of a site in float32 at once: its moment, and what it is of, packed
+DOUBLES = 1  # and in float64, while units are ordered
 LOGITS = 3  # numbers that a search keeps of every prediction and token
 
 
@@ -30,7 +30,9 @@ def of_blocks(experiment: Experiment, model: PreTrainedModel) -> int:
     numbers = max(sum(p.numel() for p in block.parameters()) for block in blocks(model))
     stream = tokens * model.config.hidden_size
     columns = max((site.columns for site in sites(model)), default=0)
-    solver, logits = (4 * FLOATS + 8 * DOUBLES) * columns**2, 0
+    solver = (4 * FLOATS + 8 * DOUBLES) * columns**2
+    solver += (4 + 8) * columns * model.config.hidden_size  # of the weights
+    logits = 0
     if isinstance(search, Guided):
         compared = min(search.predictions or search.tokens, search.tokens)
         logits = 4 * LOGITS * compared * model.config.vocab_size

@@ -57,7 +57,7 @@ class LevelsPlan(Plan):
         choice = self._chosen(shapes)
         if self._behind:
             keeps, identity = self.levels.allocation(choice), [self.levels.identity, choice]
-            given = self.context, self.ridges, lambda site, W, split: keeps[site]
+            given = self.context, self.ridges, lambda site, W, H: keeps[site]
             made = sequential(*given, identity)
         else:
             made = self.levels.cut(self.context.dense.model, choice)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Calibration, Target
+from pruning.calibration.moment import packed_away
 from pruning.calibration.moments import Reading, Split, block_moments, outputs
 from pruning.methods.method import PruningContext
 from pruning.models.blockwise import State, embed
@@ -45,12 +46,12 @@ def updates_behind(calibration: Calibration, ridges: Sequence[float]) -> bool:
 def sequential(
     context: PruningContext,
     ridges: Sequence[float],
-    decide: Callable[[Site, Float[Tensor, "rows columns"], Split], Keep],
+    decide: Callable[[Site, Float[Tensor, "rows columns"], Float[Tensor, "columns columns"]], Keep],
     identity: Any,
 ) -> tuple[PreTrainedModel, Allocation]:
     """Prune block after block: attention, then the FFN behind it, then on to the next block.
 
-    `decide` says what a site keeps, from its dense weight and its moments in the pruned stream;
+    `decide` says what a site keeps, from its dense weight and E[x x^T] in the pruned stream;
     the kept weights are then solved from these, with the ridge of the least held-out error.
     `identity` stands for the decisions: by it a streamed model's blocks are known that an earlier
     start has pruned.
@@ -83,8 +84,10 @@ def sequential(
                 with context.job.stopwatch("solve"):
                     W = weight(projection(dense, site))
                     check_finite(site, W, split)
-                    W = W.to(split.fit.H.dtype)
-                    allocation[site] = beside[site.name] = keep = decide(site, W, split)
+                    W, H = W.to(split.fit.H.dtype), split.all.H
+                    with packed_away(split):
+                        allocation[site] = beside[site.name] = keep = decide(site, W, H)
+                    del H
                     partly = keep.any() and not keep.all()  # else it is the dense one, or gone
                     W_K = _solved(site, W, split, keep, ridges) if partly else None
                 del split, W  # the next site's take their place
@@ -112,8 +115,11 @@ def _key(context: PruningContext, fast: bool, ridges: Sequence[float], identity:
 def _solved(
     site: Site, W: Tensor, split: Split, keep: Keep, ridges: Sequence[float]
 ) -> Float[Tensor, "rows kept"]:
-    """Return the kept weights, solved from all tokens once the ridge is chosen."""
+    """Return the kept weights, solved from all tokens once the ridge is chosen.
+
+    The split is used up.
+    """
     ridge = choose_ridge(HeldOut(site, W, split), [keep], ridges)
-    columns, both = keep.repeat_interleave(site.width).to(W.device), split.all
+    columns, both = keep.repeat_interleave(site.width).to(W.device), split.merged_()
     target = None if both.target is None else both.target.double()
     return least_squares(W.double(), both.H, columns, ridge, target).to(W.dtype)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.calibration.calibration import Calibration
-    from pruning.calibration.moments import Split
     from pruning.latency.table import Shapes
     from pruning.models.sites import Allocation, Site
     from pruning.solver.obs import Removal, Units
@@ -148,9 +147,8 @@ class SchedulePlan(Plan):
         from pruning.methods.sequential import sequential
         from pruning.solver.ordering import kept_units
 
-        def decide(site: "Site", W: "Tensor", split: "Split") -> "Tensor":
-            H, damp = split.all.H, self.method.damp
-            return kept_units(site, W, H, [shapes[site]], self._remove, damp)[0]
+        def decide(site: "Site", W: "Tensor", H: "Tensor") -> "Tensor":
+            return kept_units(site, W, H, [shapes[site]], self._remove, self.method.damp)[0]
 
         chosen = [asdict(self.method), {site.name: shape.plain for site, shape in shapes.items()}]
         return sequential(self.context, self.method.ridges, decide, chosen)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,7 +34,7 @@ from pruning.models.sites import (
 from pruning.models.streamed import is_streamed, opened, rewritten, written_before
 from pruning.solver.obs import least_squares
 from pruning.system.cache import Cache
-from pruning.system.files import to_json
+from pruning.system.files import to_json, whole_directory
 from pruning.system.progress import track
 
 
@@ -104,15 +105,17 @@ class Levels(Mapping[Site, SiteLevels]):
 
         def build(directory: Path) -> None:
             by_site: dict[Site, SiteLevels] = {}
+            kept = cache.checkpoints(key)  # of blocks that an earlier start has finished
             of_blocks = groupby(track(prunable, "levels: sites"), key=lambda site: site.block)
-            for index, sites in of_blocks:
-                with opened(blocks(model)[index]):
-                    for site in sites:
-                        W = weight(projection(model, site)).detach()
-                        split = moments.split(site, W.device)
-                        by_site[site] = method.site_levels(site, W, split, table.levels(site))
-                        del split
+            for index, sites in ((index, list(sites)) for index, sites in of_blocks):
+                finished = kept / f"{index:04}"
+                if not finished.exists():
+                    solved = _solved(model, sites, moments, method, table)
+                    with whole_directory(finished) as made:
+                        cls(solved, moments).write(made)
+                by_site |= cls.read(finished, sites, moments)
             cls(by_site, moments).write(directory)
+            shutil.rmtree(kept, ignore_errors=True)
 
         shapes = [[level.plain for level in table.levels(site)] for site in prunable]
         # not its name: uniform_ffn has the levels of ziplm
@@ -264,3 +267,21 @@ class Levels(Mapping[Site, SiteLevels]):
             fields["shapes"] = [from_plain(plain) for plain in fields["shapes"]]
             by_site[site] = SiteLevels(keeps=keeps[site.name], **fields)
         return cls(by_site, moments, directory.name)
+
+
+def _solved(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    moments: Moments,
+    method: Solves,
+    table: LatencyTable,
+) -> dict[Site, SiteLevels]:
+    """Return the levels of the sites of one block."""
+    solved: dict[Site, SiteLevels] = {}
+    with opened(blocks(model)[sites[0].block]):
+        for site in sites:
+            W = weight(projection(model, site)).detach()
+            split = moments.split(site, W.device)
+            solved[site] = method.site_levels(site, W, split, table.levels(site))
+            del split  # the next site's take its place
+    return solved

@@ -15,7 +15,7 @@ smallest exact increase first (`greedy`, Algorithm 1 of ZipLM).
 # pyright: reportUnknownMemberType=false, reportConstantRedefinition=false
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -39,6 +39,7 @@ class Units:
     partition: Int[Tensor, " units"] | None = None
 
 
+PANEL = 512  # rows of a matrix that are copied at once
 COLUMNS = Units()  # every column by itself
 
 
@@ -64,9 +65,15 @@ def damped(H: Moment, ridge: float) -> Moment:
     units, and spans what the field does: at 0 it is plain OBS; as it grows the off-diagonal loses
     its weight until scores are Wanda's |w|^2 E[x^2] and the kept columns are left as they are.
     """
+    return _damped_(H.clone(), ridge)
+
+
+def _damped_(H: Moment, ridge: float) -> Moment:
+    """Do what `damped` does in the memory of H, and return it."""
     energies, alive = H.diagonal(), live(H)
     mean = energies.sum() / alive.sum() if alive.any() else 1.0
-    return H.diagonal_scatter(torch.where(alive, energies * (1 + ridge), mean))
+    energies.copy_(torch.where(alive, energies * (1 + ridge), mean))
+    return H
 
 
 def cholesky(H: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
@@ -93,6 +100,18 @@ def cholesky(H: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
         )
 
 
+def _factored(make: Callable[[], Moment]) -> Moment:
+    """Factor the symmetric matrix that a call makes, in its own memory; as `cholesky` does."""
+    H = make()
+    if H.sum().isfinite():
+        L, info = H.mT, torch.empty((), dtype=torch.int32, device=H.device)
+        torch.linalg.cholesky_ex(L, out=(L, info))
+        if not info:
+            return L
+        H = make()
+    return cholesky(H)
+
+
 def _forward(L: Float[Tensor, "n n"], B: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
     """Solve L X = B for a lower triangular L."""
     return cast(Tensor, torch.linalg.solve_triangular(L, B, upper=False))
@@ -116,13 +135,17 @@ def least_squares(
     if ridge == float("inf") or not keep.any() or (target is None and keep.all()):
         return W[:, keep]
     K, R = (columns.nonzero().flatten() for columns in (keep, ~keep))
-    H_KK = H[K[:, None], K].to(W.dtype)
+
+    def H_KK() -> Moment:  # a copy
+        return H[K[:, None], K].to(W.dtype)
+
     if target is None:
         missing = W[:, R] @ H[R[:, None], K].to(W.dtype)
     else:
-        missing = target[:, K].to(W.dtype) - W[:, K] @ H_KK
-    H_KK = damped(H_KK, ridge)  # the former is gone, as it may be large
-    return W[:, K] + torch.cholesky_solve(missing.T, cholesky(H_KK)).T
+        missing = target[:, K].to(W.dtype) - W[:, K] @ H_KK()
+    L = _factored(lambda: _damped_(H_KK(), ridge))
+    halfway = _forward(L, missing.T)
+    return W[:, K] + cast(Tensor, torch.linalg.solve_triangular(L.mT, halfway, upper=True)).T
 
 
 def energy(W: Matrix, H: Moment) -> float:
@@ -265,16 +288,25 @@ class _Pass:
         self.G.addmm_(torch.cat([Q, U]).T, torch.cat([U, Q]), alpha=-1)
         if self.gone.sum() > len(self.gone) // 4:  # a smaller matrix is worth the copy
             stay = (~self.gone).repeat_interleave(self.width).nonzero().flatten()
-            self.Hinv = self.Hinv[stay[:, None], stay]
-            self.G = self.G[stay[:, None], stay]
+            self.Hinv, self.G = (_gathered_(A, stay) for A in (self.Hinv, self.G))
             there = ~self.gone
             self.unit, self.idle, self.gone = self.unit[there], self.idle[there], self.gone[there]
 
 
 def _prepared(W: Matrix, H: Moment, damp: float) -> tuple[Matrix, Moment]:
     """Return W without the weights on dead inputs, and inv(H + damp diag(H)), in float64."""
-    Hinv = torch.cholesky_inverse(cholesky(damped(H.double(), damp)))
-    return torch.where(live(H), W.double(), 0.0), Hinv
+    L = _factored(lambda: _damped_(H.to(torch.float64, copy=True), damp))
+    return torch.where(live(H), W.double(), 0.0), torch.cholesky_inverse(L, out=L)
+
+
+def _gathered_(A: Moment, stay: Int[Tensor, " kept"]) -> Float[Tensor, "kept kept"]:
+    """Return rows and columns of a symmetric matrix, ascending, in the memory that it had."""
+    A = A if A.is_contiguous() else A.mT
+    numbers, count = A.view(-1), len(stay)
+    for first in range(0, count, PANEL):  # what is written lies before what is still to be read
+        rows = A[stay[first : first + PANEL]][:, stay]
+        numbers[first * count : first * count + rows.numel()] = rows.flatten()
+    return numbers[: count * count].view(count, count)
 
 
 Picked = tuple[
@@ -381,7 +413,7 @@ def batched(W: Matrix, H: Moment, sizes: Sequence[int], damp: float = 0.0) -> Re
         stay = there.nonzero().flatten()
         column, idle, U = column[stay], idle[stay], U[:, stay]
         W = W[:, stay].addmm_(E.T, U, alpha=-1)
-        Hinv = Hinv[stay[:, None], stay].addmm_(U.T, U, alpha=-1)
+        Hinv = _gathered_(Hinv, stay).addmm_(U.T, U, alpha=-1)
     return Removal(torch.cat(order), torch.cat(score))
 
 
