@@ -37,11 +37,11 @@ SHAPES: dict[str, dict[str, Any]] = {  # as the config.json of each says
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
     },
-    "small": {  # that its weights take more than its solver
+    "small": {  # whose weights take more than their solver
         "vocab_size": 512,
-        "hidden_size": 512,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 40,
+        "hidden_size": 1024,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 24,
         "num_attention_heads": 8,
         "tie_word_embeddings": True,
     },

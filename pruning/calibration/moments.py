@@ -136,7 +136,7 @@ def block_moments(
                     state.weights = w
             for site, (fit, held) in sums.items():
                 X = inputs[site].flatten(0, -2)
-                Y = None if targets is None else targets[site][number]
+                Y = None if targets is None else targets[site][number].to(device)
                 own = w[sub_block(model, site)].flatten()
                 (held if state.batch.held_out else fit).add_(X, own, Y)
     splits = {
@@ -205,11 +205,13 @@ def _divisor(norm: nn.Module, h: Float[Tensor, "*tokens hidden"]) -> Float[Tenso
 def outputs(model: PreTrainedModel, index: int, states: list[State], sites: list[Site]) -> Outputs:
     """Take every state behind block `index`; return what its sites gave, without their biases."""
     given: Outputs = {site: [] for site in sites}
+    home = states[0].hidden.device
 
     def note(site: Site):
         def hook(module, args, out: Tensor) -> None:
             b = module.bias
-            given[site].append((out if b is None else out - b).reshape(-1, out.shape[-1]))
+            own = out if b is None else out - b
+            given[site].append(own.reshape(-1, out.shape[-1]).to(home))
 
         return hook
 

@@ -15,6 +15,7 @@ from pruning.latency.timer import Timing
 from pruning.latency.timer import speedup as ratio
 from pruning.methods.method import Plan
 from pruning.models.sites import Allocation, shape
+from pruning.models.streamed import is_streamed
 from pruning.results.result import times
 from pruning.runtimes.runtime import Runtime
 from pruning.runtimes.torch_eager import EAGER
@@ -191,6 +192,8 @@ def noted(met: ClosedLoopResult, aim: float | None, confirms: bool) -> ClosedLoo
         "pairs": len(met.dense_timing.values),
         "confirms": confirms,
     }
+    if is_streamed(met.pruned):
+        entry["stands_in"] = True  # what was timed has its shapes, and shares memory
     told = times(aim), times(met.predicted), measured, doubt
     what = ", confirming what was chosen" if confirms else ""
     log.info("aim %s: predicted %s, measured %.3fx ± %.3f%s", *told, what)

@@ -1,6 +1,7 @@
 """What a search sees: losses and milliseconds per level, and a way to measure whole candidates."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,10 +65,13 @@ class Problem:
 
         def build(directory: Path) -> None:
             assert self.trial is not None
-            measured = self.trial.sensitivities(at)
+            kept = self.cache.checkpoints(key)  # of blocks that an earlier start has finished
+            measured = self.trial.sensitivities(at, kept)
+            shutil.rmtree(kept, ignore_errors=True)
             (directory / "sensitivities.json").write_text(to_json(measured))
 
-        entry = self.cache.stage("sensitivities", {"of": self.identity, "at": at}, build)
+        key = {"of": self.identity, "at": at}
+        entry = self.cache.stage("sensitivities", key, build)
         rows = json.loads((entry / "sensitivities.json").read_text())
         return [{int(level): dear(loss) for level, loss in row.items()} for row in rows]
 

@@ -1,9 +1,11 @@
 """Measure candidates in place: the calibration loss of a model with some levels installed."""
 
+import json
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from pruning.models.streamed import is_closed, opened
 from pruning.search.options import Objective
 from pruning.search.text import draw_predictions
 from pruning.solver.levels import Levels, dear
+from pruning.system.files import to_json, write_text
 from pruning.system.precision import computing
 from pruning.system.progress import track
 
@@ -145,23 +148,42 @@ class CandidateEvaluator:
         return self._loss(0, [state.hidden for state in self.states])
 
     @torch.no_grad()
-    def sensitivities(self, anchors: Sequence[Sequence[int]]) -> list[dict[int, float]]:
+    def sensitivities(
+        self, anchors: Sequence[Sequence[int]], scratch: Path | None = None
+    ) -> list[dict[int, float]]:
         """Measure each site's loss increase at its anchor levels, all other sites dense.
 
-        The blocks before the site are not run again: the hidden states go along.
+        The blocks before the site are not run again: the hidden states go along. Losses of a block
+        are kept in `scratch`, and are not measured again where an earlier start has done so.
         """
         dense = self.evaluate([0] * len(self.sites))
         hidden = [state.hidden for state in self.states]
         losses: list[dict[int, float]] = [{} for _ in self.sites]
         for index in track(range(len(blocks(self.model))), "search: sensitivities"):
+            kept = None if scratch is None else scratch / f"{index:04}.json"
             with self._opened(index):
-                for i in self._places[index]:
-                    for level in anchors[i]:
-                        self.wanted[i] = level
-                        losses[i][level] = max(0.0, self._loss(index, hidden) - dense)
-                    self.wanted[i] = 0
+                if kept is not None and kept.exists():
+                    for i, row in json.loads(kept.read_text()).items():
+                        losses[int(i)] = {int(level): dear(loss) for level, loss in row.items()}
+                else:
+                    for i in self._places[index]:
+                        losses[i] = self._measured(index, i, anchors[i], hidden, dense)
+                    if kept is not None:
+                        rows = {i: losses[i] for i in self._places[index]}
+                        write_text(to_json(rows), kept)
                 hidden = self._behind(index, hidden)
         return losses
+
+    def _measured(
+        self, index: int, place: int, levels: Sequence[int], hidden: Sequence[Tensor], dense: float
+    ) -> dict[int, float]:
+        """Return the loss increase of each level of a site, with `hidden` entering its block."""
+        increases: dict[int, float] = {}
+        for level in levels:
+            self.wanted[place] = level
+            increases[level] = max(0.0, self._loss(index, hidden) - dense)
+        self.wanted[place] = 0
+        return increases
 
     @torch.no_grad()
     def _install(self, index: int, level: int) -> None:
