@@ -122,6 +122,11 @@ class Model(Options):
                 f"task={task.name} is for encoders, and model={self.name} is a decoder: leave the "
                 "task out, and choose a suite of lm-eval's tasks"
             )
+        if task is not None and self.resident is False:
+            raise ValueError(
+                f"model.resident=false does not go with task={task.name}: an encoder is trained "
+                "whole; leave it null"
+            )
         name = (config.architectures or [""])[0]
         head = auto_class(name) if task is None else task.head
         own = pruned_class(where, config, self.revision, head)
@@ -135,7 +140,9 @@ class Model(Options):
             given = {"dtype": self._dtype(device), "attn_implementation": self.implementation}
             build: Any = kind
             make = partial(build._from_config if own else build.from_config, config, **given)
-            if task is None and not self._fits_whole(make, device):
+            with reading(where, self._said, self.revision):
+                streamed = task is None and not self._fits_whole(make, device)
+            if streamed:
                 lying = checkpoint(where, self.revision, self._said)
                 return loaded_streamed(make, lying, where, self._said, device), tokenizer
             given |= {"config": config, "revision": self.revision}
