@@ -73,8 +73,8 @@ def token_perplexity(
 
 
 def _logits(
-    model: PreTrainedModel, chunks: Sequence[Int[Tensor, "batch window"]]
-) -> Iterator[Float[Tensor, "batch window vocabulary"]]:
+    model: PreTrainedModel, chunks: Sequence[Int[Tensor, "_ window"]]
+) -> Iterator[Float[Tensor, "_ window vocabulary"]]:
     """Yield the logits of every chunk; a streamed block is read once for many of them."""
     if not (isinstance(model, PreTrainedModel) and is_streamed(model)):
         for chunk in chunks:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Moment, Reading, Split, block_moments, outputs
 from pruning.methods.method import PruningContext
-from pruning.models.blockwise import State, embed
+from pruning.models.blockwise import State, advance, embed
 from pruning.models.modeling_pruned import block_shape
 from pruning.models.sites import (
     Allocation,
@@ -27,7 +27,7 @@ from pruning.models.sites import (
     sites,
     weight,
 )
-from pruning.models.streamed import is_streamed
+from pruning.models.streamed import opened, rewritten
 from pruning.solver.obs import least_squares
 from pruning.solver.ordering import HeldOut, choose_ridge
 from pruning.system.progress import track
@@ -47,13 +47,9 @@ class _Gap:
 
 
 def compensates(model: PreTrainedModel) -> bool:
-    """Tell whether outputs of sub-blocks add up in the stream, with no norm of their own.
-
-    Not of a streamed model either: it would have to be read three times more.
-    """
+    """Tell whether outputs of sub-blocks add up in the stream, with no norm of their own."""
     a = architecture(model)
-    normed = a.encoder or a.attention_output_norm or a.ffn_output_norm
-    return not (normed or is_streamed(model))
+    return not (a.encoder or a.attention_output_norm or a.ffn_output_norm)
 
 
 def _gaps(model: PreTrainedModel, allocation: Allocation) -> list[_Gap]:
@@ -97,32 +93,34 @@ def compensate_(
     batches = context.calibration.batches
     originals = [embed(dense, batch, fast) for batch in batches]
     states = [embed(pruned, batch, fast) for batch in batches]
+    key = ["compensated", {site.name: keep.tolist() for site, keep in allocation.items()}]
     ahead = behind = 0  # blocks that the dense states, and the pruned ones, have passed
     for gap in track(gaps, "compensate: gaps"):
         for index in range(behind, gap.writer.block):
-            for state in states:
-                state.advance(index, blocks(pruned)[index])
+            advance(states, index, pruned)
         behind = gap.writer.block
         for index in range(ahead, gap.gone[-1].block + 1):
             _add_outputs(dense, index, originals, gaps)
         ahead = max(ahead, gap.gone[-1].block + 1)
         reading = Reading([gap.writer], options.weight, {gap.writer: gap.missing})
-        split = block_moments(pruned, behind, states, reading, advance=False)[gap.writer]
-        with context.job.stopwatch("solve"):
-            _solve_(pruned, gap.writer, split, ridges)
+        with rewritten(pruned, pruned, behind, key):
+            split = block_moments(pruned, behind, states, reading, advance=False)[gap.writer]
+            with context.job.stopwatch("solve"):
+                _solve_(pruned, gap.writer, split, ridges)
         gap.missing.clear()
 
 
 def _add_outputs(dense: PreTrainedModel, index: int, states: list[State], gaps: list[_Gap]) -> None:
     """Take the dense states behind a block; add what its sites gave to their gaps."""
     gap_of = {site: gap for gap in gaps for site in gap.gone if site.block == index}
-    for site, given in outputs(dense, index, states, [*gap_of]).items():
-        module: Any = projection(dense, site)
-        missing, bias = gap_of[site].missing, module.bias
-        given = [one.float() if bias is None else one.float() + bias for one in given]
-        if missing:
-            given = [a + b for a, b in zip(missing, given, strict=True)]
-        missing[:] = given
+    with opened(blocks(dense)[index]):
+        for site, given in outputs(dense, index, states, [*gap_of]).items():
+            module: Any = projection(dense, site)
+            missing, bias = gap_of[site].missing, module.bias
+            given = [one.float() if bias is None else one.float() + bias for one in given]
+            if missing:
+                given = [a + b for a, b in zip(missing, given, strict=True)]
+            missing[:] = given
 
 
 def _solve_(pruned: PreTrainedModel, writer: Site, split: Split, ridges: Sequence[float]) -> None:

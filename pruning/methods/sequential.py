@@ -13,7 +13,7 @@ from pruning.calibration.calibration import Calibration, Target
 from pruning.calibration.moment import packed_away
 from pruning.calibration.moments import Reading, Split, block_moments, outputs
 from pruning.methods.method import PruningContext
-from pruning.models.blockwise import State, embed
+from pruning.models.blockwise import advance, embed
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import (
     Allocation,
@@ -24,7 +24,7 @@ from pruning.models.sites import (
     sites,
     weight,
 )
-from pruning.models.streamed import is_streamed, opened, rewritten, written_before
+from pruning.models.streamed import is_streamed, rewritten, written_before
 from pruning.solver.obs import least_squares
 from pruning.solver.ordering import HeldOut, check_finite, choose_ridge
 from pruning.system.progress import track
@@ -73,8 +73,8 @@ def sequential(
             keeps = {site: before[site.name] for site in of_block}
             shrink_(pruned, keeps)
             allocation |= keeps
-            _advance(originals, index, dense)
-            _advance(states, index, pruned)
+            advance(originals, index, dense)
+            advance(states, index, pruned)
             continue
         with rewritten(dense, pruned, index, key) as beside:
             targets = outputs(dense, index, originals, of_block) if originals else None
@@ -94,15 +94,8 @@ def sequential(
                 shrink_(pruned, {site: keep})
                 if W_K is not None:
                     set_weight_(projection(pruned, site), W_K)
-        _advance(states, index, pruned)
+        advance(states, index, pruned)
     return pruned, allocation
-
-
-def _advance(states: list[State], index: int, model: PreTrainedModel) -> None:
-    """Take states behind a block of a model."""
-    with opened(blocks(model)[index]) as block:
-        for state in states:
-            state.advance(index, block)
 
 
 def _key(context: PruningContext, fast: bool, ridges: Sequence[float], identity: Any) -> list[Any]:

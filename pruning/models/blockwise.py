@@ -1,6 +1,6 @@
 """The residual stream of a model, block by block: one loop for moments and for sensitivities."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
 from pruning.models.sites import Kind, architecture, blocks, final
-from pruning.models.streamed import is_streamed
+from pruning.models.streamed import is_streamed, opened
 from pruning.system.precision import computing
 
 Hidden = Float[Tensor, "batch sequence hidden"]
@@ -117,6 +117,13 @@ def record(
     hidden = recorders[0].hidden
     assert hidden is not None
     return hidden, [recorder.call for recorder in recorders]
+
+
+def advance(states: Iterable[State], index: int, model: PreTrainedModel) -> None:
+    """Take states behind a block of a model, which is opened once."""
+    with opened(blocks(model)[index]) as block:
+        for state in states:
+            state.advance(index, block)
 
 
 def embed(model: PreTrainedModel, batch: Batch, in_bfloat16: bool = False) -> State:

@@ -7,6 +7,7 @@ import torch
 
 from pruning.data.bos import Bos
 from pruning.evaluation.perplexity import token_perplexity, tokenize
+from pruning.runtimes.served import Served
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -21,15 +22,11 @@ def test_token_perplexity_is_exp_of_transformers_mean_loss(model, batch):
 
 
 def test_a_model_that_says_nothing_has_the_vocabulary_as_perplexity(model):
-    class Flat(torch.nn.Module):
-        device = torch.device("cpu")
-
-        def forward(self, input_ids, use_cache):
-            logits = torch.zeros(*input_ids.shape, 50, dtype=torch.bfloat16)
-            return type("Output", (), {"logits": logits})
+    def flat(ids, mask):
+        return {"logits": torch.zeros(*ids.shape, 50, dtype=torch.bfloat16)}
 
     tokens = torch.arange(40)
-    assert token_perplexity(Flat(), tokens, 10, 2) == pytest.approx(50)
+    assert token_perplexity(Served(model, flat), tokens, 10, 2) == pytest.approx(50)
 
 
 def test_documents_are_joined_by_a_blank_line_without_special_tokens(tokenizer):
