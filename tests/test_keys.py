@@ -559,6 +559,7 @@ def test_what_changes_a_result_changes_its_key(stage, what, root, original):
         (onnxruntime.OnnxRuntime(), "spinning", True),
         (vllm.VLLM(), "precision", vllm.Precision.bfloat16),
         (vllm.VLLM(), "enforce_eager", False),
+        (vllm.VLLM(), "plugin", True),
     ],
 )
 def test_options_of_an_engine_change_the_key_of_a_profile(engine, option, value, root, monkeypatch):

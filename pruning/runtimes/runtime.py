@@ -27,7 +27,6 @@ class Runtime(Options, ABC):
     exports: ClassVar[bool] = False  # whether it serves a format of its own
     projections: ClassVar[bool] = False  # whether a projection by itself costs what it does inside
     streams: ClassVar[bool] = False  # whether it times models whose weights share memory
-    native: ClassVar[bool] = False  # whether dense models have code that pruned ones cannot use
     name: str = MISSING  # that results and tables name it by
 
     @property
@@ -50,6 +49,11 @@ class Runtime(Options, ABC):
             key if value is True else str(value) for key, value in self.choices.items() if value
         ]
         return ", ".join([f"{self.name} {self.release}".rstrip(), *said])
+
+    @property
+    def native(self) -> bool:
+        """Say whether dense models have code that pruned ones cannot use."""
+        return False
 
     @property
     def release(self) -> str:

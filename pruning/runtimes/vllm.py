@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pruning.runtimes.loaded_models import LoadedModels
 from pruning.runtimes.runtime import Call, Runtime
+from pruning.runtimes.vllm_plugin import FAMILIES as PLUGGED
 from pruning.runtimes.workload import Phase, Workload
 
 if TYPE_CHECKING:
@@ -33,15 +34,16 @@ class Precision(StrEnum):
 class VLLM(Runtime):
     """Whole models are timed, in the engine's own scheduler; a block as a model of some of them.
 
-    A dense model runs by vLLM's own code, a pruned one by its transformers backend.
+    A dense model runs by vLLM's own code, a pruned one by its transformers backend; by the plugin
+    both run by vLLM's own.
     """
 
     phases: ClassVar[tuple[Phase, ...]] = (Phase.prefill, Phase.decode, Phase.generate)
-    native: ClassVar[bool] = True
 
     name: str = "vllm"
     precision: Precision = Precision.auto  # of the weights and of the arithmetic
     enforce_eager: bool = True  # false: compiled, which takes a minute or more per model
+    plugin: bool = False  # true: pruned models by vLLM's own code, which our plugin gives shapes
     python: str | None = None  # interpreter of the environment that vLLM is in; null: this one
 
     @property
@@ -58,6 +60,11 @@ class VLLM(Runtime):
         from pruning.runtimes.vllm_engine import LOADS, LOADS_OF_COPIES, installed
 
         return f"{installed(self.interpreter)}-{LOADS}-{LOADS_OF_COPIES}-loads"
+
+    @property
+    def native(self) -> bool:
+        """Say whether dense models have code that pruned ones cannot use."""
+        return not self.plugin
 
     @property
     def release(self) -> str:
@@ -82,6 +89,11 @@ class VLLM(Runtime):
             raise ValueError(
                 f"runtime=vllm: pruned models of the family {family} are not served: give a model "
                 f"of {', '.join(FAMILIES)}, or another runtime"
+            )
+        if self.plugin and family not in PLUGGED:
+            raise ValueError(
+                f"runtime.plugin=true: the plugin does not serve the family {family}: give a model "
+                f"of {', '.join(PLUGGED)}, or runtime.plugin=false"
             )
         if size not in HEADS:
             raise ValueError(
@@ -135,4 +147,5 @@ class VLLM(Runtime):
 
         assert self.version
         options = {"dtype": str(self.precision), "enforce_eager": self.enforce_eager}
-        return Loaded(model, self.interpreter, work, options | {"model_impl": code}, loads)
+        options["model_impl"] = "plugin" if self.plugin else code
+        return Loaded(model, self.interpreter, work, options, loads)

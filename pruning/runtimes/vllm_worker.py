@@ -10,7 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 SPAN = 64  # tokens that a sequence decodes before it is begun again
@@ -21,6 +24,8 @@ class Loaded:
 
     def __init__(self, path: str, work: dict[str, Any], options: dict[str, Any]):
         vllm: Any = import_module("vllm")
+        if options["model_impl"] == "plugin":
+            options |= by_plugin(path)
         self.phase, self.batch, self.sequence = work["phase"], work["batch"], work["sequence"]
         self.more = max(1, work["tokens"])
         self.sampling, self.count = vllm.SamplingParams, 0
@@ -85,6 +90,27 @@ class Loaded:
         """Let go of all but the process group, which the other engines use too."""
         self.engine.engine_core._finalizer.detach()
         self.engine.engine_core.engine_core.model_executor.shutdown()
+
+
+@cache
+def plugin() -> Any:
+    """Register the plugin as vLLM would that has this package beside it, and return it."""
+    here = Path(__file__)
+    loaded = []
+    for name in ("vllm_plugin", "vllm_pruned"):
+        spec: Any = spec_from_file_location(name, here.with_name(f"{name}.py"))
+        loaded.append(module_from_spec(spec))
+        spec.loader.exec_module(loaded[-1])
+    registry, models = loaded
+    registry.register(models.PrunedForCausalLM)
+    return registry
+
+
+def by_plugin(path: str) -> dict[str, Any]:
+    """Return the options by which the plugin serves a checkpoint, dense or pruned."""
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    names = [plugin().architecture(name) for name in config["architectures"]]
+    return {"model_impl": "vllm", "hf_overrides": {"architectures": names}}
 
 
 class Worker:

@@ -40,6 +40,7 @@ MODELS = {
     **{f"{family}, uneven": lambda make=make: pruned(make()) for family, make in MADE.items()},
     "llama, untied, uneven": lambda: pruned(untied(llama())),
     "biases, uneven": lambda: pruned(llama(attention_bias=True, mlp_bias=True)),
+    "output biases, qwen3, uneven": lambda: with_biases_in_the_config(pruned(MADE["qwen3"]())),
     "output biases, uneven": lambda: with_biases_in_the_config(pruned(llama())),
     "block 0 gone": lambda: without(llama(), (0, 0, 0, 0)),
     "block 1 gone": lambda: without(MADE["qwen3"](), (1, 0, 0, 0)),

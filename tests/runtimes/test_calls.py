@@ -13,6 +13,7 @@ from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import architecture, blocks
 from pruning.runtimes.calls import FrozenCache, end_to_end, filled, of_block, random_tokens
 from pruning.runtimes.torch_compile import TorchCompile
+from pruning.runtimes.vllm import VLLM
 from pruning.runtimes.workload import Phase, Workload
 from tests.helpers.allocations import mixed
 from tests.helpers.families import EVERY, llama
@@ -64,7 +65,7 @@ CALLED = {  # modules are called as they are: no format of its own, nothing that
     name: kind
     for name, kind in SCHEMAS["runtime"].items()
     # in a process of its own
-    if not kind.exports and not kind.native and kind is not TorchCompile
+    if not kind.exports and kind not in (TorchCompile, VLLM)
 }
 
 

@@ -3,12 +3,16 @@
 Tests marked slow need PRUNING_VLLM_PYTHON: the interpreter of an environment with vLLM.
 """
 
+import ast
 import gc
 import os
 import signal
+import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +20,8 @@ import torch
 
 from pruning.latency.measurement import Measurement
 from pruning.latency.profile import NATIVE, profile
+from pruning.models import modeling_pruned
+from pruning.models.checkpoint import save
 from pruning.models.modeling_pruned import factorise_
 from pruning.models.shape import Heads, Width
 from pruning.models.shrink import resized, shrink_
@@ -31,12 +37,15 @@ from pruning.runtimes.vllm_engine import (
     limits,
     worker,
 )
+from pruning.runtimes.vllm_plugin import FAMILIES as PLUGGED
+from pruning.runtimes.vllm_plugin import LAZY, architecture
 from pruning.runtimes.worker_process import Worker
 from pruning.runtimes.workload import Phase, Workload
 from tests.helpers.allocations import mixed
 from tests.helpers.families import FAMILIES as EVERY
 from tests.helpers.vllm import MADE, MODELS, PYTHON, continued, llama
 
+ROOT = Path(__file__).parents[2]
 IDS = torch.arange(5, 25).reshape(2, 10)
 WORK = Workload(Phase.prefill, 1, 16)
 EXACT = {"dtype": "float32", "enforce_eager": True, "model_impl": "auto"}
@@ -82,6 +91,53 @@ def test_families_that_it_does_not_take_are_refused(family):
 
 
 @pytest.mark.usefixtures("_there")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_that_the_plugin_does_not_take_are_refused(family):
+    runtime, model = VLLM(plugin=True), MADE[family]()
+    if family in PLUGGED:
+        runtime.check(model, None)
+        return
+    with pytest.raises(ValueError, match=rf"^runtime\.plugin=true: .* family {family}: give a mod"):
+        runtime.check(model, None)
+
+
+def test_by_the_plugin_dense_and_pruned_models_run_by_one_code(monkeypatch):
+    asked = []
+    monkeypatch.setattr(vllm_engine, "installed", lambda python: "1.2")
+
+    def load(*values):
+        asked.append(values[3])
+        return list  # a call
+
+    monkeypatch.setattr(vllm_engine, "Loaded", load)
+    for plugin in (False, True):
+        runtime, model = VLLM(plugin=plugin), llama()
+        runtime.end_to_end(model, WORK)
+        runtime.as_pruned(model, WORK)
+        runtime.block(model, WORK)(blocks(model)[0])
+    codes = [options["model_impl"] for options in asked]
+    assert codes == ["auto", "transformers", "transformers", *["plugin"] * 3]
+    assert (VLLM().native, VLLM(plugin=True).native) == (True, False)
+
+
+def test_the_plugin_imports_nothing_and_is_named_in_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["vllm.general_plugins"] == {
+        "pruning": "pruning.runtimes.vllm_plugin:register"
+    }
+    code = f"import sys; from {LAZY.partition('.vllm_pruned')[0]} import vllm_plugin as plugin; "
+    code += "print([n for n in ('torch', 'omegaconf', 'numpy', 'vllm') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+    module, _, name = LAZY.partition(":")
+    source = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    assert name in {node.name for node in source.body if isinstance(node, ast.ClassDef)}
+    assert {architecture(f"{family}ForCausalLM") for family in PLUGGED.values()} <= {
+        *vars(modeling_pruned)
+    }
+
+
+@pytest.mark.usefixtures("_there")
 def test_small_heads_and_products_are_refused():
     with pytest.raises(ValueError, match=r"^runtime=vllm: its attention .* heads of 8 columns: g"):
         VLLM().check(EVERY["llama"](), None)
@@ -98,6 +154,7 @@ def test_the_place_of_the_interpreter_changes_no_result_and_all_else_does():
     assert here.choices == VLLM().choices
     assert here.choices != replace(here, enforce_eager=False).choices
     assert replace(here, precision=Precision.bfloat16).label == "vllm 1.2, bfloat16, enforce_eager"
+    assert replace(here, plugin=True).label == "vllm 1.2, auto, enforce_eager, plugin"
 
 
 def test_the_cache_holds_the_whole_batch():
@@ -110,7 +167,9 @@ def test_the_cache_holds_the_whole_batch():
 class TwoCodes(TorchEager):
     """Runs a dense model twice as fast by code of its own."""
 
-    native = True
+    @property
+    def native(self):
+        return True
 
     def end_to_end(self, model, work):
         return lambda: time.sleep(0.004)
@@ -164,11 +223,58 @@ def _started():
 @pytest.mark.slow
 @there
 @pytest.mark.usefixtures("_started")
+@pytest.mark.parametrize("code", ["auto", "plugin"])
 @pytest.mark.parametrize("name", MODELS)
-def test_texts_are_continued_as_in_transformers(name):
+def test_texts_are_continued_as_in_transformers(name, code):
     model = MODELS[name]()
-    loaded = Loaded(model, PYTHON, Workload(Phase.generate, 2, 10, 64), EXACT)
+    if code == "plugin" and model.config.model_type not in PLUGGED:
+        pytest.skip("the plugin does not serve the family")
+    options = EXACT | {"model_impl": code}
+    loaded = Loaded(model, PYTHON, Workload(Phase.generate, 2, 10, 64), options)
     assert torch.equal(loaded.tokens(IDS, 64), continued(model, IDS, 64))
+
+
+ENTRY = """
+import sys
+import torch
+from vllm import LLM, SamplingParams
+
+if __name__ == "__main__":
+    llm = LLM(
+        sys.argv[1], dtype="float32", enforce_eager=True, skip_tokenizer_init=True,
+        max_model_len=128, kv_cache_memory_bytes=1 << 24, generation_config="vllm",
+    )
+    options = SamplingParams(
+        temperature=0.0, max_tokens=64, ignore_eos=True, detokenize=False
+    )
+    answer = llm.generate([{"prompt_token_ids": list(range(5, 15))}], options, use_tqdm=False)
+    print(*llm.llm_engine.model_config.architectures, file=sys.stderr)
+    print("TOKENS", *answer[0].outputs[0].token_ids)
+"""
+
+
+@pytest.mark.slow
+@there
+def test_vllm_finds_the_plugin_by_its_entry_point_and_runs_no_remote_code(tmp_path):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    installed_as = tmp_path / "site" / "inference_aware_pruning-1.dist-info"
+    installed_as.mkdir(parents=True)
+    (installed_as / "METADATA").write_text("Metadata-Version: 2.1\nName: x\nVersion: 1\n")
+    group = "vllm.general_plugins"
+    lines = [f"{name} = {value}" for name, value in project["entry-points"][group].items()]
+    (installed_as / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
+    model = MODELS["qwen3, uneven"]()
+    save(model, None, tmp_path / "model", "")
+    (tmp_path / "serve.py").write_text(ENTRY)
+    path = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+    command = [PYTHON, str(tmp_path / "serve.py"), str(tmp_path / "model")]
+    environment = os.environ | dict(worker(PYTHON).environment) | {"PYTHONPATH": path}
+    del environment["VLLM_ENABLE_V1_MULTIPROCESSING"]  # its engine is a process of its own
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    said = [line for line in done.stdout.splitlines() if line.startswith("TOKENS")]
+    assert said, done.stderr[-3000:]
+    expected = continued(model, torch.arange(5, 15)[None], 64)
+    assert [*map(int, said[0].split()[1:])] == expected[0].tolist()
 
 
 @pytest.mark.slow
@@ -191,10 +297,14 @@ def test_every_phase_runs_however_often(phase):
 @pytest.mark.slow
 @there
 @pytest.mark.usefixtures("_started")
-@pytest.mark.parametrize("family", FAMILIES)
-def test_blocks_of_any_shape_are_timed_in_one_process(family):
+@pytest.mark.parametrize(
+    ("family", "plugin"),
+    [*((name, False) for name in FAMILIES), *((name, True) for name in PLUGGED)],
+)
+def test_blocks_of_any_shape_are_timed_in_one_process(family, plugin):
     model = MADE[family]()
-    call = VLLM(python=PYTHON, precision=Precision.float32).block(model, WORK)
+    runtime = VLLM(python=PYTHON, precision=Precision.float32, plugin=plugin)
+    call = runtime.block(model, WORK)
     groups = sites(model)[0].groups
     shapes = [(Heads(0, 0), Width(width)) for width in (0, 96, 5)] + [(Heads(groups, 1), Width(0))]
     calls = [call(resized(model, *shape)) for shape in shapes]

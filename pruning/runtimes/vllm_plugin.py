@@ -1,0 +1,22 @@
+"""A plugin of vLLM's own (`vllm.general_plugins`): its own code serves pruned checkpoints.
+
+Every process of vLLM imports it, so it imports nothing, of this package neither.
+"""
+
+from typing import Any
+
+FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+LAZY = "pruning.runtimes.vllm_pruned:PrunedForCausalLM"
+
+
+def architecture(name: str) -> str:
+    """Name what serves a checkpoint, dense or pruned, by its architecture."""
+    return f"Pruned{name.removeprefix('Pruned')}"
+
+
+def register(kind: Any = LAZY) -> None:
+    """Have vLLM build this class, or the one of this name, for pruned checkpoints."""
+    from vllm import ModelRegistry  # type: ignore[import-not-found]
+
+    for name in FAMILIES.values():
+        ModelRegistry.register_model(architecture(f"{name}ForCausalLM"), kind)
