@@ -19,7 +19,7 @@ from pruning.calibration.moments import Moments
 from pruning.composition import compose
 from pruning.data.batch import Batch
 from pruning.data.bos import Bos
-from pruning.evaluation.perplexity import token_perplexity, tokenize
+from pruning.evaluation.perplexity import token_perplexity
 from pruning.experiment import Experiment
 from pruning.latency.table import LatencyTable
 from pruning.methods.leveled import Leveled
@@ -81,7 +81,7 @@ def main() -> None:
     model, tokenizer = experiment.model.load(cache, experiment.hardware.open())
     with open(evaluation) as file:
         encode = Bos.text.encoder(tokenizer, "bos")  # as published
-        tokens = tokenize(encode, [file.read()], None)[: WINDOW * WINDOWS]
+        tokens = torch.tensor(encode(file.read())[: WINDOW * WINDOWS])
     dense = token_perplexity(model, tokens, WINDOW, 1)
     batches = experiment.calibration.batches(tokenizer, cache, experiment.seed)
     loaded = LoadedModel(model, tokenizer)

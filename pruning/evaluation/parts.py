@@ -1,8 +1,9 @@
 """The parts that a suite can have: a text, tasks of lm-eval, labelled texts, questions."""
 
 import logging
+import math
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
@@ -26,7 +27,10 @@ PERPLEXITY = "suite.perplexity"
 
 @dataclass
 class Perplexity(Options, Benchmark):
-    """Token perplexity over non-overlapping windows of a text, once for each size of window."""
+    """Token perplexity over non-overlapping windows of a text, once for each size of window.
+
+    With `characters` it is bits per byte, which models of different tokenizers have in common.
+    """
 
     where = "suite.perplexity"
     head = ""
@@ -36,6 +40,8 @@ class Perplexity(Options, Benchmark):
     window: list[int] = field(default_factory=lambda: [2048])
     tokens: int | None = None  # how many of the text, from the beginning; null: all
     bos: Bos = Bos.auto  # which windows begin with the beginning-of-sequence token
+    # how many of the text in the place of tokens, and bits per byte in the place of perplexity
+    characters: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +58,12 @@ class Perplexity(Options, Benchmark):
                 f"suite.perplexity.tokens={self.tokens} must fill a window of {max(self.window)}, "
                 "or be null for all"
             )
+        self.check_range("characters", least=1)
+        if self.tokens is not None and self.characters is not None:
+            raise ValueError(
+                f"suite.perplexity.tokens={self.tokens} and suite.perplexity.characters="
+                f"{self.characters} both say how much of the text is read: leave one out"
+            )
 
     def paths(self) -> list[str]:
         return [] if self.text.wheel else [self.text.path]
@@ -60,15 +72,18 @@ class Perplexity(Options, Benchmark):
         self.text.documents(cache, f"{field}.text")
 
     def measure(self, name: str, candidate: Candidate) -> Measured:
-        """Return `<name>/token_perplexity_<window>`.
+        """Return `<name>/token_perplexity_<window>`, or `<name>/bits_per_byte_<window>`.
 
         `batch` windows of the largest size go through the model at a time, more of smaller ones.
         """
-        from pruning.evaluation.perplexity import cut, token_perplexity
+        from pruning.evaluation.perplexity import cut, ends, predicted_bytes, token_perplexity
 
         model, largest = candidate.model, max(self.window)
         encode = self.bos.encoder(candidate.tokenizer, f"{PERPLEXITY}.bos")
-        head, tokens = encode.head, self._read(encode, candidate.cache)
+        text = self._text(encode, candidate.cache)
+        head, tokens = encode.head, self._tokens(encode, text)
+        per_byte = self.characters is not None
+        places = ends(encode, text) if per_byte else []
         if len(tokens) + len(head) < largest:
             raise ValueError(
                 f"suite.perplexity.window={self.window} is more than the {len(tokens)} tokens of "
@@ -78,25 +93,44 @@ class Perplexity(Options, Benchmark):
             log.warning("suite.perplexity.tokens=%s: the text has %s", self.tokens, len(tokens))
         metrics, windows = {}, {}
         for window in self.window:
-            key, count = f"{name}/token_perplexity_{window}", len(cut(tokens, window, head))
+            kind = "bits_per_byte" if per_byte else "token_perplexity"
+            key, count = f"{name}/{kind}_{window}", len(cut(tokens, window, head))
             batch = candidate.batch * (largest // window)
             metrics[key] = token_perplexity(model, tokens, window, batch, head)
             predicted = count * (window - 1)
             windows[key] = {"windows": count, "predicted": predicted, "bos": encode.begun}
+            if per_byte:
+                size = predicted_bytes(text, places, window, len(head))
+                metrics[key] = math.log2(metrics[key]) * predicted / size
+                windows[key]["bytes"] = size
         return Measured(metrics, {name: digest_of([*head, *tokens.tolist()])}, windows=windows)
 
     def reads(
         self, name: str, tokenizer: "PreTrainedTokenizerBase", cache: Cache
     ) -> list[list[int]]:
         encode = self.bos.encoder(tokenizer, f"{PERPLEXITY}.bos")
-        return [[*encode.head, *self._read(encode, cache).tolist()]]
+        return [[*encode.head, *self._tokens(encode, self._text(encode, cache)).tolist()]]
 
-    def _read(self, encode: Encoder, cache: Cache) -> "Tensor":
-        from pruning.evaluation.perplexity import tokenize
+    def per_byte(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "Perplexity":
+        """Return it in bits per byte, of the text that its tokens are of with this tokenizer."""
+        from pruning.evaluation.perplexity import ends
+
+        encode = self.bos.encoder(tokenizer, f"{PERPLEXITY}.bos")
+        text = self._text(encode, cache)
+        return replace(self, tokens=None, characters=max(ends(encode, text)[: self.tokens]))
+
+    def _text(self, encode: Encoder, cache: Cache) -> str:
+        """Return the text, or at least as much of it as is read."""
+        from pruning.evaluation.perplexity import joined
 
         documents = self.text.documents(cache, "suite.perplexity.text")
         enough = None if self.tokens is None else self.tokens + max(self.window)
-        return tokenize(encode, documents, enough)[: self.tokens]
+        return joined(encode, documents, enough)[: self.characters]
+
+    def _tokens(self, encode: Encoder, text: str) -> "Tensor":
+        import torch
+
+        return torch.tensor(encode(text)[: self.tokens], dtype=torch.long)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,11 +20,8 @@ from pruning.system.progress import track
 STATES = 2**28  # bytes of hidden states for which each block of a streamed model is read once
 
 
-def tokenize(encode: Encoder, documents: list[str], enough: int | None) -> Int[Tensor, " tokens"]:
-    """Return the tokens of the documents joined by a blank line, about the first `enough` of them.
-
-    The documents are one text; the encoder's head is not among its tokens.
-    """
+def joined(encode: Encoder, documents: list[str], enough: int | None) -> str:
+    """Return documents as one text, a blank line between them, of at least `enough` tokens."""
     if enough is not None:  # no need to tokenize a whole corpus for a few windows
         length = 0
         for index, document in enumerate(documents):
@@ -31,7 +29,33 @@ def tokenize(encode: Encoder, documents: list[str], enough: int | None) -> Int[T
             if length >= enough:
                 documents = documents[: index + 1]
                 break
-    return torch.tensor(encode("\n\n".join(documents)), dtype=torch.long)
+    return "\n\n".join(documents)
+
+
+def ends(encode: Encoder, text: str) -> list[int]:
+    """Return where each token of a text ends, in characters; its encoder's head is not among them.
+
+    ValueError where the tokenizer cannot tell.
+    """
+    tokenizer: Any = encode.tokenizer
+    if not tokenizer.is_fast:
+        raise ValueError(
+            "suite.perplexity.characters needs a fast tokenizer, which knows where tokens end: "
+            "give suite.perplexity.tokens, or another model"
+        )
+    pairs = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return [end for _, end in (pairs[1:] if encode.strip else pairs)]
+
+
+def predicted_bytes(text: str, ends: list[int], window: int, head: int) -> int:
+    """Count the bytes of the tokens that are predicted in windows, `head` of each not of the text.
+
+    A character of several tokens at the edge of what is predicted counts as a whole or not at all.
+    """
+    width, begun = window - head, [0, *ends]
+    first = 0 if head else 1  # token of a window that is predicted
+    starts = range(0, len(ends) // width * width, width)
+    return sum(len(text[begun[s + first] : begun[s + width]].encode()) for s in starts)
 
 
 def cut(

@@ -161,6 +161,11 @@ class Suite(Options):
         which = [self.limit, self.batch_size, self.seed, self.average]
         return digest([self.name, _tokenizer_digest(tokenizer), asked, which])
 
+    def per_byte(self, tokenizer: "PreTrainedTokenizerBase", cache: Cache) -> "Suite":
+        """Return it with its text in bits per byte: this tokenizer's tokens of it, as bytes."""
+        part = self.perplexity
+        return self if part is None else replace(self, perplexity=part.per_byte(tokenizer, cache))
+
     def _without(self, names: set[str]) -> "Suite":
         left = {
             kind: {name: part for name, part in getattr(self, kind).items() if name not in names}

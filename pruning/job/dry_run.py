@@ -21,6 +21,7 @@ from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job import stages
 from pruning.job.memory import memory, of_blocks
+from pruning.job.trim import trim
 from pruning.latency.estimate import profile_seconds
 from pruning.methods.method import Method, PruningContext
 from pruning.models.loaded import LoadedModel
@@ -95,7 +96,7 @@ def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimat
     job = Job(Path(name), device, ReadOnlyCache(experiment.cache), Stopwatch(), experiment.seed)
     estimate, console = Estimate(0.0), Console()
     suite, _ = experiment.suite.for_task(experiment.task).available(job.cache)
-    dense = stages.load(experiment, suite, job)
+    dense, suite = trim(experiment, suite, stages.load(experiment, suite, job), job)
     text = stages.read_calibration(experiment, dense, job)
     try:
         dense = stages.fine_tune(experiment, dense, job)
@@ -144,7 +145,8 @@ def _add_measured(
         seconds = profile_seconds(timed(loaded.model), how, sites)
     estimate.add_timed("profile", table is not None, seconds)
     text_alone = replace(suite, tasks={}, labelled={}, questions={})
-    whole, text = (_is_known(part, loaded, job.cache) for part in (suite, text_alone))
+    known = (_is_known(part, loaded.reference, job.cache) for part in (suite, text_alone))
+    whole, text = known
     estimate.add("evaluate the dense model", whole, None if text else _read(suite))
     return table
 

@@ -75,12 +75,13 @@ class PruningOutcome:
 
 def compose(experiment: Experiment, outcome: PruningOutcome, job: Job, command: str) -> Result:
     """Gather what a job found out; the seconds are those until now."""
-    dense, made, table = outcome.dense.model, outcome.made, outcome.table
+    whole, made, table = outcome.dense.reference, outcome.made, outcome.table
+    dense = whole.model
     setting = table.setting
     basis = "measured"
     if made.measured is None:
         basis = table.predicts
-    before, after = (
+    slow, fast = (
         Latency(t.p50, t.p90, len(t.values), t.values)
         if basis == "measured"
         else Latency(t.p50, t.p50, 0, [])
@@ -88,14 +89,14 @@ def compose(experiment: Experiment, outcome: PruningOutcome, job: Job, command: 
     )
     latency = {key: setting[key] for key in ("phase", "batch", "sequence", "tokens")}
     latency["runtime"] = table.runtime
-    whole, left = (sum(p.numel() for p in model.parameters()) for model in (dense, made.pruned))
+    before, left = (sum(p.numel() for p in model.parameters()) for model in (dense, made.pruned))
     return Result(
         name=job.out.name,
         study=experiment.study,
         config=json.loads(json.dumps(asdict(experiment))),  # enums become their values
         speedup=Speedup(made.target, made.predicted, made.measured, list(made.rounds), basis),
-        latency=Latencies(before, after, unit=table.unit, **latency),
-        params=Params(whole, left, left / whole),
+        latency=Latencies(slow, fast, unit=table.unit, **latency),
+        params=Params(before, left, left / before),
         evaluation=outcome.quality.evaluation(),
         seconds=job.stopwatch.total(),
         memory=Memory(*peaks()),
@@ -103,6 +104,7 @@ def compose(experiment: Experiment, outcome: PruningOutcome, job: Job, command: 
         environment=environment(),
         break_even=break_even(dense, experiment.method.sites(dense), table),
         embedding=ranks_of_embedding(made.allocation),
+        vocabulary=tokens(whole, outcome.dense),
         training=list(outcome.plan.history),
         search=list(outcome.plan.search_history),
         recovery=outcome.trained.facts() if outcome.trained else {},
@@ -130,6 +132,19 @@ def kept(dense: PreTrainedModel, allocation: Allocation) -> list[Block]:
                 kept_blocks[site.block].kv_heads = left.groups
                 kept_blocks[site.block].query_heads = left.units
     return kept_blocks
+
+
+def tokens(whole: LoadedModel, trimmed: LoadedModel) -> dict[str, list[int]]:
+    """Count the tokens of both by script; nothing where they are the same."""
+    if trimmed is whole:
+        return {}
+    from pruning.models.vocabulary import counted
+
+    pair = [counted(loaded.tokenizer) for loaded in (whole, trimmed)]
+    rows = [loaded.model.config.vocab_size for loaded in (whole, trimmed)]
+    return {"all": rows} | {
+        name: [each[name] for each in pair] for name, _ in pair[0].most_common()
+    }
 
 
 def ranks_of_embedding(allocation: Allocation) -> dict[str, int]:

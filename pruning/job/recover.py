@@ -82,7 +82,7 @@ def recover(
     made = replace(made, pruned=trained.model)
     if (how := experiment.hardware.measurement(dense.model, experiment.runtime)) is not None:
         with job.stopwatch("measure"):
-            made = timed_again(made, dense.model, how)
+            made = timed_again(made, dense.reference.model, how)
     return made, trained
 
 

@@ -11,6 +11,7 @@ from pruning.experiment import Experiment
 from pruning.job import stages
 from pruning.job.outcome import PruningOutcome, Quality, compose
 from pruning.job.recover import recover
+from pruning.job.trim import trim
 from pruning.methods.method import PruningContext
 from pruning.models import checkpoint
 from pruning.models.allocation import write_allocation
@@ -34,7 +35,7 @@ def run(experiment: Experiment, out: Path, command: str = "", start: Path | None
     e, job = experiment, open_job(experiment, out)
     with computing_on(job.device):
         suite, missing = e.suite.for_task(e.task).available(job.cache)
-        dense = stages.load(e, suite, job)
+        dense, suite = trim(e, suite, stages.load(e, suite, job), job)
         text = stages.read_calibration(e, dense, job)
         material = stages.read_recovery(e, dense, text, suite, job)
         dense = stages.fine_tune(e, dense, job)

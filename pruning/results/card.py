@@ -17,6 +17,7 @@ from pruning.results.result import Result, config_group, times
 from pruning.results.serving import serving
 from pruning.system.files import is_list
 
+SCRIPTS = 8  # that a card lists
 URL = "path/to/this/directory"
 PIPELINES = {
     "AutoModelForCausalLM": "text-generation",
@@ -43,7 +44,7 @@ def card(result: Result) -> str:
     matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
     runtime = config_group(result.config, "runtime").get("name", "")
     served = serving(runtime, result.latency.runtime)
-    sections = [what(result), measured(result), kept(result), load(result), served]
+    sections = [what(result), measured(result), kept(result), lost(result), load(result), served]
     return f"---\n{matter}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
@@ -126,6 +127,34 @@ def kept(result: Result) -> str:
         rows.append(tuple(map(str, (b.block, b.query_heads, b.kv_heads, b.ffn, *left))))
     head = ("block", "query heads", "KV heads", "FFN channels", *(f"rank of {m}" for m in modules))
     return "## Kept per block\n\n" + markdown(head, rows) + embedding(result) + ranks(result)
+
+
+def lost(result: Result) -> str:
+    """Say which tokens were removed, and what that means; nothing where none were."""
+    if not result.vocabulary:
+        return ""
+    (before, after), *_ = result.vocabulary.values()
+    model = result.config["model"]
+    stay = ["the text that it was calibrated on", *(f"`{path}`" for path in model["kept_text"])]
+    stay += [f"the script {name.lower()}" for name in model["kept_scripts"]]
+    rows = [(name.lower(), f"{old:,}", f"{new:,}") for name, (old, new) in by_script(result)]
+    return (
+        f"## Vocabulary\n\n{after:,} of {before:,} tokens are left: those that {', '.join(stay)} "
+        "needs. Such text has the same tokens as in the dense model. All other text can still be "
+        "read and written, in more and shorter tokens, down to single bytes. The model has learnt "
+        "less of these: expect worse and slower answers there. Tokens have other numbers than in "
+        "the dense model. Quality is given per byte, since the tokens are not the same.\n\n"
+        + markdown(("tokens with letters of", "dense", "pruned"), rows)
+    )
+
+
+def by_script(result: Result) -> list[tuple[str, list[int]]]:
+    """Return the scripts of most tokens, and how many are left; the others together."""
+    scripts = [(name, counts) for name, counts in result.vocabulary.items() if name != "all"]
+    first, rest = scripts[:SCRIPTS], scripts[SCRIPTS:]
+    if rest:
+        first.append(("other scripts", [sum(counts[i] for _, counts in rest) for i in (0, 1)]))
+    return first
 
 
 def embedding(result: Result) -> str:

@@ -158,7 +158,7 @@ def metrics(points: Sequence[Point]) -> list[str]:
 
 def is_cost(metric: str) -> bool:
     """Tell metrics of which less is better."""
-    return "perplexity" in metric
+    return "perplexity" in metric or "bits_per_byte" in metric
 
 
 def best(points: Sequence[Point], metric: str) -> Point | None:

@@ -91,15 +91,16 @@ def evaluation_rows(result: Result) -> list[tuple[str, str, str]]:
 
 
 def windows(result: Result) -> str:
-    """Say what token perplexities were taken over; nothing where there are none."""
+    """Say what text was read token by token; nothing where there was none."""
     begun = {
         "every": "each after a beginning-of-sequence token",
         "first": "the first after a beginning-of-sequence token",
         "none": "without a beginning-of-sequence token",
     }
     return " ".join(
-        f"{metric}: {counts['predicted']:,} tokens predicted in {counts['windows']:,} windows, "
-        f"{begun[counts['bos']]}."
+        f"{metric}: {counts['predicted']:,} tokens "
+        + (f"({counts['bytes']:,} bytes) " if "bytes" in counts else "")
+        + f"predicted in {counts['windows']:,} windows, {begun[counts['bos']]}."
         for metric, counts in result.evaluation.windows.items()
     )
 

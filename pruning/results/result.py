@@ -101,7 +101,7 @@ class Evaluation:
     one_shot: Numbers = field(default_factory=dict[str, float | None])  # pruned, before recovery
     # share of calibration rows, by part
     shared: dict[str, float] = field(default_factory=dict[str, float])
-    # by token perplexity: how many `windows`, tokens `predicted` in them, and whether the
+    # by metric of a text: how many `windows`, tokens `predicted` in them (and `bytes`), whether the
     # beginning-of-sequence token stands at the head of `every` window, of the `first`, or of `none`
     windows: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     # of `dense` and `pruned` as `latency.runtime` answers; nothing where that is PyTorch
@@ -147,6 +147,8 @@ class Result:
     break_even: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     # rank of each cluster of tokens
     embedding: dict[str, int] = field(default_factory=dict[str, int])
+    # tokens of the dense model and of the pruned one, by script and `all`, where some were removed
+    vocabulary: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     training: Curve = field(default_factory=list[dict[str, float]])  # of what was trained
     search: Curve = field(default_factory=list[dict[str, float]])  # losses of what it measured
     # training after pruning: cost, curve

@@ -3,6 +3,7 @@
 Every process of vLLM imports it, so it imports nothing, of this package neither.
 """
 
+from importlib import import_module
 from typing import Any
 
 FAMILIES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
@@ -16,7 +17,6 @@ def architecture(name: str) -> str:
 
 def register(kind: Any = LAZY) -> None:
     """Have vLLM build this class, or the one of this name, for pruned checkpoints."""
-    from vllm import ModelRegistry  # type: ignore[import-not-found]
-
+    registry = import_module("vllm").ModelRegistry
     for name in FAMILIES.values():
-        ModelRegistry.register_model(architecture(f"{name}ForCausalLM"), kind)
+        registry.register_model(architecture(f"{name}ForCausalLM"), kind)
