@@ -25,20 +25,21 @@ def refusal(description: dict[str, Any]) -> str:
         if model.get(option):
             return f"its {option} is {model[option]!r}, which is not supported"
     if not of_bytes(description):
-        return "it has no token for every byte, so that it could not read all other text"
+        return "it has no tokens for bytes, so that it could not read other text"
     return ""
 
 
 def of_bytes(description: dict[str, Any]) -> set[str]:
-    """Return the tokens of single bytes; none where some have no token."""
+    """Return the tokens of single bytes; none where other text is not read as bytes.
+
+    A tokenizer need not have them all: bytes that no text had when it was made may be left out.
+    """
     model = description["model"]
     if model.get("byte_fallback"):
-        single = {token for token in model["vocab"] if BYTE.fullmatch(token)}
-    else:
-        step = description.get("pre_tokenizer") or {}
-        kinds = [each.get("type") for each in step.get("pretokenizers", [step])]
-        single = letters() & {*model["vocab"]} if "ByteLevel" in kinds else set()
-    return single if len(single) == 256 else set()
+        return {token for token in model["vocab"] if BYTE.fullmatch(token)}
+    step = description.get("pre_tokenizer") or {}
+    kinds = [each.get("type") for each in step.get("pretokenizers", [step])]
+    return letters() & {*model["vocab"]} if "ByteLevel" in kinds else set()
 
 
 def letters() -> set[str]:

@@ -156,7 +156,7 @@ REFUSED = {
         lambda: other(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0)),
         "it is Unigram, and only BPE",
     ),
-    "no bytes": (lambda: other(models.BPE(PIECES, [("a", "b")])), "it has no token for every byte"),
+    "no bytes": (lambda: other(models.BPE(PIECES, [("a", "b")])), "it has no tokens for bytes"),
     "suffix": (
         lambda: other(models.BPE({"a</w>": 0}, [], end_of_word_suffix="</w>")),
         "its end_of_word_suffix is '</w>'",
