@@ -39,7 +39,7 @@ class Units:
     partition: Int[Tensor, " units"] | None = None
 
 
-PANEL = 512  # rows of a matrix that are copied at once
+PANEL = 128  # rows of a matrix that are copied at once
 COLUMNS = Units()  # every column by itself
 
 
@@ -288,7 +288,7 @@ class _Pass:
         self.G.addmm_(torch.cat([Q, U]).T, torch.cat([U, Q]), alpha=-1)
         if self.gone.sum() > len(self.gone) // 4:  # a smaller matrix is worth the copy
             stay = (~self.gone).repeat_interleave(self.width).nonzero().flatten()
-            self.Hinv, self.G = (_gathered_(A, stay) for A in (self.Hinv, self.G))
+            self.Hinv, self.G = (_gathered_(A, stay, stay) for A in (self.Hinv, self.G))
             there = ~self.gone
             self.unit, self.idle, self.gone = self.unit[there], self.idle[there], self.gone[there]
 
@@ -296,17 +296,20 @@ class _Pass:
 def _prepared(W: Matrix, H: Moment, damp: float) -> tuple[Matrix, Moment]:
     """Return W without the weights on dead inputs, and inv(H + damp diag(H)), in float64."""
     L = _factored(lambda: _damped_(H.to(torch.float64, copy=True), damp))
-    return torch.where(live(H), W.double(), 0.0), torch.cholesky_inverse(L, out=L)
+    Hinv = torch.cholesky_inverse(L, out=L).mT  # symmetric, and contiguous so
+    W = W.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    return W.masked_fill_(~live(H), 0.0), Hinv
 
 
-def _gathered_(A: Moment, stay: Int[Tensor, " kept"]) -> Float[Tensor, "kept kept"]:
-    """Return rows and columns of a symmetric matrix, ascending, in the memory that it had."""
-    A = A if A.is_contiguous() else A.mT
-    numbers, count = A.view(-1), len(stay)
-    for first in range(0, count, PANEL):  # what is written lies before what is still to be read
-        rows = A[stay[first : first + PANEL]][:, stay]
-        numbers[first * count : first * count + rows.numel()] = rows.flatten()
-    return numbers[: count * count].view(count, count)
+def _gathered_(
+    A: Float[Tensor, "n m"], rows: Int[Tensor, " kept"], columns: Int[Tensor, " left"]
+) -> Float[Tensor, "kept left"]:
+    """Return rows and columns of a matrix, both ascending, in the memory that it had."""
+    numbers, width = A.view(-1), len(columns)
+    for first in range(0, len(rows), PANEL):  # what is written lies before what is yet to be read
+        some = A[rows[first : first + PANEL]][:, columns]
+        numbers[first * width :][: some.numel()].view_as(some).copy_(some)
+    return numbers[: len(rows) * width].view(len(rows), width)
 
 
 Picked = tuple[
@@ -412,8 +415,9 @@ def batched(W: Matrix, H: Moment, sizes: Sequence[int], damp: float = 0.0) -> Re
         there[S] = False
         stay = there.nonzero().flatten()
         column, idle, U = column[stay], idle[stay], U[:, stay]
-        W = W[:, stay].addmm_(E.T, U, alpha=-1)
-        Hinv = _gathered_(Hinv, stay).addmm_(U.T, U, alpha=-1)
+        W = _gathered_(W, torch.arange(len(W), device=W.device), stay).addmm_(E.T, U, alpha=-1)
+        Hinv = _gathered_(Hinv, stay, stay).addmm_(U.T, U, alpha=-1)
+        del E, U  # the next group's take their place
     return Removal(torch.cat(order), torch.cat(score))
 
 
