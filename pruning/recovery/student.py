@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from pruning.data.batch import INPUTS
 from pruning.models.blockwise import predictions
 from pruning.models.sites import architecture
+from pruning.recovery import shards
 from pruning.recovery.losses import distance, divergence
 from pruning.recovery.recipe import Loss, LrSchedulerType, Recipe
 from pruning.system.environment import resident
@@ -161,6 +162,13 @@ class DistillationTrainer(Trainer):
         super().__init__(model, **options)  # type: ignore[arg-type]
         self.add_callback(budget)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over a batch
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Cut models on CPUs too, where shards are asked for."""
+        super().create_accelerator_and_postprocess()
+        if shards.in_shards():
+            shards.use_shards_(self.accelerator)
+            self.is_fsdp_enabled = True
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         """Return the loss of a batch."""

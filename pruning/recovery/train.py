@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import Dataset
@@ -17,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pruning.data.batch import Row
 from pruning.models.sites import architecture, blocks
+from pruning.recovery import shards
 from pruning.recovery.recipe import Lora, Recipe
 from pruning.recovery.student import (
     Budget,
@@ -42,6 +44,7 @@ class Distillation:
     teacher: PreTrainedModel  # the dense model
     rows: list[Row]
     seed: int
+    device: torch.device | None = None  # None: where the student is, which may be the host yet
 
 
 class RepeatedShuffle(Dataset[Row]):
@@ -68,6 +71,9 @@ def train(
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Train the student in place; return the logged curve and what it cost."""
     student, rows, seed = given.student, given.rows, given.seed
+    device, directory = given.device or student.device, shards.checkpoints(directory)
+    if shards.in_shards():
+        shards.prepare_(student)
     set_seed(seed)  # adapters begin at random
     r, world = recovery, int(os.environ.get("WORLD_SIZE", 1))  # processes that share every batch
     if r.batch_size % world:
@@ -92,7 +98,7 @@ def train(
         budget,
         args=arguments(
             directory,
-            student.device,
+            device,
             steps,
             logging_steps=max(1, min(steps, LOGGED) // 50),
             per_device_train_batch_size=r.batch_size // world,
@@ -100,7 +106,7 @@ def train(
             activation_checkpointing=r.gradient_checkpointing,
             learning_rate=r.learning_rate,
             weight_decay=r.weight_decay,
-            bf16=r.precision.is_bfloat16(student.device),
+            bf16=r.precision.is_bfloat16(device),
             save_steps=r.save_steps,
             seed=seed,
             train_sampling_strategy="sequential",
@@ -114,12 +120,16 @@ def train(
         ),
         callbacks=callbacks,
     )
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.is_deepspeed_enabled:
         raise ValueError(
-            f"recovery.launcher={r.launcher!r} cuts the model into shards (FSDP, DeepSpeed), which "
-            "is not supported: start plain processes, such as accelerate launch --multi_gpu"
+            f"recovery.launcher={r.launcher!r} starts DeepSpeed, which is not supported: give "
+            "accelerate launch --use_fsdp for shards, or --multi_gpu for whole models"
         )
+    if trainer.is_fsdp_enabled:
+        shards.cut_(lesson.teacher, trainer.accelerator)
     run(trainer, directory)
+    if trainer.is_fsdp_enabled:
+        shards.gather_(model)
     if isinstance(model, PeftModel):
         model.merge_and_unload()  # in place: the student is whole again
     curve = [e for e in trainer.state.log_history if "train_runtime" not in e]

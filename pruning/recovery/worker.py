@@ -7,8 +7,6 @@ The job leaves models, rows and options in FOLDER and waits; each process of tor
 import json
 import logging
 import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -22,10 +20,12 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import Row
 from pruning.models import checkpoint
+from pruning.recovery import shards
 from pruning.recovery.recipe import Recipe
 from pruning.recovery.train import Distillation, train
 from pruning.system.device_locks import locked
 from pruning.system.files import to_json
+from pruning.system.processes import run_in_processes
 from pruning.tasks.training import own, save_parameters
 
 
@@ -53,21 +53,7 @@ def train_in_processes(
     options |= {"attention": dense.config._attn_implementation}
     options |= {"scratch": str(scratch), "directory": str(directory)}
     (folder / "options.json").write_text(json.dumps(options))
-    command = [*shlex.split(recovery.launcher), "-m", "pruning.recovery.worker", str(folder)]
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    try:
-        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"recovery.launcher={recovery.launcher!r} is no command here ({error}): give one such "
-            'as "accelerate launch --num_processes 2", or null'
-        ) from error
-    if done.returncode != 0:
-        raise ValueError(
-            f"recovery.launcher={recovery.launcher!r} ended with code {done.returncode}: what its "
-            "processes said is above; the same command goes on from the last checkpoint"
-        )
+    run_in_processes("recovery.launcher", recovery.launcher, "pruning.recovery.worker", folder)
 
 
 def main(folder: Path) -> None:
@@ -80,12 +66,13 @@ def main(folder: Path) -> None:
     device = torch.device(given["device"])
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    how = getattr(torch, given["dtype"]), device, given["attention"]
-    dense = checkpoint.load(folder / "dense", *how)
-    student = own(checkpoint.load(folder / "pruned", *how))
+    scratch, first = Path(given["scratch"]), shards.is_first()
+    dtype, attention = getattr(torch, given["dtype"]), given["attention"]
+    how = dtype, device, attention
+    dense = shards.load(folder / "dense", *how)
+    student = own(shards.load(folder / "pruned", *how))
     rows = read(load_file(folder / "rows.safetensors"))
-    learning = Distillation(student, dense, rows, given["seed"])
-    scratch, first = Path(given["scratch"]), int(os.environ.get("RANK", 0)) == 0
+    learning = Distillation(student, dense, rows, given["seed"], device)
     # processes of a job that was killed may still be at it
     with locked(scratch / "training.lock") if first else nullcontext():
         curve, cost = train(recovery, learning, scratch, lambda model: {})

@@ -59,7 +59,7 @@ class Jobs:
         self.server.stdout.close()
 
 
-def _deadly(path: str, call: int) -> None:
+def deadly_at(path: str, call: int) -> None:
     """Make the `call`-th call of a function the last thing that this process does."""
     module, _, names = path.partition(":")
     *parents, name = names.split(".")
@@ -89,7 +89,7 @@ def _child(order: dict, out: int, err: int) -> None:
             os.environ[name] = value
     tempfile.tempdir = None  # TMPDIR may be another
     if "kill_at" in order:
-        _deadly(order["kill_at"], order.get("call", 1))
+        deadly_at(order["kill_at"], order.get("call", 1))
     program = order.get("program", "launch.py")
     sys.argv = [program, *order["arguments"]]
     if program.endswith(".py"):

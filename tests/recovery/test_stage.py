@@ -20,6 +20,7 @@ from pruning.recovery.recovery import Training
 from pruning.recovery.stage import recovered
 from pruning.recovery.student import DistillationTrainer
 from pruning.recovery.train import Distillation, steps_of, train
+from pruning.system import processes
 from pruning.system.cache import Cache
 from pruning.system.precision import Precision
 from tests.helpers.families import ENCODERS, EVERY, llama
@@ -382,7 +383,7 @@ def test_processes_of_a_training_compute_attention_as_the_job_does(tmp_path, mon
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(worker, "train", noted)
-    monkeypatch.setattr(worker.subprocess, "run", in_this_process)
+    monkeypatch.setattr(processes.subprocess, "run", in_this_process)
     recovered(
         training(launcher="processes"),
         Distillation(half(dense), dense, ROWS, 0),
