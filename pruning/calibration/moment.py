@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, distributed
 
 PANEL = 512  # rows that a sum is added to at once
 STORED = 128  # rows that a stored moment has from the diagonal on
@@ -146,6 +146,32 @@ class Accumulator:
             products = (Y.float() * w[:, None]).T @ X
             self.target = products if self.target is None else self.target.add_(products)
         self.weight += float(w.double().sum())
+
+    def add_processes_(self) -> None:
+        """Add the sums of all processes of a group; alone, there is nothing to add.
+
+        Each has a centre c of its own. Around another one c' tokens lie at d + s, with s = c - c',
+        and sum w (d + s)(d + s)^T = sum w d d^T + s g^T + g s^T, where g = sum w d + s sum w / 2.
+        """
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return
+        assert self.target is None, "targets are of what one process has pruned"
+        weight = self.first.new_tensor([self.weight])
+        own = torch.zeros_like(self.first) if self.centre is None else self.centre.double()
+        total, common = weight.clone(), own * weight
+        for values in (total, common):
+            distributed.all_reduce(values)
+        self.centre = (common / total.clamp(min=1e-30)).float()
+        s = own - self.centre
+        g = self.first + s * weight / 2
+        self.first += s * weight
+        s, g = s.float(), g.float()
+        for left in range(0, len(s), PANEL):
+            panel = slice(left, left + PANEL)
+            self.sum[panel, left:].addr_(s[panel], g[left:]).addr_(g[panel], s[left:])
+        for values in (self.first, self.sum):
+            distributed.all_reduce(values)
+        self.weight = float(total)
 
     def mean(self) -> Moment:
         """Return the weighted means; the sums are used up, since they may take much memory."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Calibration, Weight
 from pruning.calibration.moment import Accumulator, Moment, Split, packed, stored_numbers, unpacked
+from pruning.calibration.shared import collect_in_processes
 from pruning.data.batch import Batch
 from pruning.models.blockwise import State, embed
 from pruning.models.loaded import LoadedModel
@@ -139,6 +141,9 @@ def block_moments(
                 Y = None if targets is None else targets[site][number].to(device)
                 own = w[sub_block(model, site)].flatten()
                 (held if state.batch.held_out else fit).add_(X, own, Y)
+    for both in sums.values():
+        for accumulator in both:
+            accumulator.add_processes_()
     splits = {
         site.reads: Split(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
         for site, (fit, held) in sums.items()
@@ -247,10 +252,10 @@ class Moments:
             kept = cls(cache.checkpoints(key))  # of blocks that an earlier start has finished
             kept.directory.mkdir(parents=True, exist_ok=True)
             given = dense.model, batches, options.weight, sites, in_bfloat16
-            for index, block in enumerate(collect(*given, kept.has)):
-                if not kept.has(index):
-                    kept.write(index, block)
-                del block
+            if options.launcher is None:
+                kept.fill(*given)
+            else:
+                collect_in_processes(options.launcher, given, kept.directory)
             for file in kept.directory.glob("*.safetensors"):
                 os.replace(file, directory / file.name)
             shutil.rmtree(kept.directory)
@@ -264,6 +269,13 @@ class Moments:
             "in_bfloat16": in_bfloat16,
         }
         return cls(cache.stage("moments", key, build, stored_bytes(sites)))
+
+    def fill(self, *given: Any, writes: bool = True) -> None:
+        """Collect the moments of blocks that are not written; of several processes one writes."""
+        for index, block in enumerate(collect(*given, self.has)):
+            if writes and not self.has(index):
+                self.write(index, block)
+            del block
 
     @property
     def identity(self) -> str:

@@ -92,7 +92,15 @@ class SlimGPT(Method):
         return {"prune": passes(calibration) * tokens}
 
     def plan(self, context: PruningContext) -> Plan:
-        """Scale the schedule; blocks are pruned once the shapes are settled."""
+        """Scale the schedule; blocks are pruned once the shapes are settled.
+
+        ValueError where processes are to share the batches.
+        """
+        if (launcher := context.calibration.options.launcher) is not None:
+            raise ValueError(
+                f"calibration.launcher={launcher!r} shares the moments of the dense model, and "
+                f"method={self.name} reads those of the pruned one: give null"
+            )
         return SchedulePlan.from_context(self, context)
 
 

@@ -73,7 +73,11 @@ def _write(
     if is_streamed(model):
         write_shards(model, directory)
     else:
-        model.save_pretrained(directory)
+        own, model.config = model.config, deepcopy(model.config)
+        try:
+            model.save_pretrained(directory)  # which notes in the config what it wrote
+        finally:
+            model.config = own
     for file in directory.glob("*.py"):  # of a model that was itself loaded with remote code
         file.unlink()
     config.save_pretrained(directory)
