@@ -272,7 +272,7 @@ class Moments:
 
     def fill(self, *given: Any, writes: bool = True) -> None:
         """Collect the moments of blocks that are not written; of several processes one writes."""
-        for index, block in enumerate(collect(*given, self.has)):
+        for index, block in enumerate(collect(*given, done=self.has)):
             if writes and not self.has(index):
                 self.write(index, block)
             del block

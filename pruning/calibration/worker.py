@@ -15,6 +15,7 @@ import transformers
 from torch import distributed
 
 from pruning.calibration.moments import Moments
+from pruning.calibration.shared import read
 from pruning.models import checkpoint
 from pruning.system.device_locks import locked
 from pruning.system.progress import console
@@ -24,8 +25,8 @@ def main(folder: Path) -> None:
     """Collect as one of the processes."""
     logging.basicConfig(level=logging.WARNING)
     transformers.logging.set_verbosity_error()
-    given = torch.load(folder / "given.pt", weights_only=False)  # a job of ours has written it
-    dtype, device, attention = given["how"]
+    how, batches, options = read(folder)
+    dtype, device = getattr(torch, how["dtype"]), torch.device(how["device"])
     rank, world = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -33,13 +34,13 @@ def main(folder: Path) -> None:
     if world > 1:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     console.quiet = rank > 0
-    model = checkpoint.load(folder / "model", dtype, device, attention)
+    model = checkpoint.load(folder / "model", dtype, device, how["attention"])
     # processes of a job that was killed may still be at it
     with locked(folder.parent / "moments.lock") if rank == 0 else nullcontext():
         if world > 1:  # all look at the same blocks that are done
             distributed.barrier()
-        share = given["batches"][rank::world]
-        Moments(folder.parent).fill(model, share, *given["options"], writes=rank == 0)
+        share = batches[rank::world]
+        Moments(folder.parent).fill(model, share, *options, writes=rank == 0)
         if world > 1:  # or its threads may abort a process that ends
             distributed.barrier()
             distributed.destroy_process_group()

@@ -9,11 +9,12 @@ the first process has it on the host, the others have no weights until they get 
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -108,7 +109,8 @@ def gather_(model: nn.Module) -> None:
     for module in model.modules():
         for name, shard in [*module.named_parameters(recurse=False)]:
             if isinstance(shard, DTensor) and shard not in whole:
-                full = shard.detach().full_tensor()
+                sharded: Any = shard.detach()
+                full: Tensor = sharded.full_tensor()
                 full = full.cpu() if is_first() else full.to("meta")
                 whole[shard] = nn.Parameter(full, shard.requires_grad)
             setattr(module, name, whole.get(shard, shard))
