@@ -21,7 +21,7 @@ from transformers import (
     BertConfig,
 )
 
-from tests.helpers.families import random_model
+from tests.helpers.families import qwen3_moe, random_model
 from tests.helpers.jobs import ROOT
 from tests.helpers.place import WHERE, WORDS, Place
 from tests.helpers.tiny import word_tokenizer
@@ -293,6 +293,34 @@ def test_baselines_go_the_same_way(place, job, jobs, method):
     whole = {"query_heads": 4, "ffn": 1024}
     cut = any(0 < b[key] < most for b in result["allocation"] for key, most in whole.items())
     assert bool(biased) == (method == "flap" and cut)  # the search may have taken whole sub-blocks
+
+
+@torch.no_grad()
+def test_experts_go_the_same_way(place, jobs):
+    """They leave, or get narrower; what is saved loads elsewhere and is what was judged."""
+    sizes = {"hidden_size": 128, "moe_intermediate_size": 256, "max_position_embeddings": 128}
+    dense = place.save(qwen3_moe(**sizes), "routed")
+    given = f"model.path={dense}", "hardware.alignment=64", "speedup=1.3"
+    done = jobs(*place.arguments(*given, outputs="routed-jobs"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    (result,) = place.results("routed-jobs")
+    assert result["speedup"]["measured"] > 1
+    left = [(block["experts"], block["ffn"]) for block in result["allocation"]]
+    assert all((experts == 0) == (width == 0) for experts, width in left)
+    assert all(experts >= 2 and width % 64 == 0 for experts, width in left if experts)
+    heads = [block["query_heads"] for block in result["allocation"]]
+    assert any(of != (6, 256) for of in left) or any(count < 8 for count in heads)
+    (out,) = (place.root / "routed-jobs").glob("*/")
+    model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
+    assert sum(p.numel() for p in model.parameters()) == result["params"]["pruned"]
+    ids = AutoTokenizer.from_pretrained(dense)((place.root / "text.txt").read_text()).input_ids
+    ids = torch.tensor(ids[: 4 * 32]).view(4, 32)
+    reported = result["evaluation"]["pruned"]["wikitext/text/token_perplexity_32"]
+    assert float(model(input_ids=ids, labels=ids).loss.exp()) == pytest.approx(reported, rel=1e-4)
+    assert "experts of so many" in (out / "model" / "README.md").read_text()
+    done = jobs(*place.arguments(*given, "method=slimgpt", outputs="routed-jobs"))
+    assert done.returncode == 1
+    assert "method=slimgpt solves one projection" in done.stderr + done.stdout
 
 
 @torch.no_grad()

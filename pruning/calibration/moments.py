@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Calibration, Weight
 from pruning.calibration.moment import Accumulator, Moment, Split, packed, stored_numbers, unpacked
+from pruning.calibration.routed import SAMPLE, Routed, RoutedSums
 from pruning.calibration.shared import collect_in_processes
 from pruning.data.batch import Batch
 from pruning.models.blockwise import State, embed
@@ -26,6 +27,7 @@ from pruning.models.streamed import opened
 from pruning.models.tensor_files import Place, described, places
 from pruning.system.cache import Cache
 from pruning.system.files import SCRATCH
+from pruning.system.precision import computing
 from pruning.system.progress import track
 
 PARTS = ("fit", "held")  # of a split, on disk
@@ -46,16 +48,18 @@ class _Seen(Exception):
 
 
 @contextmanager
-def _inputs(model: PreTrainedModel, sites: list[Site], stop: bool) -> Iterator[dict[Site, Tensor]]:
-    """Note the first input of each site's projection; with `stop` leave the block by _Seen then.
+def _inputs(
+    model: PreTrainedModel, sites: list[Site], stop: bool
+) -> Iterator[dict[Site, tuple[Tensor, ...]]]:
+    """Note the first inputs of each site's projection; with `stop` leave the block by _Seen then.
 
     DeBERTa's queries and keys read positions after the tokens.
     """
-    seen: dict[Site, Tensor] = {}
+    seen: dict[Site, tuple[Tensor, ...]] = {}
 
     def note(site: Site):
         def hook(module, args) -> None:
-            seen.setdefault(site, args[0])
+            seen.setdefault(site, args)
             if stop and len(seen) == len(sites):
                 raise _Seen
 
@@ -77,13 +81,14 @@ def collect(
     sites: list[Site],
     in_bfloat16: bool = False,
     done: Callable[[int], bool] = lambda index: False,
-) -> Iterator[dict[Site, Split]]:
+) -> Iterator[dict[Site, Split | Routed]]:
     """Yield the moments of the sites of one block after the other, none of blocks that are `done`.
 
     Beyond the model, memory holds the hidden states of every batch and one block's moments. With
     `weight` residual a token counts 1 / d^2, where d is what the next norm that reads the stream
     with a site's error in it divides that token by; times what a norm in front of the addition
-    divides it by, where there is one.
+    divides it by, where there is one. Of experts there is what their router gives them, and the
+    moments of each one.
     """
     states = [embed(model, batch, in_bfloat16) for batch in batches]
     of_block: dict[int, list[Site]] = {}
@@ -104,7 +109,7 @@ def block_moments(
     states: list[State],
     reading: Reading,
     advance: bool,
-) -> dict[Site, Split]:
+) -> dict[Site, Split | Routed]:
     """Run block `index` on every state; return the moments of its sites that are read.
 
     With `advance` the states go on behind the block, else they stay in front of it: then the first
@@ -114,12 +119,18 @@ def block_moments(
     sites, targets = reading.sites, reading.targets
     block, device = blocks(model)[index], model.device
     alike = {site.reads: site for site in reversed(sites)}  # one site for each kind of inputs
+    routed = alike.pop(Kind.EXPERTS.value, None)
+    held_out = sum(state.batch.held_out for state in states)
+    to_experts = routed and RoutedSums(
+        routed, projection(model, routed), (len(states) - held_out, held_out), device
+    )
     sums = {
         site: [Accumulator(matrix(projection(model, site)).shape[1], device) for _ in range(2)]
         for site in alike.values()
     }
     known = not advance and all(state.weights is not None for state in states)
-    with _inputs(model, list(sums), stop=known) as inputs, _divided(model, index) as divided:
+    read_by = [*sums, *filter(None, [routed])]
+    with _inputs(model, read_by, stop=known) as inputs, _divided(model, index) as divided:
         for number, state in enumerate(states):
             inputs.clear()
             w = state.weights or {}
@@ -137,10 +148,15 @@ def block_moments(
                 if not advance:
                     state.weights = w
             for site, (fit, held) in sums.items():
-                X = inputs[site].flatten(0, -2)
+                X = inputs[site][0].flatten(0, -2)
                 Y = None if targets is None else targets[site][number].to(device)
                 own = w[sub_block(model, site)].flatten()
                 (held if state.batch.held_out else fit).add_(X, own, Y)
+            if routed and to_experts:
+                own = w[sub_block(model, routed)].flatten()
+                hidden, chosen, gates = inputs[routed]
+                with computing(state.in_bfloat16, device):
+                    to_experts.add_(hidden, chosen, gates, own, state.batch.held_out)
     for both in sums.values():
         for accumulator in both:
             accumulator.add_processes_()
@@ -148,7 +164,13 @@ def block_moments(
         site.reads: Split(fit.mean(), held.mean(), held.weight / (fit.weight + held.weight))
         for site, (fit, held) in sums.items()
     }
-    return {site: splits[site.reads] for site in sites}
+    given: dict[Site, Split | Routed] = {
+        site: splits[site.reads] for site in sites if site != routed
+    }
+    if routed and to_experts:
+        given[routed], each = to_experts.result()
+        given |= each
+    return given
 
 
 @contextmanager
@@ -268,7 +290,8 @@ class Moments:
             "reads": sorted({site.reads for site in sites}),
             "in_bfloat16": in_bfloat16,
         }
-        return cls(cache.stage("moments", key, build, stored_bytes(sites)))
+        size = stored_bytes(sites, dense.model.config.hidden_size)
+        return cls(cache.stage("moments", key, build, size))
 
     def fill(self, *given: Any, writes: bool = True) -> None:
         """Collect the moments of blocks that are not written; of several processes one writes."""
@@ -282,15 +305,20 @@ class Moments:
         """Return what names these moments in the cache."""
         return self.directory.name
 
-    def write(self, index: int, block: dict[Site, Split]) -> None:
+    def write(self, index: int, block: dict[Site, Split | Routed]) -> None:
         """Write the moments of block `index`; of a symmetric H little more than half."""
+        splits = {site: split for site, split in block.items() if isinstance(split, Split)}
         tensors = {
             f"{site.reads}.{part}.{name}": tensor.cpu()
-            for site, split in block.items()
+            for site, split in splits.items()
             for part, moment in zip(PARTS, (split.fit, split.held), strict=True)
             for name, tensor in _stored(moment).items()
         }
-        shares = {f"{site.reads}.share": str(split.share) for site, split in block.items()}
+        for site, routed in block.items():
+            if isinstance(routed, Routed):
+                stored = routed.stored(site.reads).items()
+                tensors |= {name: tensor.cpu().contiguous() for name, tensor in stored}
+        shares = {f"{site.reads}.share": str(split.share) for site, split in splits.items()}
         partial = self._file(index).with_suffix(SCRATCH)
         save_file(tensors, partial, metadata=shares)
         os.replace(partial, self._file(index))
@@ -309,6 +337,10 @@ class Moments:
         fit, held = (_read(lying, f"{site.reads}.{part}.", device) for part in PARTS)
         return Split(fit, held, float(rest[f"{site.reads}.share"]))
 
+    def routed(self, site: Site, device: torch.device) -> Routed:
+        """Read onto a device what the experts of a block are given by their router."""
+        return Routed.read(places(self._file(site.block)), site.reads, device)
+
     def all(self, site: Site, device: torch.device) -> Moment:
         """Return the moment of all tokens of one site, on a device."""
         return self.split(site, device).all
@@ -321,10 +353,12 @@ class Moments:
         return self.directory / f"block-{index:03}.safetensors"
 
 
-def stored_bytes(sites: list[Site]) -> int:
-    """Return what the moments of sites take on a disk."""
-    inputs = {(site.block, site.reads): site.columns for site in sites}
-    return 4 * len(PARTS) * sum(stored_numbers(n) + 2 * n for n in inputs.values())
+def stored_bytes(sites: list[Site], hidden: int) -> int:
+    """Return what the moments of sites of a model with such a hidden size take on a disk."""
+    routed = [site for site in sites if site.kind is Kind.EXPERTS]
+    inputs = {(one.block, one.reads): one.columns for site in sites for one in site.each}
+    numbers = sum(stored_numbers(n) + 2 * n for n in inputs.values())
+    return 4 * len(PARTS) * (numbers + len(routed) * SAMPLE * hidden)
 
 
 def _stored(moment: Moment) -> dict[str, Tensor]:

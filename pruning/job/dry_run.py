@@ -121,14 +121,14 @@ def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimat
     estimate.add("measure", False, None)
     estimate.add("evaluate the pruned model", False, _read(suite))
     console.print(estimate.table(name))
+    stored = stored_bytes(sites(dense.model), dense.model.config.hidden_size)
     total = sum(seconds or 0.0 for _, _, seconds in estimate.rows)
     took = f"{memory(dense.model, tokens) / GIB:.1f} GiB of memory at the peak"
     if is_streamed(dense.model):
         took = f"{of_blocks(experiment, dense.model) / GIB:.1f} GiB more, one block at a time"
     console.print(
         f"about {total / 60:.0f} minutes, solves, measure and lm-eval's tasks not counted; about "
-        f"{took}, and "
-        f"{stored_bytes(sites(dense.model)) / GIB:.1f} GiB of disk for its moments"
+        f"{took}, and {stored / GIB:.1f} GiB of disk for its moments"
     )
     return estimate
 

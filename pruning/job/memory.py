@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from pruning.experiment import Experiment
-from pruning.models.sites import blocks, sites
+from pruning.models.sites import architecture, blocks, sites
 from pruning.models.streamed import is_streamed
 from pruning.search.search import Guided
 from pruning.system.memory import available
@@ -17,7 +17,8 @@ def memory(model: PreTrainedModel, tokens: int) -> int:
     """Return bytes: dense and pruned weights, the text in front of a block, its moments, twice."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     stream = tokens * model.config.hidden_size * 4
-    moments = sum(s.columns**2 * 4 for s in sites(model) if s.block == 0)
+    first = [one for site in sites(model) if site.block == 0 for one in site.each]
+    moments = sum(one.columns**2 * 4 for one in first)
     return 2 * (weights + moments) + stream
 
 
@@ -57,6 +58,11 @@ def check_streamed(experiment: Experiment, model: PreTrainedModel) -> None:
     """Raise ValueError where what is asked for needs all weights of a streamed model at once."""
     if not is_streamed(model):
         return
+    if architecture(model).experts:
+        raise ValueError(
+            f"model={experiment.model.name}: experts are not pruned one block at a time, and this "
+            "model is not in memory whole: give model.resident=true, or use a machine with more"
+        )
     given = {
         "method": experiment.method,
         "runtime": experiment.runtime,

@@ -16,7 +16,7 @@ from pruning.methods.method import Plan
 from pruning.models.checkpoint import auto_class
 from pruning.models.loaded import LoadedModel
 from pruning.models.modeling_pruned import block_shape, ranks
-from pruning.models.shape import Heads, Width
+from pruning.models.shape import Experts, Heads, Width
 from pruning.models.sites import Allocation, Kind, architecture, blocks, shape, sites
 from pruning.results.result import (
     Block,
@@ -118,8 +118,9 @@ def kept(dense: PreTrainedModel, allocation: Allocation) -> list[Block]:
     """Count what an allocation keeps of each block of the dense model."""
     kept_blocks = []
     for index, block in enumerate(blocks(dense)):
-        groups, heads, width = block_shape(block, architecture(dense))  # of what is no site too
-        kept_blocks.append(Block(index, groups * heads, groups, width, ranks(block)))
+        # of what is no site too
+        groups, heads, width, experts = block_shape(block, architecture(dense))
+        kept_blocks.append(Block(index, groups * heads, groups, width, ranks(block), experts))
     for site, keep in allocation.items():
         if site.kind is Kind.LINEAR and not keep.all():
             kept_blocks[site.block].ranks[site.module] = int(keep.sum())
@@ -128,6 +129,9 @@ def kept(dense: PreTrainedModel, allocation: Allocation) -> list[Block]:
         match left:
             case Width():
                 kept_blocks[site.block].ffn = left.units
+            case Experts():
+                kept_blocks[site.block].ffn = left.width
+                kept_blocks[site.block].experts = left.experts
             case Heads():
                 kept_blocks[site.block].kv_heads = left.groups
                 kept_blocks[site.block].query_heads = left.units

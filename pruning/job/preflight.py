@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pruning.calibration.calibration import Target
 from pruning.evaluation.suite import Suite
 from pruning.experiment import Experiment
 from pruning.job.memory import check_memory, check_streamed
-from pruning.models.sites import positions
+from pruning.models.sites import architecture, positions
 from pruning.recovery.recovery import Training
 from pruning.search.search import Guided
 from pruning.system.cache import Cache
@@ -26,6 +27,11 @@ def preflight(
     check_streamed(experiment, model)
     check_memory(experiment, model)
     experiment.runtime.check(model, tokenizer)
+    if experiment.calibration.target is Target.dense and architecture(model).experts:
+        raise ValueError(
+            "calibration.target=dense solves weights behind pruned blocks, and experts have "
+            "many at once there: give calibration.target=local"
+        )
     suite.check(model, tokenizer)
     _check_lengths(experiment, model)
     if experiment.calibration.text is not None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from pruning.latency.measurement import Measurement
 from pruning.latency.shapes import largest
 from pruning.latency.timer import Rounds, Timing, interleaved
-from pruning.models.shape import Heads, Width
+from pruning.models.shape import Experts, Heads, Width
 from pruning.models.shrink import resized
 from pruning.models.sites import Kind, Site, sites
 
@@ -23,27 +23,33 @@ def aligned(model: PreTrainedModel, prunable: Sequence[Site], how: Measurement) 
     """Return the finest alignment that costs nothing: no more than a coarser one.
 
     Of each candidate the width is timed, in a block without attention, that is a multiple of it and
-    of nothing coarser, near three quarters of the FFN. `prunable` are the sites that it is for:
-    the smallest part has eight levels at least.
+    of nothing coarser, near three quarters of the FFN, or of every expert. `prunable` are the sites
+    that it is for: the smallest part has eight levels at least.
     """
-    ffn = largest(sites(model)).get(Kind.FFN.value)
+    parts = largest(sites(model))
+    ffn = parts.get(Kind.FFN.value) or parts.get(Kind.EXPERTS.value)
     if ffn is None:
         return 1
-    units = ffn.units
-    counts = [site.units for site in largest(prunable).values() if site.kind is not Kind.ATTENTION]
-    least = min(counts, default=units)
+    units = ffn.each[0].units
+    others = [site for site in largest(prunable).values() if site.kind is not Kind.ATTENTION]
+    least = min((site.each[0].units for site in others), default=units)
     at = {step: width(units, step) for step in CANDIDATES if 8 * step <= min(least, units)}
     if not at:
         return 1
     call = how.runtime.block(model, how.work)
     calls = {
-        wide: call(resized(model, Heads(0, 0), Width(wide), ffn.block), ffn.block)
+        wide: call(resized(model, Heads(0, 0), of_width(ffn, wide), ffn.block), ffn.block)
         for wide in (*at.values(), units // 2, units)
     }
     timings = interleaved(calls, model.device, Rounds(how.repetitions), "profile: alignment")
     chosen = finest(at, timings, units)
     log.info("profile: FFN widths and ranks are multiples of %d", chosen)
     return chosen
+
+
+def of_width(site: Site, width: int) -> Width | Experts:
+    """Return the shape of an FFN, or of all experts, of this width."""
+    return Experts(site.groups, width) if site.kind is Kind.EXPERTS else Width(width)
 
 
 def width(units: int, step: int) -> int:

@@ -11,12 +11,13 @@ from pruning.latency.grid import Levels, monotone
 from pruning.latency.shapes import by_part, levels, spent
 from pruning.latency.table import LatencyTable
 from pruning.models.modeling_pruned import ranks
-from pruning.models.shape import Heads, Shape, Width
+from pruning.models.shape import Experts, Heads, Shape, Width
 from pruning.models.sites import Kind, Site, architecture, blocks, sites, weight
 from pruning.runtimes.workload import Phase, Workload
 
 NORM = 6  # kernels of an RMSNorm in eager PyTorch: cast, square, mean, rsqrt, two products
 ROTARY = 10  # kernels that rotate queries and keys
+ROUTING = 16  # kernels of softmax, top-k, sorting tokens by expert, and two products of all
 CACHE = 2  # kernels that append keys and values
 
 
@@ -104,7 +105,13 @@ class Counter:
             return self._products((level.units, columns), (rows, level.units))
         if not level.units:
             return Count()
-        return self._attention(site, level) if isinstance(level, Heads) else self._ffn(site, level)
+        match level:
+            case Heads():
+                return self._attention(site, level)
+            case Experts():
+                return self._experts(site, level)
+            case Width():
+                return self._ffn(site, level)
 
     def _ffn(self, site: Site, level: Width) -> Count:
         hidden, _ = self._size(site, self.architecture.ffn_output)
@@ -113,6 +120,19 @@ class Counter:
         count = self._products(*((rows_of, hidden) for rows_of in rows), (hidden, level.units))
         count.kernels += NORM + sum(rows) // level.units + 1  # activation, gates, residual
         count.kernels += NORM * bool(self.architecture.ffn_output_norm)
+        return count
+
+    def _experts(self, site: Site, level: Experts) -> Count:
+        """Count the experts that are read where tokens spread evenly, and each token's products."""
+        hidden = self.model.config.hidden_size
+        k, each = site.least, 3 * hidden * level.width  # gate, up and down
+        read = level.experts * (1 - (1 - k / level.experts) ** self.rows)
+        count = self._products((level.experts, hidden))  # of the router
+        count.parameters += level.experts * each
+        count.flop += 2.0 * self.rows * k * each
+        through = self.rows * k * (3 * hidden + 3 * level.width)
+        count.bytes += self.size * (read * each + through)
+        count.kernels += NORM + ROUTING
         return count
 
     def _attention(self, site: Site, level: Heads) -> Count:

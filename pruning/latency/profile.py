@@ -17,7 +17,7 @@ from pruning.latency.shapes import by_part, largest, spent
 from pruning.latency.table import LatencyTable, combine
 from pruning.latency.timer import Rounds, Timing, interleaved
 from pruning.models.modeling_pruned import factorise_
-from pruning.models.shape import Heads, Shape, Width
+from pruning.models.shape import Experts, Heads, Shape, Width
 from pruning.models.shrink import randomised_, resized
 from pruning.models.sites import Kind, Site, blocks, projection, weight
 from pruning.runtimes.runtime import Call, Runtime
@@ -100,6 +100,9 @@ def _profile(
             most = max(alone[level] - ms[level] for level in ms)
             lowered[site.part] = most / max(alone[site.whole], 1e-9)
             ms[site.gone] = 0.0
+        if site.kind is Kind.EXPERTS:
+            of_part = shapes.levels(by_part(sites)[site.part], alignment)
+            ms = {a: ms[b] for a, b in shapes.timed_as(of_part, tokens_at_once(work)).items()}
         parts[site.part] = ms
     of_parts = scales(parts, whole, {name: t.p50 for name, t in ends.items()})
     parts = {p: {level: t * of_parts[p] for level, t in ms.items()} for p, ms in parts.items()}
@@ -168,6 +171,11 @@ def within(
     return {part: {level: t * scale for level, t in ms.items()} for part, ms in parts.items()}
 
 
+def tokens_at_once(work: Workload) -> int:
+    """Return how many tokens go through a block in one call."""
+    return work.batch * (1 if work.phase is Phase.decode else work.sequence)
+
+
 def levels(
     model: PreTrainedModel,
     prunable: Sequence[Site],
@@ -191,11 +199,17 @@ def levels(
 
     calls: dict[Name, Call] = {(NOTHING, NONE): call(resized(model, Heads(0, 0), Width(0)))}
     for part, sites in by_part(prunable).items():
-        for level, site in [*shapes.levels(sites, alignment).items()][:-1]:
+        of_part = shapes.levels(sites, alignment)
+        timed = shapes.timed_as(of_part, tokens_at_once(work))
+        for level, site in [*of_part.items()][:-1]:
             at = site.block
+            if timed[level] != level:
+                continue
             match level:
                 case Heads():
                     calls[part, level] = call(resized(model, level, Width(0), at), at)
+                case Experts():
+                    calls[part, level] = call(resized(model, Heads(0, 0), level, at), at)
                 case Width() if site.kind is Kind.FFN:
                     calls[part, level] = call(resized(model, Heads(0, 0), level, at), at)
                 case Width():

@@ -47,8 +47,8 @@ def reference_models(
     for name, gone in (
         ("dense", ()),
         ("no attention", (Kind.ATTENTION,)),
-        ("no FFN", (Kind.FFN,)),
-        ("neither", (Kind.ATTENTION, Kind.FFN)),
+        ("no FFN", (Kind.FFN, Kind.EXPERTS)),
+        ("neither", (Kind.ATTENTION, Kind.FFN, Kind.EXPERTS)),
     ):
         left = {s: s.gone if s.kind in gone and s.removable else s.whole for s in sites(model)}
         if all(left != other.shapes for other in models):

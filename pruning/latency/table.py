@@ -66,7 +66,7 @@ class LatencyTable:
         levels = [level for level in offered(self.parts[site.part]) if whole.contains(level)]
         if levels[0] != whole:
             levels.insert(0, whole)
-        return [level for level in levels if site.removable or level.units]
+        return [level for level in levels if site.allows(level)]
 
     def predict(self, allocation: Allocation) -> float:
         """Return the end-to-end milliseconds of an allocation."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pruning.calibration.moments import Split
     from pruning.models.shape import Shape
     from pruning.models.sites import Site
+    from pruning.solver.experts import ExpertSite
     from pruning.solver.levels import Levels, SiteLevels
 
 
@@ -33,6 +34,10 @@ class Leveled(Method):
         self, site: "Site", W: "Tensor", split: "Split", shapes: "Sequence[Shape]"
     ) -> "SiteLevels":
         """Return the levels of one site at the given shapes."""
+
+    def expert_scores(self, given: "ExpertSite") -> "Tensor":
+        """Return what every expert of a block is worth, REAP's score; the least goes first."""
+        return given.routed.reap
 
     def levels(self) -> "type[Levels]":
         """Return what makes models of the levels."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pruning.calibration.moments import Split
     from pruning.models.shape import Shape
     from pruning.models.sites import Site
+    from pruning.solver.experts import ExpertSite
     from pruning.solver.levels import SiteLevels
 
 
@@ -22,6 +23,17 @@ class Scored(Leveled):
 
     centred: ClassVar[bool] = False  # the score is of covariances instead of second moments
     bias = False  # what removed columns gave on average stays, as a bias
+
+    def expert_scores(self, given: "ExpertSite") -> "Tensor":
+        """Return the sum of the scores of each expert's channels."""
+        import torch
+
+        def score(index: int, site: "Site") -> "Tensor":
+            moment, W = given.split(index).all, given.weight(index)
+            H = moment.covariance if self.centred else moment.H
+            return self.score(site, W.to(H.dtype), H).sum()
+
+        return torch.stack([score(*numbered) for numbered in enumerate(given.site.each)])
 
     @abstractmethod
     def score(self, site: "Site", W: "Tensor", H: "Tensor") -> "Tensor":

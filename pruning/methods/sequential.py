@@ -81,6 +81,7 @@ def sequential(
             for site in of_block:
                 reading = Reading([site], calibration.weight, targets)
                 split = block_moments(pruned, index, states, reading, advance=False)[site]
+                assert isinstance(split, Split), "experts are refused before"
                 with context.job.stopwatch("solve"):
                     W = weight(projection(dense, site))
                     check_finite(site, W, split)

@@ -83,6 +83,18 @@ class SlimGPT(Method):
             sizes.append(min(left, max(size, self.smallest), self.largest))
         return sizes
 
+    def sites(self, model: "PreTrainedModel") -> "list[Site]":
+        """List attention and FFNs; ValueError where there are experts."""
+        from pruning.models.sites import Kind
+
+        prunable = super().sites(model)
+        if any(site.kind is Kind.EXPERTS for site in prunable):
+            raise ValueError(
+                f"method={self.name} solves one projection of a sub-block after the other, and "
+                "experts have many at once: give method=ziplm, or a model without experts"
+            )
+        return prunable
+
     def cost(
         self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pruning.calibration.moments import Split
     from pruning.models.shape import Shape
     from pruning.models.sites import Site
+    from pruning.solver.experts import ExpertSite
     from pruning.solver.levels import SiteLevels
 
 
@@ -23,6 +24,13 @@ class Score(StrEnum):
     obs = "obs"  # exact greedy OBS, the published method
     wanda = "wanda"  # |w|^2 E[x^2] (arXiv:2306.11695), needs far fewer calibration tokens
     auto = "auto"  # per site, the one with the smaller held-out error
+
+
+class ExpertScore(StrEnum):
+    """What orders the experts of a block."""
+
+    reap = "reap"  # mean over its tokens of gate x norm of its output (arXiv:2510.13999)
+    loss = "loss"  # relative error of what the block gives without it
 
 
 @dataclass
@@ -40,6 +48,7 @@ class ZipLM(Leveled):
     attention_score: Score = Score.obs  # order of the heads
     # order of the channels; with 262144 tokens obs is better, see docs/benchmarks.md
     ffn_score: Score = Score.wanda
+    experts: ExpertScore = ExpertScore.reap  # order of the experts
     damp: float = 0.01  # ridge of the obs score, as a share of each input's energy
     # candidates for the ridge of the update, ascending; per site by held-out error
     ridges: list[float] = field(default_factory=default_ridges)
@@ -78,6 +87,14 @@ class ZipLM(Leveled):
         losses = [judge([keep], ridge) for keep in candidates[best]]
         final = torch.stack(self._order(scores[best], site, W, split.all.H, shapes))
         return SiteLevels(list(shapes), final, losses, ridge, scores[best].value)
+
+    def expert_scores(self, given: "ExpertSite") -> "Tensor":
+        """Return REAP's score of every expert, or the loss without it."""
+        from pruning.solver.experts import losses_without
+
+        if self.experts is ExpertScore.loss:
+            return losses_without(given)
+        return super().expert_scores(given)
 
     def _order(
         self, score: Score, site: "Site", W: "Tensor", H: "Tensor", shapes: "Sequence[Shape]"

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from pruning.models.shape import Heads, Shape, Width
+from pruning.models.shape import Experts, Heads, Shape, Width
 from pruning.models.sites import Allocation, Site
 from pruning.system.files import write_text
 
 
 def first_units(site: Site, left: Shape) -> Bool[Tensor, " units"]:
-    """Keep the first units: channels, or heads of the first KV groups."""
+    """Keep the first units: channels, or heads of the first KV groups, or of the first experts."""
     keep = torch.zeros(site.groups, site.heads_per_group, dtype=torch.bool)
     match left:
-        case Heads(groups, per_group):
+        case Heads(groups, per_group) | Experts(groups, per_group):
             keep[:groups, :per_group] = True
         case Width(units):
             keep[:, :units] = True

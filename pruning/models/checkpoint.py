@@ -44,8 +44,10 @@ FORMER = (  # sha256 sums of what it was in checkpoints before
     "7b492fa74122273da22cf57921aa7e8156790acf8f8e6cb89e86f69af158de39",
     "a3bd64f80710bc2fa1bc627d4e932da215cbdb7027245bac6f903a122aefe81f",
     "744d4cd97fd9f7a4dfe0a4db1a06ba56d7f6a6cc88fcc7f758cb846d0f10e1bb",
+    "88836b14a608feb3e232dfb312bc285d674d23f5bc1bac8ef19d972c6cf92d4e",
 )
 EMBEDDING, BLOCKS = "embedding_clusters", "pruned_blocks"  # keys in config.json
+EXPERT_COUNTS = ("num_experts", "num_local_experts")
 OURS = ("output_bias", "ranks", EMBEDDING)  # keys that no class of transformers knows
 
 
@@ -70,12 +72,16 @@ def _write(
     card: str,
 ) -> None:
     """Write all files to an empty directory."""
+    # experts one by one, as the hub has them, or stacked: what converts them leaves out the
+    # classes of modelling files that have no head
+    stacked = bool(architecture(model).experts and getattr(config, "auto_map", None))
     if is_streamed(model):
         write_shards(model, directory)
     else:
         own, model.config = model.config, deepcopy(model.config)
         try:
-            model.save_pretrained(directory)  # which notes in the config what it wrote
+            # which notes in the config what it wrote
+            model.save_pretrained(directory, save_original_format=not stacked)
         finally:
             model.config = own
     for file in directory.glob("*.py"):  # of a model that was itself loaded with remote code
@@ -238,7 +244,7 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     shapes = [block_shape(block, a) for block in blocks(model)]
     if a.kv_heads:  # other families take it from the dense model's heads
         left = zip(blocks(model), shapes, strict=True)
-        sizes = (head_size(block, a) for block, (groups, _, _) in left if groups)
+        sizes = (head_size(block, a) for block, (groups, *_) in left if groups)
         config.head_dim = next(sizes, size_of_head(config))
     if getattr(config, a.intermediate) is None:  # gpt2's way to say four times the hidden size
         setattr(config, a.intermediate, 4 * config.hidden_size)
@@ -248,7 +254,7 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
         config.ranks = low
     if left := clusters(model):
         config.embedding_clusters = left
-    if len(set(shapes)) == 1 and (plain := _plain(config, dense, *shapes[0])) is not None:
+    if len(set(shapes)) == 1 and (plain := _plain(config, dense, shapes[0])) is not None:
         return plain
     config.architectures = [f"Pruned{dense}"]
     classes = {auto_class(dense): dense}
@@ -257,7 +263,8 @@ def describe(model: PreTrainedModel) -> PreTrainedConfig:
     config.auto_map = {auto: f"{CODE.stem}.Pruned{name}" for auto, name in classes.items()}
     config.pruned_blocks = [
         {"query_heads": groups * heads, "kv_heads": groups, "ffn": width}
-        for groups, heads, width in shapes
+        | ({"experts": experts} if experts else {})
+        for groups, heads, width, experts in shapes
     ]
     return config
 
@@ -279,15 +286,18 @@ def auto_class(name: str) -> str:
 
 
 def _plain(
-    config: PreTrainedConfig, dense: str, groups: int, heads: int, width: int
+    config: PreTrainedConfig, dense: str, blocks_of: tuple[int, int, int, int]
 ) -> PreTrainedConfig | None:
     """Return an ordinary config for blocks of one shape; None where the family has none."""
+    groups, heads, width, experts = blocks_of
     a = modeling_pruned.ARCHITECTURES[config.model_type]
     kind = type(config)
     values = config.to_dict()
     if 0 in (groups, heads, width) or any(values.get(key) for key in OURS):
         return None
-    values[a.intermediate] = width
+    values[a.expert_width if experts else a.intermediate] = width
+    if experts:  # under two names, of which one stands for the other
+        values |= {name: experts for name in EXPERT_COUNTS if name in values}
     if a.kv_heads is None:
         if groups != values[a.heads]:
             return None  # these families define the head size as hidden size over heads

@@ -2,7 +2,8 @@
 
 This file travels inside pruned checkpoints and needs nothing but torch and transformers, 4.57 or
 later. `pruned_blocks` in config.json is what is left of every block, in order, 0 where it is gone:
-`[{"query_heads": 6, "kv_heads": 3, "ffn": 47}, ...]`; all else there is the dense model's. With
+`[{"query_heads": 6, "kv_heads": 3, "ffn": 47}, ...]`; all else there is the dense model's. A block
+with experts has their number beside the width of each, `{..., "ffn": 47, "experts": 6}`. With
 `output_bias` the projections back to the residual stream have biases that the family has not.
 `ranks` names the projections that are a product of two: `{block: {"self_attn.q_proj": 96}}`.
 `embedding_clusters` says so of the embedding: `{"sizes": [tokens], "ranks": [...], "tied": true}`.
@@ -40,10 +41,14 @@ from transformers import (
     LlamaModel,
     MistralForCausalLM,
     MistralModel,
+    MixtralForCausalLM,
+    MixtralModel,
     ModernBertForQuestionAnswering,
     ModernBertForSequenceClassification,
     MPNetForQuestionAnswering,
     MPNetForSequenceClassification,
+    OlmoeForCausalLM,
+    OlmoeModel,
     OPTForCausalLM,
     OPTModel,
     Phi3ForCausalLM,
@@ -52,6 +57,8 @@ from transformers import (
     Qwen2Model,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3MoeForCausalLM,
+    Qwen3MoeModel,
     RobertaForQuestionAnswering,
     RobertaForSequenceClassification,
     SmolLM3ForCausalLM,
@@ -88,10 +95,17 @@ class Architecture:
     intermediate: str = "intermediate_size"
     head_size: str = "head_dim"  # attribute of the attention
     heads_in_config: bool = False  # the attention reads there how many it has
+    heads_together: bool = False  # a norm reads all of them at once: none leaves by itself
+    experts: str = ""  # their stacked weights; "": the family has none
+    router: str = "mlp.gate"
+    expert_width: str = "intermediate_size"
     position_bias: bool = False  # the attention gets one of all heads: see OwnBias
     encoder: bool = False  # no cache, logits of a task
     post_norm: bool = False  # norms behind the additions
     paired: bool = False  # a block gives its hidden states first of a pair, in transformers 5 too
+
+
+EXPERT_MULTIPLE = 8  # channels of an expert, so that a row in two bytes a number is 16 or more
 
 
 def _bert(
@@ -124,6 +138,9 @@ _TWICE_NORMED = Architecture(
 ARCHITECTURES = {
     **dict.fromkeys(_PLAIN, Architecture()),
     **dict.fromkeys(("gemma2", "gemma3_text"), _TWICE_NORMED),
+    "qwen3_moe": Architecture(experts="mlp.experts", expert_width="moe_intermediate_size"),
+    "mixtral": Architecture(experts="mlp.experts"),
+    "olmoe": Architecture(experts="mlp.experts", heads_together=True),
     "phi3": Architecture(
         attention_inputs=("self_attn.qkv_proj",),
         ffn_inputs=("mlp.gate_up_proj",),
@@ -401,9 +418,12 @@ def keep_heads_(block: nn.Module, architecture: Architecture, heads: torch.Tenso
     attention.register_buffer("own_heads", heads)
 
 
-def block_shape(block: nn.Module, architecture: Architecture) -> tuple[int, int, int]:
-    """Return (KV groups, query heads per group, FFN width) of a block; 0 where it is gone."""
-    groups = heads = width = 0
+def block_shape(block: nn.Module, architecture: Architecture) -> tuple[int, int, int, int]:
+    """Return (KV groups, query heads per group, FFN width, experts) of a block; 0 where it is gone.
+
+    Where there are experts, the width is that of each; 0 experts are an FFN.
+    """
+    groups = heads = width = count = 0
     output = find(block, architecture.attention_output)
     if not _gone(output):
         head_dim = head_size(block, architecture)
@@ -417,16 +437,34 @@ def block_shape(block: nn.Module, architecture: Architecture) -> tuple[int, int,
     output = find(block, architecture.ffn_output)
     if not _gone(output):
         width = _size(output)[1]
-    return groups, heads, width
+    if architecture.experts and (experts := find(block, architecture.experts)) is not None:
+        count, width = _stacked(experts).shape[0], _stacked(experts).shape[2]
+    return groups, heads, width, count
+
+
+def _stacked(experts: Any) -> torch.Tensor:
+    """Return the projections of all experts back to the stream, [experts, hidden, width]."""
+    if not hasattr(experts, "down_proj"):
+        raise ValueError(
+            "model: the experts of this model are not stacked in one tensor, as transformers 5 has "
+            "them: update transformers"
+        )
+    return experts.down_proj
 
 
 def resize_block_(
-    block: nn.Module, architecture: Architecture, groups: int, heads: int, width: int
+    block: nn.Module,
+    architecture: Architecture,
+    groups: int,
+    heads: int,
+    width: int,
+    experts: int = 0,
 ) -> None:
     """Give a block `groups` KV groups of `heads` query heads each and an FFN of `width`.
 
-    Projections that change are replaced by new ones with undefined values on the same device;
-    existing parameters are never written. Zeros mean that the sub-block goes, with its norm.
+    Or so many experts, each of that width. Projections that change are replaced by new ones with
+    undefined values on the same device; existing parameters are never written. Zeros mean that the
+    sub-block goes, with its norm.
     """
     if getattr(block, "do_layer_norm_before", True) is False:
         raise ValueError(
@@ -434,13 +472,18 @@ def resize_block_(
             "so its sub-blocks cannot be resized; use a size other than 350m"
         )
     assert (groups == 0) == (heads == 0), f"{groups} KV groups of {heads} query heads"
-    old_groups, old_heads, old_width = block_shape(block, architecture)
+    old_groups, old_heads, old_width, old_experts = block_shape(block, architecture)
     if (groups, heads) != (old_groups, old_heads):
         assert max(groups - old_groups, heads - old_heads) <= 0, "a block can only shrink"
+        assert groups == 0 or not architecture.heads_together, "a norm reads all heads at once"
         _resize_attention_(block, architecture, groups, heads)
-    if width != old_width:
-        assert width <= old_width, "a block can only shrink"
-        _resize_ffn_(block, architecture, width)
+    if (width, experts) != (old_width, old_experts):
+        assert max(width - old_width, experts - old_experts) <= 0, "a block can only shrink"
+        assert (width and old_experts) == 0 or experts, f"no experts of width {width}"
+        if experts:
+            _resize_experts_(block, architecture, experts, width)
+        else:
+            _resize_ffn_(block, architecture, width)
 
 
 def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: int) -> None:
@@ -475,6 +518,32 @@ def _resize_attention_(block: nn.Module, a: Architecture, groups: int, heads: in
     if a.heads_in_config:
         shared = getattr(attention.config, "config", attention.config)  # of what was cut before
         attention.config = OwnHeads(shared, **{a.heads: groups * heads})
+
+
+def _resize_experts_(block: nn.Module, a: Architecture, count: int, width: int) -> None:
+    experts, router = find(block, a.experts), find(block, a.router)
+    if count < router.top_k:
+        raise ValueError(
+            f"experts={count}: every token is routed to {router.top_k}, so that as many have to "
+            "be left; keep more, or none"
+        )
+    _, hidden, old_width = _stacked(experts).shape
+    if width % EXPERT_MULTIPLE and width != old_width:
+        raise ValueError(
+            f"experts of width {width}: products of several matrices at once need rows of 16 bytes "
+            f"and multiples of them; keep a multiple of {EXPERT_MULTIPLE} channels"
+        )
+    for module, name, shape in (
+        (experts, "gate_up_proj", (count, 2 * width, hidden)),
+        (experts, "down_proj", (count, hidden, width)),
+        (router, "weight", (count, hidden)),
+    ):
+        old = getattr(module, name)
+        setattr(module, name, nn.Parameter(old.new_empty(shape), old.requires_grad))
+    for module in (experts, router):
+        module.__dict__.pop("_is_hf_initialized", None)  # for who draws weights anew
+    experts.num_experts = router.num_experts = count
+    experts.intermediate_dim = width
 
 
 def _resize_ffn_(block: nn.Module, a: Architecture, width: int) -> None:
@@ -585,7 +654,8 @@ class _Pruned:
         for block, left in zip(blocks, config.pruned_blocks, strict=True):  # type: ignore[arg-type]
             groups, total = left["kv_heads"], left["query_heads"]
             assert total % max(groups, 1) == 0, f"{total} query heads do not spread over {groups}"
-            resize_block_(block, a, groups, total // max(groups, 1), left["ffn"])
+            sizes = groups, total // max(groups, 1), left["ffn"], left.get("experts", 0)
+            resize_block_(block, a, *sizes)
         if getattr(config, "output_bias", False):
             add_output_biases_(blocks, a)
         for index, paths in (getattr(config, "ranks", None) or {}).items():
@@ -594,6 +664,12 @@ class _Pruned:
         if clusters := getattr(config, "embedding_clusters", None):
             cluster_embedding_(self, **clusters)
         self.post_init()  # type: ignore[attr-defined]
+
+
+class _WithExperts(_Pruned):
+    """Let transformers choose how experts are run: it reads in the source who can have that."""
+
+    _can_set_experts_implementation_cached_value = True
 
 
 class PrunedLlamaModel(_Pruned, LlamaModel):
@@ -625,6 +701,30 @@ class PrunedQwen3Model(_Pruned, Qwen3Model):
 
 
 class PrunedQwen3ForCausalLM(_Pruned, Qwen3ForCausalLM):
+    pass
+
+
+class PrunedQwen3MoeModel(_WithExperts, Qwen3MoeModel):
+    pass
+
+
+class PrunedQwen3MoeForCausalLM(_WithExperts, Qwen3MoeForCausalLM):
+    pass
+
+
+class PrunedMixtralModel(_WithExperts, MixtralModel):
+    pass
+
+
+class PrunedMixtralForCausalLM(_WithExperts, MixtralForCausalLM):
+    pass
+
+
+class PrunedOlmoeModel(_WithExperts, OlmoeModel):
+    pass
+
+
+class PrunedOlmoeForCausalLM(_WithExperts, OlmoeForCausalLM):
     pass
 
 

@@ -1,4 +1,4 @@
-"""What is left of a site: heads of attention, or the width of anything else."""
+"""What is left of a site: heads of attention, experts, or the width of anything else."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,15 +59,54 @@ class Width:
         return isinstance(other, Width) and self.units >= other.units
 
 
-Shape = Heads | Width
+@dataclass(frozen=True)
+class Experts:
+    """What is left of the experts of a block: as many channels in each that is left.
+
+    Weights of experts are stacked in one tensor, which uneven ones could not be.
+    """
+
+    experts: int
+    width: int  # channels of each
+
+    def __str__(self) -> str:
+        return f"{self.experts}*{self.width}"
+
+    @property
+    def units(self) -> int:
+        """Count the channels of all."""
+        return self.experts * self.width
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Return what shapes are sorted by: experts, then the width of each."""
+        return self.experts, self.width
+
+    @property
+    def plain(self) -> str:
+        """Return it as files and keys of cached stages hold it."""
+        return str(self)
+
+    def contains(self, other: "Shape") -> bool:
+        """Tell whether it has all that another has."""
+        here = isinstance(other, Experts)
+        return here and self.experts >= other.experts and self.width >= other.width
+
+
+Shape = Heads | Width | Experts
 
 
 def from_text(text: str) -> Shape:
-    """Read a shape as `str` writes it, "3x2" or "1536"; ValueError where it is none."""
+    """Read a shape as `str` writes it: "3x2", "8*96" or "1536"; ValueError where it is none."""
+    experts, star, width = text.partition("*")
+    if star:
+        return Experts(int(experts), int(width))
     groups, x, per_group = text.partition("x")
     return Heads(int(groups), int(per_group)) if x else Width(int(groups))
 
 
-def from_plain(plain: Sequence[int] | int) -> Shape:
+def from_plain(plain: Sequence[int] | int | str) -> Shape:
     """Return the shape that `plain` gives, also once JSON has made a list of a pair."""
+    if isinstance(plain, str):
+        return from_text(plain)
     return Width(plain) if isinstance(plain, int) else Heads(*plain)

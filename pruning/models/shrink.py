@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruning.models.experts import cut_experts_, experts_of, mask_experts_
 from pruning.models.modeling_pruned import (
     Architecture,
     LowRank,
@@ -19,7 +20,7 @@ from pruning.models.modeling_pruned import (
     replace_,
     resize_block_,
 )
-from pruning.models.shape import Heads, Shape, Width
+from pruning.models.shape import Experts, Heads, Shape, Width
 from pruning.models.sites import (
     Allocation,
     Kind,
@@ -64,21 +65,25 @@ def resize_(block: nn.Module, a: Architecture, shapes: Iterable[Shape]) -> None:
 
     Projections that change are new modules with undefined values.
     """
-    groups, per_group, width = block_shape(block, a)
+    groups, per_group, width, experts = block_shape(block, a)
     for left in shapes:
         match left:
             case Heads():
                 groups, per_group = left.groups, left.per_group
             case Width():
-                width = left.units
-    resize_block_(block, a, groups, per_group, width)
+                width, experts = left.units, experts if left.units else 0
+            case Experts():
+                width, experts = left.width, left.experts
+    resize_block_(block, a, groups, per_group, width, experts)
 
 
 @torch.no_grad()
-def resized(model: PreTrainedModel, heads: Heads, width: Width, index: int = 0) -> nn.Module:
+def resized(
+    model: PreTrainedModel, heads: Heads, ffn: Width | Experts, index: int = 0
+) -> nn.Module:
     """Return a copy of a block of other sizes, with random weights."""
     block = deepcopy(blocks(model)[index])
-    resize_(block, architecture(model), (heads, width))
+    resize_(block, architecture(model), (heads, ffn))
     return randomised_(block)
 
 
@@ -93,11 +98,14 @@ def randomised_(module: nn.Module) -> nn.Module:
 def mask_(model: M, allocation: Allocation) -> M:
     """Zero the columns that the allocation drops, and the bias of a sub-block that is gone.
 
-    A norm behind a sub-block that is gone goes too. The logical twin of `shrink_`: same logits, and
-    same shapes. Writes into the model's parameters.
+    Experts that are dropped are never chosen. A norm behind a sub-block that is gone goes too. The
+    logical twin of `shrink_`: same logits, and same shapes. Writes into the model's parameters.
     """
     _check(model, allocation)
     for site, keep in allocation.items():
+        if site.kind is Kind.EXPERTS:
+            mask_experts_(blocks(model)[site.block], architecture(model), keep, site.groups)
+            continue
         module = projection(model, site)
         W = weight(module)
         columns = keep.to(W.device).repeat_interleave(site.width)
@@ -124,7 +132,7 @@ def shrink_(model: M, allocation: Allocation) -> M:
         mine = {s.kind: (s, k) for s, k in allocation.items() if s.block == index and not k.all()}
         if not mine:
             continue
-        before, heads = _projections(block, a), None
+        before, stacked, heads = _projections(block, a), experts_of(block, a), None
         if a.position_bias and Kind.ATTENTION in mine:
             heads = own_heads(block, a)
         resize_(block, a, [shape(site, keep) for site, keep in mine.values()])
@@ -134,6 +142,9 @@ def shrink_(model: M, allocation: Allocation) -> M:
                 continue
             if heads is not None and kind is Kind.ATTENTION:
                 keep_heads_(block, a, heads[keep.to(heads.device)])
+            if kind is Kind.EXPERTS:
+                cut_experts_(block, a, keep.view(site.groups, -1), stacked)
+                continue
             inputs, output = after[kind]
             old_inputs, old_output = before[kind]
             rows, columns = _kept(site, keep, a, [len(weight(old)) for old in old_inputs])
@@ -172,7 +183,14 @@ def _check(model: PreTrainedModel, allocation: Allocation) -> None:
     for site, keep in allocation.items():
         assert site in there, f"{site} is no site of this model"
         assert keep.shape == (site.units,), f"{site.name}: {tuple(keep.shape)} for {site.units}"
-        shape(site, keep)
+        left = shape(site, keep)
+        if left.units and not site.allows(left):
+            why = (
+                "a norm reads all heads at once: keep all, or none"
+                if site.kind is Kind.ATTENTION
+                else f"every token is routed to {site.least}: keep as many at least, or none"
+            )
+            raise ValueError(f"{site.name}: {left} cannot be left of {site.whole}, since {why}")
         if not site.removable and not keep.any():
             raise ValueError(
                 f"{site.name}: the first attention of a decoder cannot be removed whole, since "

@@ -20,7 +20,7 @@ from pruning.models.modeling_pruned import (
     head_size,
     ranks,
 )
-from pruning.models.shape import Heads, Shape, Width
+from pruning.models.shape import Experts, Heads, Shape, Width
 
 HEADS = ("ForSequenceClassification", "ForQuestionAnswering")  # of encoders
 
@@ -30,6 +30,7 @@ class Kind(StrEnum):
 
     ATTENTION = "attention"
     FFN = "ffn"
+    EXPERTS = "experts"
     LINEAR = "linear"
     EMBEDDING = "embedding"
 
@@ -39,17 +40,19 @@ class Site:
     """One place where structure can be removed.
 
     Of a sub-block, units are columns of its output projection; query heads of one KV group are
-    neighbours: unit `g * heads_per_group + h` is head h of group g. Of a single projection, and of
-    a cluster of tokens, units are the rank-one terms of its factors.
+    neighbours: unit `g * heads_per_group + h` is head h of group g. Of experts, units are the
+    channels of all, those of one expert side by side; experts are the groups. Of a single
+    projection, and of a cluster of tokens, units are the rank-one terms of its factors.
     """
 
     block: int  # -1 for what is in none
     kind: Kind
     units: int  # query heads, FFN channels, or the largest rank
     width: int = 1  # columns of the output projection per unit: head_dim, or 1
-    groups: int = 1  # KV groups over which the query heads are spread evenly
+    groups: int = 1  # KV groups over which the query heads are spread evenly; experts
     removable: bool = True  # False for the first attention of each layer type: caches look there
-    module: str = ""  # of a single projection: its path within the block
+    least: int = 0  # query heads or experts that stay where any does
+    module: str = ""  # of a single projection: its path within the block; of an expert: its name
     shared: str = ""  # of a single projection: the first one that reads the same inputs
 
     @property
@@ -75,18 +78,46 @@ class Site:
     @property
     def whole(self) -> Shape:
         """Return its shape where nothing is removed."""
-        attention = self.kind is Kind.ATTENTION
-        return Heads(self.groups, self.heads_per_group) if attention else Width(self.units)
+        return _shape(self.kind, self.groups, self.heads_per_group)
 
     @property
     def gone(self) -> Shape:
         """Return its shape where nothing is left."""
-        return Heads(0, 0) if self.kind is Kind.ATTENTION else Width(0)
+        return _shape(self.kind, 0, 0)
+
+    def allows(self, left: Shape) -> bool:
+        """Tell whether a shape can be left of it: that of a whole site can, and "gone" often."""
+        match left:
+            case Heads():
+                enough = left.units >= self.least
+            case Experts():
+                enough = left.experts >= self.least
+            case Width():
+                enough = True
+        return enough if left.units else self.removable
+
+    @property
+    def each(self) -> list["Site"]:
+        """Return what has moments of its own: the site, or each expert of it, as an FFN."""
+        if self.kind is not Kind.EXPERTS:
+            return [self]
+        names = (f"{self.part}.{index}" for index in range(self.groups))
+        return [Site(self.block, Kind.FFN, self.heads_per_group, module=name) for name in names]
 
     @property
     def name(self) -> str:
         """Return a readable key such as `block.3.ffn`."""
         return self.part if self.kind is Kind.EMBEDDING else f"block.{self.block}.{self.part}"
+
+
+def _shape(kind: Kind, groups: int, per_group: int) -> Shape:
+    match kind:
+        case Kind.ATTENTION:
+            return Heads(groups, per_group)
+        case Kind.EXPERTS:
+            return Experts(groups, per_group)
+        case _:
+            return Width(groups * per_group)
 
 
 Allocation = dict[Site, Bool[Tensor, " units"]]  # True = keep
@@ -167,7 +198,7 @@ def final(
 
 
 def sites(model: PreTrainedModel) -> list[Site]:
-    """List attention, then FFN of each block, read off the modules.
+    """List attention, then FFN or experts of each block, read off the modules.
 
     None where it is gone, or where one of its projections is a product of two already.
     """
@@ -175,13 +206,19 @@ def sites(model: PreTrainedModel) -> list[Site]:
     types = getattr(model.config, "layer_types", None) or ["full"] * len(blocks(model))
     prunable = []
     for index, block in enumerate(blocks(model)):
-        groups, heads, width = block_shape(block, a)
+        groups, heads, width, experts = block_shape(block, a)
         products = ranks(block).keys()
         if groups and not products & {*a.attention_inputs, a.attention_output}:
             size = head_size(block, a)
             removable = a.encoder or index != types.index(types[index])
-            prunable.append(Site(index, Kind.ATTENTION, groups * heads, size, groups, removable))
-        if width and not products & {*a.ffn_inputs, a.ffn_output}:
+            least = groups * heads if a.heads_together else 0
+            sizes = groups * heads, size, groups
+            prunable.append(Site(index, Kind.ATTENTION, *sizes, removable, least))
+        if experts:
+            least = find(block, a.router).top_k
+            sizes = experts * width, 1, experts
+            prunable.append(Site(index, Kind.EXPERTS, *sizes, least=least))
+        elif width and not products & {*a.ffn_inputs, a.ffn_output}:
             prunable.append(Site(index, Kind.FFN, width, 1))
     return prunable
 
@@ -228,10 +265,18 @@ def chosen_linears(model: PreTrainedModel, modules: str) -> list[Site]:
 
 
 def projection(model: PreTrainedModel, site: Site) -> nn.Module:
-    """Return the projection whose weight a site changes; a sub-block's is that of its output."""
+    """Return the projection whose weight a site changes; a sub-block's is that of its output.
+
+    Of experts it is the module that has the weights of all.
+    """
     a = architecture(model)
     block = blocks(model)[site.block]
-    paths = {Kind.ATTENTION: a.attention_output, Kind.FFN: a.ffn_output, Kind.LINEAR: site.module}
+    paths = {
+        Kind.ATTENTION: a.attention_output,
+        Kind.FFN: a.ffn_output,
+        Kind.EXPERTS: a.experts,
+        Kind.LINEAR: site.module,
+    }
     return block.get_submodule(paths[site.kind])
 
 
@@ -249,7 +294,7 @@ def norm_behind(model: PreTrainedModel, site: Site) -> str | None:
 def sub_block(model: PreTrainedModel, site: Site) -> Kind:
     """Return the sub-block that a site of a block is or lies in."""
     a = architecture(model)
-    ffn = site.kind is Kind.FFN or site.module in (*a.ffn_inputs, a.ffn_output)
+    ffn = site.kind in (Kind.FFN, Kind.EXPERTS) or site.module in (*a.ffn_inputs, a.ffn_output)
     return Kind.FFN if ffn else Kind.ATTENTION
 
 
@@ -331,16 +376,19 @@ def shape(site: Site, keep: Bool[Tensor, " units"]) -> Shape:
     """Return what is left of a site.
 
     ValueError where the kept KV groups would keep different numbers of query heads: `repeat_kv`
-    would then pair queries with the wrong keys without a word.
+    would then pair queries with the wrong keys without a word. So where experts would keep
+    different numbers of channels: their weights are stacked.
     """
-    if site.kind is not Kind.ATTENTION:
+    if site.kind not in (Kind.ATTENTION, Kind.EXPERTS):
         return Width(int(keep.sum()))
     counts = keep.reshape(site.groups, -1).sum(1)
     counts = counts[counts > 0].tolist()
     if not counts:
         return site.gone
     if len(set(counts)) > 1:
+        attention = site.kind is Kind.ATTENTION
+        what = ("KV groups", "query heads") if attention else ("experts", "channels")
         raise ValueError(
-            f"{site.name}: kept KV groups keep {counts} query heads; keep the same number in each"
+            f"{site.name}: kept {what[0]} keep {counts} {what[1]}; keep the same number in each"
         )
-    return Heads(len(counts), counts[0])
+    return _shape(site.kind, len(counts), counts[0])

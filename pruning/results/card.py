@@ -121,11 +121,13 @@ def measured(result: Result) -> str:
 def kept(result: Result) -> str:
     """Tabulate what is left of each block."""
     modules = dict.fromkeys(module for b in result.allocation for module in b.ranks)
+    routed = any(b.experts for b in result.allocation)
     rows: list[tuple[str, ...]] = []
     for b in result.allocation:
-        left = (b.ranks.get(module, "") for module in modules)
+        left = *([b.experts] if routed else []), *(b.ranks.get(module, "") for module in modules)
         rows.append(tuple(map(str, (b.block, b.query_heads, b.kv_heads, b.ffn, *left))))
-    head = ("block", "query heads", "KV heads", "FFN channels", *(f"rank of {m}" for m in modules))
+    head = ("block", "query heads", "KV heads", "FFN channels")
+    head += ("experts of so many",) * routed + tuple(f"rank of {m}" for m in modules)
     return "## Kept per block\n\n" + markdown(head, rows) + embedding(result) + ranks(result)
 
 

@@ -123,9 +123,10 @@ class Block:
     block: int
     query_heads: int
     kv_heads: int
-    ffn: int  # channels
+    ffn: int  # channels; of each expert
     # of the projections that are two now
     ranks: dict[str, int] = field(default_factory=dict[str, int])
+    experts: int = 0
 
 
 @dataclass

@@ -71,9 +71,9 @@ def kept(result: Result) -> Any:
     import wandb
 
     modules = dict.fromkeys(module for b in result.allocation for module in b.ranks)
-    columns: list[Any] = ["block", "query_heads", "kv_heads", "ffn", *modules]
+    columns: list[Any] = ["block", "query_heads", "kv_heads", "ffn", "experts", *modules]
     rows: list[Any] = [
-        [b.block, b.query_heads, b.kv_heads, b.ffn, *(b.ranks.get(m) for m in modules)]
+        [b.block, b.query_heads, b.kv_heads, b.ffn, b.experts, *map(b.ranks.get, modules)]
         for b in result.allocation
     ]
     return wandb.Table(columns=columns, data=rows)

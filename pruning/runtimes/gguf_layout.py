@@ -74,7 +74,7 @@ def layout(model: PreTrainedModel) -> Layout:
         )
     _refuse_products(model)
     a = architecture(model)
-    shapes = [block_shape(block, a) for block in blocks(model)]
+    shapes = [block_shape(block, a)[:3] for block in blocks(model)]
     stays = [index for index, shape in enumerate(shapes) if any(shape)]
     if not stays:
         raise _refusal("nothing is left of any block", "a lower speedup")

@@ -41,6 +41,17 @@ class GraphRuntime(Runtime):
         """Return the version of the engine; ValueError where it is not installed."""
         return package_version(self.package, self.name, self.extra)
 
+    def check(self, model: "PreTrainedModel", tokenizer: Any) -> None:
+        """Raise ValueError where the engine is not installed, or the model is no single graph."""
+        from pruning.models.sites import architecture
+
+        super().check(model, tokenizer)
+        if architecture(model).experts:
+            raise ValueError(
+                f"runtime={self.name}: which experts are read depends on the tokens, and a graph "
+                "has no such choice: give runtime=torch, or a model without experts"
+            )
+
     @abstractmethod
     def write(self, graph: "Graph", directory: Path) -> None:
         """Write what the engine serves to a directory that is there."""

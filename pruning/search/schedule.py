@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pruning.latency.table import Shapes
-from pruning.models.shape import Heads, Shape, Width
+from pruning.models.shape import Experts, Heads, Shape, Width
 from pruning.models.sites import Kind, Site
 from pruning.search.options import Ramp
 
@@ -60,7 +60,7 @@ def share(site: Site, shape: Shape) -> float:
         case Heads():
             whole = site.groups * (site.heads_per_group + 1)
             return shape.groups * (shape.per_group + 1) / whole
-        case Width():
+        case Width() | Experts():
             return shape.units / site.units
 
 

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
 from pruning.models.blockwise import embed, predict
-from pruning.models.modeling_pruned import replace_
+from pruning.models.modeling_pruned import Zero, replace_
 from pruning.models.sites import (
+    Kind,
     Site,
     architecture,
     blocks,
@@ -94,6 +95,7 @@ class CandidateEvaluator:
         self.wanted = [0] * len(self.sites)
         self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
+        self.routed: dict[Site, nn.Module] = {}  # routers with their experts, as they were
 
     def __enter__(self) -> "CandidateEvaluator":
         return self
@@ -190,6 +192,10 @@ class CandidateEvaluator:
         if self.installed[index] == level:
             return
         site = self.sites[index]
+        if site.kind is Kind.EXPERTS:
+            self._install_experts(site, level)
+            self.installed[index] = level
+            return
         module: Any = projection(self.model, site)
         norm = norm_behind(self.model, site)
         block = blocks(self.model)[site.block]
@@ -210,6 +216,16 @@ class CandidateEvaluator:
             set_weight_(module, W)
         module.bias = b if shift is None else _parameter(shift if b is None else b + shift)
         self.installed[index] = level
+
+    def _install_experts(self, site: Site, level: int) -> None:
+        block = blocks(self.model)[site.block]
+        path = architecture(self.model).experts.rpartition(".")[0]
+        own = self.routed.setdefault(site, block.get_submodule(path))
+        replace_(block, path, own)  # what a level is cut from
+        if level:
+            gone = not self.levels[site].keeps[level].any()
+            left = Zero() if gone else self.levels.trial_experts(self.model, site, level)
+            replace_(block, path, left)
 
     def _logits(
         self, start: int, entering: Sequence[Tensor]

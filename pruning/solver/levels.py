@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float
 from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.calibration.moments import Moment, Moments, Split
@@ -23,6 +23,7 @@ from pruning.models.shape import Shape, from_plain
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import (
     Allocation,
+    Kind,
     Site,
     add_bias_,
     blocks,
@@ -32,6 +33,7 @@ from pruning.models.sites import (
     weight,
 )
 from pruning.models.streamed import is_streamed, opened, rewritten, written_before
+from pruning.solver.experts import ExpertSite, expert_levels
 from pruning.solver.obs import least_squares
 from pruning.system.cache import Cache
 from pruning.system.files import to_json, whole_directory
@@ -60,7 +62,8 @@ class SiteLevels:
     shapes: list[Shape]
     keeps: Bool[Tensor, "levels units"]
     loss: list[float]  # held-out relative output error, 0 dense and 1 gone
-    ridge: float  # of the weight update, chosen by held-out error
+    # of the weight update, chosen by held-out error; of experts a list, one of each
+    ridge: float | list[float]
     score: str  # the score that ordered the units
     bias: bool = False  # what removed columns gave on average stays, as a bias
 
@@ -80,6 +83,10 @@ class Solves(Protocol):
         self, site: Site, W: Tensor, split: Split, shapes: Sequence[Shape]
     ) -> SiteLevels:
         """Return the levels of one site at the given shapes."""
+        ...
+
+    def expert_scores(self, given: ExpertSite) -> Tensor:
+        """Return what every expert of a block is worth; the least goes first."""
         ...
 
 
@@ -181,6 +188,11 @@ class Levels(Mapping[Site, SiteLevels]):
         """Give a site that was cut the weights of its level."""
         if not self._of[site].keeps[level].any():
             return
+        if site.kind is Kind.EXPERTS:
+            given, ridges = self._experts(dense, site, level)
+            keep = self._of[site].keeps[level].view(site.groups, -1)
+            given.solve_(projection(pruned, site), keep, ridges, fit=False)
+            return
         W = weight(projection(dense, site))
         set_weight_(projection(pruned, site), self.kept_weight(site, level, W))
         if (shift := self.kept_bias(site, level, W)) is not None:
@@ -224,9 +236,23 @@ class Levels(Mapping[Site, SiteLevels]):
         full[:, self.columns(site, level).to(W.device)] = self._solve(site, level, W, fit)
         return full, self._shift(site, level, W, fit)
 
+    def trial_experts(self, dense: PreTrainedModel, site: Site, level: int) -> nn.Module:
+        """Return router and experts of a level, solved as `trial_weight` solves."""
+        given, ridges = self._experts(dense, site, level)
+        return given.cut(self._of[site].keeps[level].view(site.groups, -1), ridges, fit=True)
+
+    def _experts(
+        self, dense: PreTrainedModel, site: Site, level: int
+    ) -> tuple[ExpertSite, list[float]]:
+        ridges = self._of[site].ridge
+        assert isinstance(ridges, list)
+        return ExpertSite(dense, site, self._moments), ridges
+
     def _solve(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor:
         keep = self.columns(site, level).to(W.device)
-        return least_squares(W.double(), moment.H, keep, self._of[site].ridge).to(W.dtype)
+        ridge = self._of[site].ridge
+        assert isinstance(ridge, float), "experts have one each"
+        return least_squares(W.double(), moment.H, keep, ridge).to(W.dtype)
 
     def _shift(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor | None:
         keep = self.columns(site, level).to(W.device)
@@ -263,7 +289,9 @@ class Levels(Mapping[Site, SiteLevels]):
         for site in sites:
             fields = rest[site.name]
             fields["loss"] = [dear(loss) for loss in fields["loss"]]
-            fields["ridge"] = dear(fields["ridge"])
+            ridge: Any = fields["ridge"]
+            several = isinstance(ridge, list)
+            fields["ridge"] = [dear(each) for each in ridge] if several else dear(ridge)
             fields["shapes"] = [from_plain(plain) for plain in fields["shapes"]]
             by_site[site] = SiteLevels(keeps=keeps[site.name], **fields)
         return cls(by_site, moments, directory.name)
@@ -280,8 +308,14 @@ def _solved(
     solved: dict[Site, SiteLevels] = {}
     with opened(blocks(model)[sites[0].block]):
         for site in sites:
+            shapes = table.levels(site)
+            if site.kind is Kind.EXPERTS:
+                made = expert_levels(ExpertSite(model, site, moments), method, shapes)
+                rest = made.loss, made.ridges, made.score
+                solved[site] = SiteLevels(shapes, made.keeps, *rest)
+                continue
             W = weight(projection(model, site)).detach()
             split = moments.split(site, W.device)
-            solved[site] = method.site_levels(site, W, split, table.levels(site))
+            solved[site] = method.site_levels(site, W, split, shapes)
             del split  # the next site's take its place
     return solved

@@ -13,13 +13,13 @@ from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
 from pruning.models.modeling_pruned import factorise_
-from pruning.models.shape import Heads, Width
+from pruning.models.shape import Experts, Heads, Width
 from pruning.models.shrink import resized
 from pruning.models.sites import architecture, blocks, linears
 from pruning.runtimes.calls import end_to_end, of_block, plain
 from pruning.runtimes.torch_compile import compiled as graph
 from pruning.runtimes.workload import Phase, Workload
-from tests.helpers.families import EVERY
+from tests.helpers.families import EVERY, ROUTING
 
 LEVELS = 9  # more than the 8 that torch compiles one function for
 
@@ -41,7 +41,7 @@ def compiled(family: str, phase: Phase) -> dict:
     if family != "low_rank":
         slow, fast = of_block(model, work), of_block(model, work, graph)
         for width in range(1, LEVELS + 1):
-            block = resized(model, Heads(2, 1), Width(width))
+            block = resized(model, *of_width(family, model, width))
             call, expected = fast(block), slow(block)()
             for _ in range(2):
                 off = max(off, float((call() - expected).abs().max()))
@@ -49,6 +49,14 @@ def compiled(family: str, phase: Phase) -> dict:
     off = max(off, float((one - other).abs().max()))
     graphs = counters["stats"]["unique_graphs"]
     return {"family": family, "phase": phase, "off": off, "graphs": graphs}
+
+
+def of_width(family: str, model: PreTrainedModel, width: int) -> tuple[Heads, Width | Experts]:
+    """Return shapes for a block that differ with `width`."""
+    heads = Heads(2, 1) if family != "olmoe" else Heads(4, 2)  # those stay together
+    if family not in ROUTING:
+        return heads, Width(width)
+    return heads, Experts(2 + width % 5, 8 * (1 + width % 3))
 
 
 @torch.no_grad()

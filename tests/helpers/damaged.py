@@ -111,7 +111,7 @@ def _models(dense: Path, root: Path) -> None:
     _config(dense, "no_heads", num_attention_heads=0)
     _config(dense, "worded", hidden_size="many")
     _config(dense, "own_code", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.M"})
-    for name in ("t5", "mamba", "mixtral", "vit"):
+    for name in ("t5", "mamba", "gpt_oss", "vit"):
         _config(dense, name, model_type=name, architectures=None)
     _config(bert, "classes_that_differ", id2label={str(i): str(i) for i in range(5)})
     grown = _copy(dense, "grown", **tokenizer)

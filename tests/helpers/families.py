@@ -20,14 +20,17 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     ModernBertConfig,
     MPNetConfig,
+    OlmoeConfig,
     OPTConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     RobertaConfig,
     SmolLM3Config,
 )
@@ -132,6 +135,24 @@ def opt() -> PreTrainedModel:
     return random_model(OPTConfig(**COMMON, **values))
 
 
+ROUTED = {**GATED, "num_experts_per_tok": 2}
+
+
+def qwen3_moe(**values) -> PreTrainedModel:
+    """Build one whose gates are normed, as all that are published are."""
+    sizes = {"moe_intermediate_size": 24, "num_experts": 6, "norm_topk_prob": True}
+    return random_model(Qwen3MoeConfig(**(ROUTED | sizes | {"head_dim": 16} | values)))
+
+
+def mixtral(**values) -> PreTrainedModel:
+    return random_model(MixtralConfig(**(ROUTED | {"num_local_experts": 6} | values)))
+
+
+def olmoe(**values) -> PreTrainedModel:
+    """Build one whose gates do not add up to 1, and whose norms read all heads at once."""
+    return random_model(OlmoeConfig(**(ROUTED | {"num_experts": 6} | values)))
+
+
 ENCODER = {**COMMON, "intermediate_size": 96, "num_labels": 3, "max_position_embeddings": 128}
 
 
@@ -197,7 +218,11 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt_neox": gpt_neox,
     "gpt2": gpt2,
     "opt": opt,
+    "qwen3_moe": qwen3_moe,
+    "mixtral": mixtral,
+    "olmoe": olmoe,
 }
+ROUTING = ("qwen3_moe", "mixtral", "olmoe")  # those with experts
 ENCODERS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert": bert,
     "roberta": roberta,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedModel
 
 from tests.helpers.families import random_model
 from tests.helpers.jobs import ROOT
@@ -35,8 +35,7 @@ class Place:
             eos_token_id=None,
             pad_token_id=0,
         )
-        random_model(config).save_pretrained(root / "dense")
-        word_tokenizer(WORDS).save_pretrained(root / "dense")
+        self.save(random_model(config), "dense")
         draw = torch.Generator().manual_seed(2)
         words = torch.randint(WORDS, (4000,), generator=draw).tolist()
         (root / "text.txt").write_text(" ".join(f"w{w}" for w in words))
@@ -52,6 +51,12 @@ class Place:
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
         }
+
+    def save(self, model: PreTrainedModel, name: str) -> Path:
+        """Save a model with a tokenizer of words."""
+        model.save_pretrained(self.root / name)
+        word_tokenizer(WORDS).save_pretrained(self.root / name)
+        return self.root / name
 
     def arguments(self, *overrides: str, outputs: str = "outputs") -> list[str]:
         """Return the command line of a job that takes about two seconds."""

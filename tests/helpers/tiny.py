@@ -11,13 +11,14 @@ from pruning.calibration.calibration import Calibration, CalibrationData, Target
 from pruning.calibration.moments import Moments, collect
 from pruning.data.batch import Batch
 from pruning.latency.grid import Levels as Costs
+from pruning.latency.grid import experts as expert_grid
 from pruning.latency.grid import heads, widths
 from pruning.latency.table import LatencyTable
 from pruning.methods.method import PruningContext
 from pruning.methods.plans import LevelsPlan
 from pruning.methods.ziplm import Score, ZipLM
 from pruning.models.loaded import LoadedModel
-from pruning.models.sites import projection, sites, weight
+from pruning.models.sites import Kind, projection, sites, weight
 from pruning.search.options import Chooser
 from pruning.search.search import NoSearch, Search
 from pruning.solver.levels import Levels
@@ -65,9 +66,14 @@ def linear_table(model: PreTrainedModel, alignment: int = 1, rest: float = 2.0) 
         left: 0.5 * left.groups / attention.groups + 0.5 * left.units / attention.units
         for left in heads(attention.groups, attention.heads_per_group)
     }
-    of_ffn = {left: 2.0 * left.units / ffn.units for left in widths(ffn.units, alignment)}
+    left_of_ffn = (
+        expert_grid(ffn.groups, ffn.heads_per_group, ffn.least, alignment)
+        if ffn.kind is Kind.EXPERTS
+        else widths(ffn.units, alignment)
+    )
+    of_ffn: Costs = {left: 2.0 * left.units / ffn.units for left in left_of_ffn}
     count = len(sites(model)) // 2
-    parts: dict[str, Costs] = {"attention": of_attention, "ffn": of_ffn}
+    parts: dict[str, Costs] = {"attention": of_attention, ffn.part: of_ffn}
     return LatencyTable(parts, rest, count, 1.0, rest + 3.0 * count)
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, MistralConfig, OPTConfig
 
 from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
-from pruning.latency.grid import heads, widths
+from pruning.latency.grid import experts, heads, widths
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
 from pruning.latency.profile import NOTHING, doubts, in_a_row, known, profile, repeated, within
@@ -18,7 +18,7 @@ from pruning.latency.reference_models import reference_models
 from pruning.latency.shapes import spent
 from pruning.latency.table import LatencyTable
 from pruning.latency.timer import SECONDS, Timing
-from pruning.models.shape import Heads, Width
+from pruning.models.shape import Experts, Heads, Width
 from pruning.models.shrink import copy_sharing_weights, shrink_
 from pruning.models.sites import Kind, Site, architecture, blocks, linears, sites
 from pruning.models.source import Attention, Dtype, Model
@@ -29,7 +29,16 @@ from pruning.search.problem import build_problem
 from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.helpers.allocations import mixed
-from tests.helpers.families import COMMON, ENCODERS, EVERY, GATED, llama, random_model, reader
+from tests.helpers.families import (
+    COMMON,
+    ENCODERS,
+    EVERY,
+    GATED,
+    ROUTING,
+    llama,
+    random_model,
+    reader,
+)
 from tests.helpers.shapes import costs, shapes
 from tests.helpers.tiny import (
     levels_plan,
@@ -78,8 +87,14 @@ def test_a_profile_has_every_level(family, phase):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     table = profile(model, how(model, phase=Phase(phase)), sites(model))
     attention, ffn = sites(model)[:2]
-    assert list(table.parts["ffn"]) == widths(ffn.units, 16)
-    assert list(table.parts["attention"]) == heads(attention.groups, attention.heads_per_group)
+    if family in ROUTING:
+        each = experts(ffn.groups, ffn.heads_per_group, ffn.least, 16)
+        assert list(table.parts["experts"]) == each
+    else:
+        assert list(table.parts["ffn"]) == widths(ffn.units, 16)
+    timed = [level for level in heads(attention.groups, attention.heads_per_group)
+             if level.units >= attention.least or not level.units]  # fmt: skip
+    assert list(table.parts["attention"]) == timed
     assert (table.ms(ffn, ffn.gone), table.ms(attention, attention.gone)) == (0, 0)
     assert table.rest <= table.dense
     assert list(table.anchors) == ["dense", "no attention", "no FFN", "neither"]
@@ -90,13 +105,28 @@ def test_a_profile_has_every_level(family, phase):
     for name, values in table.raw.items():
         assert table.quantiles[name] == list(np.percentile(values, [25, 50, 75, 90]))
     assert all(ms >= 0 for part in table.parts.values() for ms in part.values())
-    of_ffn = list(table.parts["ffn"].values())
-    assert of_ffn == sorted(of_ffn, reverse=True)
+    if family not in ROUTING:
+        of_ffn = list(table.parts["ffn"].values())
+        assert of_ffn == sorted(of_ffn, reverse=True)
     dense = {site: torch.ones(site.units, dtype=torch.bool) for site in sites(model)}
     assert table.predict(dense) == pytest.approx(table.dense, rel=1e-9)
     assert table.blocks == len(blocks(model))
     assert table.spread >= 1
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_one_token_reads_as_many_experts_however_many_there_are():
+    """So fewer of them are no faster where one token is decoded, and are not offered there."""
+    model = EVERY["qwen3_moe"]()
+    site = next(site for site in sites(model) if site.kind is Kind.EXPERTS)
+    for batch in (1, 8):
+        setting = how(model, phase=Phase.decode, batch=batch)
+        table = profile(model, setting, sites(model))
+        ms = table.parts["experts"]
+        assert ("experts 4*16" in table.raw) == (batch > 1)
+        assert batch > 1 or ms[Experts(4, 16)] == ms[Experts(6, 16)]
+        fewer = [left for left in table.levels(site) if 0 < left.experts < 6]
+        assert batch > 1 or not fewer
 
 
 @pytest.mark.parametrize("family", EVERY)

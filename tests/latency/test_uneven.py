@@ -123,7 +123,7 @@ def test_products_are_no_sites_and_the_rest_is_cut():
     assert [s for s in whole if s not in left] == [s for s in whole if s.name == "block.1.ffn"]
     attention = next(site for site in left if site.name == "block.1.attention")
     cut = shrink_(copy_sharing_weights(model), {attention: first_units(attention, Heads(1, 2))})
-    assert block_shape(blocks(cut)[1], architecture(cut)) == (1, 2, 96)  # products stay
+    assert block_shape(blocks(cut)[1], architecture(cut)) == (1, 2, 96, 0)  # products stay
     assert [*ranks(blocks(cut)[1])] == ["mlp.up_proj"]
     table = profile(model, how(model), left)
     assert table.total({site: site.whole for site in left}) == pytest.approx(table.dense)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from pruning.models.checkpoint import save
 from pruning.models.shrink import shrink_
 from tests.helpers.allocations import mixed, uniform
-from tests.helpers.families import EVERY, random_model
+from tests.helpers.families import EVERY, ROUTING, random_model
 from tests.helpers.tiny import word_tokenizer
 
 VERSION = "4.57"
@@ -63,9 +63,13 @@ def older(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @torch.no_grad()
 def test_an_older_transformers_gets_the_same_models(older, tmp_path):
-    """Every family, plain and with the modelling file; another base of rotary positions."""
+    """Every family, plain and with the modelling file; another base of rotary positions.
+
+    But for those with experts, which are not stacked there.
+    """
     expected = {}
-    for family, make in EVERY.items():
+    for family in sorted(EVERY.keys() - ROUTING):
+        make = EVERY[family]
         for name in ("plain", "mixed"):
             config = make().config
             if rope := getattr(config, "rope_parameters", None):

@@ -16,6 +16,8 @@ from transformers import (
 
 from pruning.data.batch import Batch
 from pruning.models.blockwise import embed, run_block
+from pruning.models.modeling_pruned import resize_block_
+from pruning.models.shape import Experts
 from pruning.models.shrink import copy_sharing_weights, mask_, shrink_
 from pruning.models.sites import (
     Kind,
@@ -29,8 +31,16 @@ from pruning.models.sites import (
     sites,
     weight,
 )
-from tests.helpers.allocations import heads, mixed
-from tests.helpers.families import ENCODERS, EVERY, FAMILIES, GATED, llama, random_model
+from tests.helpers.allocations import experts, heads, mixed
+from tests.helpers.families import (
+    ENCODERS,
+    EVERY,
+    FAMILIES,
+    GATED,
+    ROUTING,
+    llama,
+    random_model,
+)
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(3))
 
@@ -63,9 +73,12 @@ def test_masked_and_shrunk_agree(model, attention):
     assert (masked - dense).abs().max() > 0.1
     left = {(site.block, site.kind): site for site in sites(shrunk)}
     assert (1, Kind.ATTENTION) not in left
-    assert (2, Kind.FFN) not in left
+    assert not {(2, Kind.FFN), (2, Kind.EXPERTS)} & left.keys()
     assert left[0, Kind.ATTENTION].groups == allocation_groups(allocation)
-    assert left[0, Kind.FFN].units % 2 == 1
+    if (0, Kind.EXPERTS) in left:
+        assert left[0, Kind.EXPERTS].whole == Experts(4, 16)
+    else:
+        assert left[0, Kind.FFN].units % 2 == 1
 
 
 def allocation_groups(allocation):
@@ -79,7 +92,9 @@ def test_biases_of_llama_survive():
     torch.testing.assert_close(logits(shrink_(model, allocation)), masked, rtol=1e-4, atol=1e-5)
 
 
-def test_shrinking_twice_is_shrinking_once_more(model):
+@pytest.mark.parametrize("family", [family for family in EVERY if family not in ROUTING])
+def test_shrinking_twice_is_shrinking_once_more(family):
+    model = EVERY[family]()
     allocation = {s: k for s, k in mixed(model).items() if k.any()}
     once = shrink_(copy_sharing_weights(model), allocation)
     site = next(s for s in sites(once) if s.kind is Kind.FFN)
@@ -90,6 +105,67 @@ def test_shrinking_twice_is_shrinking_once_more(model):
     both[both.nonzero()[0]] = False
     at_once = shrink_(copy_sharing_weights(model), allocation | {dense_site: both})
     assert torch.equal(logits(shrink_(once, {site: drop})), logits(at_once))
+
+
+@pytest.mark.parametrize("family", ROUTING)
+def test_experts_shrink_twice(family):
+    model = EVERY[family]()
+    site = next(s for s in sites(model) if s.kind is Kind.EXPERTS)
+    first = experts(site, [1, 4], 16)
+    once = shrink_(copy_sharing_weights(model), {site: first})
+    later = next(s for s in sites(once) if s.kind is Kind.EXPERTS)
+    second = experts(later, [2], 8)
+    at_once = first.clone()
+    at_once[first] = second
+    assert shape(site, at_once) == Experts(3, 8)
+    twice = logits(shrink_(once, {later: second}))
+    assert torch.equal(twice, logits(shrink_(copy_sharing_weights(model), {site: at_once})))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ROUTING)
+def test_a_router_that_was_cut_chooses_as_if_the_others_were_not_there(family):
+    """Gates of the best that are left, from their own logits alone; as many as before."""
+    model = EVERY[family]()
+    site = next(s for s in sites(model) if s.kind is Kind.EXPERTS)
+    hidden = torch.randn(50, 64, generator=torch.Generator().manual_seed(2))
+    router = blocks(model)[0].mlp.gate
+    scores = hidden @ router.weight.T
+    kept = [0, 2, 3, 5]
+    p = scores[:, kept].softmax(-1)
+    gates, places = p.topk(2)
+    if family != "olmoe":
+        gates = gates / gates.sum(-1, keepdim=True)
+    keep = experts(site, [1, 4], 16)
+    for cut, number in ((shrink_, places), (mask_, torch.tensor(kept)[places])):
+        left = blocks(cut(deepcopy(model), {site: keep}))[0].mlp.gate
+        _, found, chosen = left(hidden)
+        assert left.top_k == 2
+        assert torch.equal(chosen, number)
+        torch.testing.assert_close(found, gates)
+
+
+def test_fewer_experts_than_a_token_is_routed_to_are_refused():
+    model = EVERY["mixtral"]()
+    site = next(s for s in sites(model) if s.kind is Kind.EXPERTS)
+    said = r"block.0.experts: 1\*16 cannot be left of 6\*96, since every token is routed to 2"
+    with pytest.raises(ValueError, match=said):
+        shrink_(model, {site: experts(site, [0, 1, 2, 3, 4], 16)})
+    with pytest.raises(ValueError, match="experts=1: every token is routed to 2"):
+        resize_block_(blocks(model)[0], architecture(model), 4, 2, 16, 1)
+    with pytest.raises(ValueError, match=r"experts of width 17: .* keep a multiple of 8"):
+        shrink_(model, {site: experts(site, [0], 17)})
+    uneven = experts(site, [0], 16)
+    uneven[uneven.nonzero()[0]] = False
+    with pytest.raises(ValueError, match=r"experts keep \[15, 16, .* keep the same number in each"):
+        shrink_(model, {site: uneven})
+
+
+def test_heads_that_one_norm_reads_leave_together():
+    model = EVERY["olmoe"]()
+    site = next(s for s in sites(model) if s.kind is Kind.ATTENTION and s.removable)
+    with pytest.raises(ValueError, match="a norm reads all heads at once: keep all, or none"):
+        shrink_(model, {site: heads(site, [0, 1], [[0, 1]] * 2)})
 
 
 def model_width(model):
@@ -177,8 +253,12 @@ def test_the_first_attention_of_every_layer_type_stays():
 
 def test_sites_name_what_is_there(model):
     found = sites(model)
-    assert [s.name for s in found[:3]] == ["block.0.attention", "block.0.ffn", "block.1.attention"]
+    second = "experts" if found[1].kind is Kind.EXPERTS else "ffn"
+    names = ["block.0.attention", f"block.0.{second}", "block.1.attention"]
+    assert [s.name for s in found[:3]] == names
     for site in found:
+        if site.kind is Kind.EXPERTS:
+            continue
         module = projection(model, site)
         assert weight(module).shape == (64, site.columns)
         set_weight_(module, torch.full((64, site.columns), 0.5))

@@ -17,7 +17,7 @@ from pruning.runtimes.openvino import Precision as OpenVINOPrecision
 from pruning.runtimes.workload import Phase, Workload
 from pruning.system.writing import explained
 from tests.helpers.allocations import mixed
-from tests.helpers.families import EVERY, llama
+from tests.helpers.families import EVERY, ROUTING, llama
 from tests.helpers.place import Place
 from tests.helpers.tiny import word_tokenizer
 
@@ -61,7 +61,7 @@ def tokens(batch: int, count: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", list(EVERY))
+@pytest.mark.parametrize("family", [family for family in EVERY if family not in ROUTING])
 @pytest.mark.parametrize("runtime", EXACT, ids=lambda runtime: runtime.name)
 def test_an_engine_gives_the_logits_of_transformers(runtime, family):
     model, ids = pruned(family), tokens(3, 11)
@@ -69,6 +69,12 @@ def test_an_engine_gives_the_logits_of_transformers(runtime, family):
     for name in ("logits", "start_logits", "end_logits"):
         if (expected := getattr(theirs, name, None)) is not None:
             torch.testing.assert_close(getattr(mine, name), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", EXACT, ids=lambda runtime: runtime.name)
+def test_experts_are_no_graph(runtime):
+    with pytest.raises(ValueError, match=rf"^runtime={runtime.name}: which experts are read"):
+        runtime.check(EVERY["olmoe"](), None)
 
 
 @torch.no_grad()

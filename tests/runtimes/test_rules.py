@@ -104,7 +104,7 @@ def test_whatever_is_chosen_is_what_llama_cpp_takes(family, tmp_path):
         assert made.stays == [index for index, shape in enumerate(shapes) if any(shape)]
         assert made.written[0].groups  # the first block says that there is attention
         for index, sizes in zip(made.stays, made.written, strict=True):
-            groups, per_group, width = shapes[index]
+            groups, per_group, width, _ = shapes[index]
             assert sizes.width == (width or WIDTH)
             assert sizes.no_ffn == (not width)
             assert (sizes.groups, sizes.per_group) == (groups, per_group) or sizes.no_attention
