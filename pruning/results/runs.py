@@ -71,9 +71,10 @@ def kept(result: Result) -> Any:
     import wandb
 
     modules = dict.fromkeys(module for b in result.allocation for module in b.ranks)
-    columns: list[Any] = ["block", "query_heads", "kv_heads", "ffn", "experts", *modules]
+    routed = ["experts"] * any(b.experts for b in result.allocation)
+    columns: list[Any] = ["block", "query_heads", "kv_heads", "ffn", *routed, *modules]
     rows: list[Any] = [
-        [b.block, b.query_heads, b.kv_heads, b.ffn, b.experts, *map(b.ranks.get, modules)]
+        [getattr(b, name) for name in columns[: 4 + len(routed)]] + [*map(b.ranks.get, modules)]
         for b in result.allocation
     ]
     return wandb.Table(columns=columns, data=rows)

@@ -74,7 +74,11 @@ def dividing(model, site: Site, norms: list[nn.Module]) -> list[nn.Module]:
 @torch.no_grad()
 def reference(model, of: list[Site], weighting: Weight):
     """Return {(site, held_out): (sum of w x x^T, sum of w x, sum of w)} in float64."""
-    norms = [module for module in model.modules() if "Norm" in type(module).__name__]
+    norms = [
+        module
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__ and not name.endswith(("q_norm", "k_norm"))
+    ]
     dividers = {site: dividing(model, site, norms) for site in of}
     ran, inputs, found = {}, {}, {}
     for site in of:

@@ -149,3 +149,9 @@ def test_an_engine_that_is_not_installed_is_named_first(tmp_path, name, monkeypa
     monkeypatch.setattr("pruning.runtimes.runtime.version", missing)
     with pytest.raises(ValueError, match=rf"^runtime={name} needs the package .*: pip install"):
         check(tmp_path, FAMILIES["gpt2"](), f"runtime={name}")
+
+
+def test_weights_behind_pruned_blocks_are_not_for_experts(tmp_path):
+    said = r"^calibration\.target=dense solves .*: give calibration\.target=local"
+    with pytest.raises(ValueError, match=said):
+        check(tmp_path, FAMILIES["mixtral"](), "calibration.target=dense")

@@ -16,6 +16,7 @@ from transformers import (
 
 from pruning.data.batch import Batch
 from pruning.models.blockwise import embed, run_block
+from pruning.models.checkpoint import load, save
 from pruning.models.modeling_pruned import resize_block_
 from pruning.models.shape import Experts
 from pruning.models.shrink import copy_sharing_weights, mask_, shrink_
@@ -39,6 +40,7 @@ from tests.helpers.families import (
     GATED,
     ROUTING,
     llama,
+    qwen3_moe,
     random_model,
 )
 
@@ -143,6 +145,26 @@ def test_a_router_that_was_cut_chooses_as_if_the_others_were_not_there(family):
         assert left.top_k == 2
         assert torch.equal(chosen, number)
         torch.testing.assert_close(found, gates)
+
+
+def test_blocks_with_and_without_experts_are_one_model(tmp_path):
+    """qwen3_moe may have plain FFNs in some blocks; saved, all is there."""
+    model = qwen3_moe(mlp_only_layers=[1])
+    kinds = [site.kind for site in sites(model) if site.kind is not Kind.ATTENTION]
+    assert kinds == [Kind.EXPERTS, Kind.FFN, Kind.EXPERTS]
+    allocation = {}
+    for site in sites(model):
+        if site.kind is Kind.EXPERTS:
+            allocation[site] = experts(site, [site.block], 16)
+        elif site.kind is Kind.FFN:
+            allocation[site] = torch.arange(site.units) % 3 > 0
+    masked = logits(mask_(deepcopy(model), allocation))
+    shrink_(model, allocation)
+    torch.testing.assert_close(logits(model), masked, rtol=1e-4, atol=1e-5)
+    save(model, None, tmp_path / "model", "")
+    again = load(tmp_path / "model", torch.float32, torch.device("cpu"))
+    assert [(s.kind, s.whole) for s in sites(again)] == [(s.kind, s.whole) for s in sites(model)]
+    torch.testing.assert_close(logits(again), masked, rtol=1e-4, atol=1e-5)
 
 
 def test_fewer_experts_than_a_token_is_routed_to_are_refused():

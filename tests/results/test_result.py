@@ -31,7 +31,8 @@ def test_every_key_of_the_contract_is_there(result, tmp_path):
         for part in key.split("."):
             value = value[part]
     assert data["allocation"][1] == {"block": 1, "query_heads": 0, "kv_heads": 0, "ffn": 1024} | {
-        "ranks": {}
+        "ranks": {},
+        "experts": 0,
     }
     assert data["schema"] == 1
 

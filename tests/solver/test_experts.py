@@ -15,9 +15,11 @@ from pruning.latency.grid import experts as expert_grid
 from pruning.latency.grid import heads, monotone
 from pruning.latency.table import LatencyTable
 from pruning.methods.baselines import Magnitude
+from pruning.methods.slimgpt import SlimGPT
 from pruning.methods.ziplm import ExpertScore, Score
+from pruning.models.allocation import composed
 from pruning.models.shape import Experts
-from pruning.models.shrink import mask_
+from pruning.models.shrink import copy_sharing_weights, mask_, shrink_
 from pruning.models.sites import Kind, blocks, shape, sites
 from pruning.search.options import Objective
 from pruning.search.problem import build_problem
@@ -275,6 +277,34 @@ def test_a_search_drops_experts_only_where_that_is_faster(make, batch, tmp_path)
     fewer = [s for s in left if isinstance(s, Experts) and 0 < s.experts < 6]
     assert bool(fewer) == (batch == 64)
     assert any(s != site.whole for s, site in zip(left, problem.sites, strict=True))
+
+
+def test_slimgpt_refuses_experts(case):
+    with pytest.raises(ValueError, match=r"^method=slimgpt solves one .*: give method=ziplm"):
+        SlimGPT().sites(case[0])
+
+
+@torch.no_grad()
+def test_what_was_cut_is_cut_again(case, tmp_path):
+    """Blocks of unlike numbers of experts have levels of their own in one table."""
+    model, _ = case
+    first = expert_sites(model)[0]
+    keep = torch.ones(6, first.units // 6, dtype=torch.bool)
+    keep[[0, 3]] = False
+    once = shrink_(copy_sharing_weights(model), {first: keep.flatten()})
+    moments = moments_of(once, tmp_path / "moments")
+    table = table_of(model, 64)
+    levels = Levels.from_moments(
+        once, moments, ziplm(Score.wanda, [INF]), table, Cache(tmp_path / "cache")
+    )
+    narrower, *others = (levels[site].shapes for site in expert_sites(once))
+    assert narrower[0].experts == 4
+    assert all(shapes[0].experts == 6 for shapes in others)
+    choice = [len(of.shapes) - 2 if s.kind is Kind.EXPERTS else 0 for s, of in levels.items()]
+    twice, allocation = levels.cut(once, choice)
+    both = composed({first: keep.flatten()}, {s: k for s, k in allocation.items() if s.block == 0})
+    shapes = {s.block: s.whole for s in expert_sites(twice)}
+    assert shape(first, both[first]) == shapes[0] == narrower[-2]
 
 
 def test_no_level_has_fewer_experts_than_a_token_is_routed_to(case):
