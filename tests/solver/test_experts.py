@@ -17,7 +17,6 @@ from pruning.latency.table import LatencyTable
 from pruning.methods.baselines import Magnitude
 from pruning.methods.slimgpt import SlimGPT
 from pruning.methods.ziplm import ExpertScore, Score
-from pruning.models.allocation import composed
 from pruning.models.shape import Experts
 from pruning.models.shrink import copy_sharing_weights, mask_, shrink_
 from pruning.models.sites import Kind, blocks, shape, sites
@@ -302,9 +301,10 @@ def test_what_was_cut_is_cut_again(case, tmp_path):
     assert all(shapes[0].experts == 6 for shapes in others)
     choice = [len(of.shapes) - 2 if s.kind is Kind.EXPERTS else 0 for s, of in levels.items()]
     twice, allocation = levels.cut(once, choice)
-    both = composed({first: keep.flatten()}, {s: k for s, k in allocation.items() if s.block == 0})
+    both = keep.flatten().clone()
+    both[keep.flatten()] = allocation[expert_sites(once)[0]]
     shapes = {s.block: s.whole for s in expert_sites(twice)}
-    assert shape(first, both[first]) == shapes[0] == narrower[-2]
+    assert shape(first, both) == shapes[0] == narrower[-2]
 
 
 def test_no_level_has_fewer_experts_than_a_token_is_routed_to(case):
