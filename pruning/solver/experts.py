@@ -5,9 +5,12 @@ channels leave. An order of the experts says who leaves whole. What a level lose
 pruned experts, with a router that chooses among them, read a sample of held-out tokens.
 """
 
+# Tensor.tolist has no types
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -77,7 +80,7 @@ class ExpertSite:
     @torch.no_grad()
     def solve_(self, experts: Any, keep: Keep, ridges: Sequence[float], fit: bool) -> None:
         """Solve the projections of the experts that are left, each from its own tokens."""
-        kept: list[int] = keep.any(1).nonzero().flatten().tolist()
+        kept = cast("list[int]", keep.any(1).nonzero().flatten().tolist())
         for place, index in enumerate(kept):
             if keep[index].all():
                 continue

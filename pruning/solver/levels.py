@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -289,14 +289,13 @@ class Levels(Mapping[Site, SiteLevels]):
         for site in sites:
             fields = rest[site.name]
             fields["loss"] = [dear(loss) for loss in fields["loss"]]
-            ridge: Any = fields["ridge"]
-            several = isinstance(ridge, list)
-            fields["ridge"] = [dear(each) for each in ridge] if several else dear(ridge)
+            fields["ridge"] = _ridge(fields["ridge"])
             fields["shapes"] = [from_plain(plain) for plain in fields["shapes"]]
             by_site[site] = SiteLevels(keeps=keeps[site.name], **fields)
         return cls(by_site, moments, directory.name)
 
 
+<<<<<<< HEAD
 def _solved(
     model: PreTrainedModel,
     sites: Sequence[Site],
@@ -319,3 +318,8 @@ def _solved(
             solved[site] = method.site_levels(site, W, split, shapes)
             del split  # the next site's take its place
     return solved
+=======
+def _ridge(stored: float | list[float] | None) -> float | list[float]:
+    """Return a ridge as it was, infinite where a file has none."""
+    return [dear(each) for each in stored] if isinstance(stored, list) else dear(stored)
+>>>>>>> 568c4ed (Types of experts)
