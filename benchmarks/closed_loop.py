@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 from pruning.composition import compose
 from pruning.job.closed_loop import SpeedTarget, prune_to_speedup
 from pruning.latency import timer
-from pruning.latency.grid import Levels, heads
+from pruning.latency.grid import Levels as Costs
+from pruning.latency.grid import heads
 from pruning.latency.local import Local
 from pruning.latency.measurement import Measurement
 from pruning.latency.table import LatencyTable, Shapes
@@ -163,7 +164,7 @@ def small_model(blocks: int) -> tuple[LatencyTable, list[Site]]:
     attention = {left: 0.3 * left.groups / 3 + 0.5 * left.units / 9 for left in heads(3, 3)}
     ffn = {Width(w): 2.2 * w / 1536 for w in range(1536, -1, -32)}
     scale = 0.7 * DENSE / (3.0 * blocks)
-    parts: dict[str, Levels] = {
+    parts: dict[str, Costs] = {
         name: {level: scale * ms for level, ms in cost.items()}
         for name, cost in (("attention", attention), ("ffn", ffn))
     }

@@ -296,6 +296,7 @@ class Levels(Mapping[Site, SiteLevels]):
 
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 def _solved(
     model: PreTrainedModel,
     sites: Sequence[Site],
@@ -320,6 +321,9 @@ def _solved(
     return solved
 =======
 def _ridge(stored: float | list[float] | None) -> float | list[float]:
+=======
+def _ridge(stored: float | list[float | None] | None) -> float | list[float]:
+>>>>>>> e5e343a (Read ridges that are infinite; names in a benchmark)
     """Return a ridge as it was, infinite where a file has none."""
     return [dear(each) for each in stored] if isinstance(stored, list) else dear(stored)
 >>>>>>> 568c4ed (Types of experts)
