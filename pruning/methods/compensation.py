@@ -57,14 +57,16 @@ def _gaps(model: PreTrainedModel, allocation: Allocation) -> list[_Gap]:
     a, gaps, gap = architecture(model), list[_Gap](), None
     at = {(site.block, site.kind): site for site in allocation}
     for index, block in enumerate(blocks(model)):
-        groups, _, width = block_shape(block, a)
-        sizes = {Kind.ATTENTION: groups, Kind.FFN: width}
+        groups, _, width, experts = block_shape(block, a)
+        sizes = {Kind.ATTENTION: groups, Kind.EXPERTS if experts else Kind.FFN: width}
         here = [at.get((index, kind)) for kind, size in sizes.items() if size]
         if getattr(block, "use_parallel_residual", False):  # what stays of it comes first
             here.sort(key=lambda site: site is not None and not allocation[site].any())
         for site in here:
             if site is None:  # a product of two: it reads the stream, and stays as it is
                 gap = None
+            elif allocation[site].any() and site.kind is Kind.EXPERTS:
+                gap = None  # many projections write at once, each what its own tokens ask for
             elif allocation[site].any():
                 gap = _Gap(site, [])
                 gaps.append(gap)
@@ -113,6 +115,7 @@ def compensate_(
 def _add_outputs(dense: PreTrainedModel, index: int, states: list[State], gaps: list[_Gap]) -> None:
     """Take the dense states behind a block; add what its sites gave to their gaps."""
     gap_of = {site: gap for gap in gaps for site in gap.gone if site.block == index}
+<<<<<<< HEAD
     with opened(blocks(dense)[index]):
         for site, given in outputs(dense, index, states, [*gap_of]).items():
             module: Any = projection(dense, site)
@@ -121,6 +124,15 @@ def _add_outputs(dense: PreTrainedModel, index: int, states: list[State], gaps: 
             if missing:
                 given = [a + b for a, b in zip(missing, given, strict=True)]
             missing[:] = given
+=======
+    for site, given in outputs(dense, index, states, [*gap_of]).items():
+        module: Any = projection(dense, site)
+        missing, bias = gap_of[site].missing, getattr(module, "bias", None)  # experts have none
+        given = [one.float() if bias is None else one.float() + bias for one in given]
+        if missing:
+            given = [a + b for a, b in zip(missing, given, strict=True)]
+        missing[:] = given
+>>>>>>> 2577d9b (Compensate for experts that are gone; experts that stay take over nothing)
 
 
 def _solve_(pruned: PreTrainedModel, writer: Site, split: Split, ridges: Sequence[float]) -> None:

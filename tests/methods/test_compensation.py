@@ -13,7 +13,7 @@ from pruning.models.sites import Allocation, Kind, projection, sites, weight
 from pruning.search.search import NoSearch
 from pruning.system.cache import Cache
 from tests.helpers.data import lstsq
-from tests.helpers.families import FAMILIES, bert, gemma2, llama
+from tests.helpers.families import FAMILIES, ROUTING, bert, gemma2, llama
 from tests.helpers.tiny import (
     INF,
     job_with,
@@ -105,6 +105,26 @@ def test_a_writer_takes_over_what_is_gone_behind_it(family, tmp_path):
         if place not in WRITERS:
             same = (weight(projection(m, site)) for m in (plain, pruned))
             assert torch.equal(*same)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ROUTING)
+def test_attention_takes_over_experts_and_experts_take_over_nothing(family, tmp_path):
+    """Experts that stay are many projections: what is gone behind them stays gone."""
+    model = FAMILIES[family]()
+    gone = {(1, Kind.ATTENTION), (1, Kind.EXPERTS), (2, Kind.EXPERTS)}
+    left, writer = allocation(model, gone), (2, Kind.ATTENTION)
+    plain, pruned = pruned_of(model, left), pruned_of(model, left)
+    compensate(model, pruned, left, [RIDGE], tmp_path)
+    added = read(model, [(2, Kind.EXPERTS)], "outputs")[2, Kind.EXPERTS]
+    X = read(pruned, [writer], "inputs")[writer]
+    of = {(site.block, site.kind): site for site in sites(pruned)}
+    W, V = (weight(projection(m, of[writer])).double() for m in (plain, pruned))
+    expected = lstsq(W, X, X.any(0), RIDGE, X @ W.T + added)
+    torch.testing.assert_close(V, expected, rtol=1e-3, atol=3e-4)
+    changed = [name for name, tensor in plain.state_dict().items()
+               if not torch.equal(tensor, pruned.state_dict()[name])]  # fmt: skip
+    assert changed == ["model.layers.2.self_attn.o_proj.weight"]
 
 
 @torch.no_grad()
