@@ -236,14 +236,9 @@ def outputs(model: PreTrainedModel, index: int, states: list[State], sites: list
 
     def note(site: Site):
         def hook(module, args, out: Tensor) -> None:
-<<<<<<< HEAD
-            b = module.bias
+            b = getattr(module, "bias", None)  # experts have none
             own = out if b is None else out - b
             given[site].append(own.reshape(-1, out.shape[-1]).to(home))
-=======
-            b = getattr(module, "bias", None)  # experts have none
-            given[site].append((out if b is None else out - b).reshape(-1, out.shape[-1]))
->>>>>>> 2577d9b (Compensate for experts that are gone; experts that stay take over nothing)
 
         return hook
 

@@ -115,24 +115,14 @@ def compensate_(
 def _add_outputs(dense: PreTrainedModel, index: int, states: list[State], gaps: list[_Gap]) -> None:
     """Take the dense states behind a block; add what its sites gave to their gaps."""
     gap_of = {site: gap for gap in gaps for site in gap.gone if site.block == index}
-<<<<<<< HEAD
     with opened(blocks(dense)[index]):
         for site, given in outputs(dense, index, states, [*gap_of]).items():
             module: Any = projection(dense, site)
-            missing, bias = gap_of[site].missing, module.bias
+            missing, bias = gap_of[site].missing, getattr(module, "bias", None)  # experts: none
             given = [one.float() if bias is None else one.float() + bias for one in given]
             if missing:
                 given = [a + b for a, b in zip(missing, given, strict=True)]
             missing[:] = given
-=======
-    for site, given in outputs(dense, index, states, [*gap_of]).items():
-        module: Any = projection(dense, site)
-        missing, bias = gap_of[site].missing, getattr(module, "bias", None)  # experts have none
-        given = [one.float() if bias is None else one.float() + bias for one in given]
-        if missing:
-            given = [a + b for a, b in zip(missing, given, strict=True)]
-        missing[:] = given
->>>>>>> 2577d9b (Compensate for experts that are gone; experts that stay take over nothing)
 
 
 def _solve_(pruned: PreTrainedModel, writer: Site, split: Split, ridges: Sequence[float]) -> None:

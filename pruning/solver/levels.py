@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -295,8 +295,6 @@ class Levels(Mapping[Site, SiteLevels]):
         return cls(by_site, moments, directory.name)
 
 
-<<<<<<< HEAD
-<<<<<<< HEAD
 def _solved(
     model: PreTrainedModel,
     sites: Sequence[Site],
@@ -319,11 +317,8 @@ def _solved(
             solved[site] = method.site_levels(site, W, split, shapes)
             del split  # the next site's take its place
     return solved
-=======
-def _ridge(stored: float | list[float] | None) -> float | list[float]:
-=======
+
+
 def _ridge(stored: float | list[float | None] | None) -> float | list[float]:
->>>>>>> e5e343a (Read ridges that are infinite; names in a benchmark)
     """Return a ridge as it was, infinite where a file has none."""
     return [dear(each) for each in stored] if isinstance(stored, list) else dear(stored)
->>>>>>> 568c4ed (Types of experts)
