@@ -107,6 +107,7 @@ def compensate_(
         reading = Reading([gap.writer], options.weight, {gap.writer: gap.missing})
         with rewritten(pruned, pruned, behind, key):
             split = block_moments(pruned, behind, states, reading, advance=False)[gap.writer]
+            assert isinstance(split, Split), "a writer is one projection"
             with context.job.stopwatch("solve"):
                 _solve_(pruned, gap.writer, split, ridges)
         gap.missing.clear()

@@ -16,7 +16,7 @@ from pruning.models.sites import sites
 from pruning.models.source import Dtype, Model
 from pruning.system.cache import Cache
 from tests.helpers.allocations import mixed
-from tests.helpers.families import ENCODERS, EVERY, llama, reader
+from tests.helpers.families import ENCODERS, EVERY, ROUTING, llama, reader
 from tests.helpers.older import make_older_
 from tests.helpers.tiny import word_tokenizer
 
@@ -42,7 +42,9 @@ def loaded(path: Path, **options):
 def test_a_pruned_checkpoint_is_loaded_without_running_its_code(family, tmp_path):
     model = pruned(family, tmp_path / "model")
     found = loaded(tmp_path / "model")
-    assert torch.equal(found(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    # what is mapped from a file may not lie where several experts are multiplied at once
+    same = {"rtol": 1e-5, "atol": 1e-5} if family in ROUTING else {"rtol": 0.0, "atol": 0.0}
+    torch.testing.assert_close(found(input_ids=IDS).logits, model(input_ids=IDS).logits, **same)
     assert sites(found) == sites(model)
     assert type(found).__module__ == "pruning.models.modeling_pruned"
 
