@@ -32,6 +32,11 @@ def preflight(
             "calibration.target=dense solves weights behind pruned blocks, and experts have "
             "many at once there: give calibration.target=local"
         )
+    if experiment.calibration.launcher is not None and architecture(model).experts:
+        raise ValueError(
+            f"calibration.launcher={experiment.calibration.launcher!r} shares batches, and what a "
+            "router gives experts is noted by one process: give null"
+        )
     suite.check(model, tokenizer)
     _check_lengths(experiment, model)
     if experiment.calibration.text is not None:

@@ -155,3 +155,5 @@ def test_weights_behind_pruned_blocks_are_not_for_experts(tmp_path):
     said = r"^calibration\.target=dense solves .*: give calibration\.target=local"
     with pytest.raises(ValueError, match=said):
         check(tmp_path, FAMILIES["mixtral"](), "calibration.target=dense")
+    with pytest.raises(ValueError, match=r"^calibration\.launcher='torchrun' shares .*: give null"):
+        check(tmp_path, FAMILIES["mixtral"](), "calibration.launcher=torchrun")
