@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from pruning.experiment import Experiment
-from pruning.models.sites import architecture, blocks, sites
+from pruning.models.sites import blocks, sites
 from pruning.models.streamed import is_streamed
 from pruning.search.search import Guided
 from pruning.system.memory import available
@@ -58,11 +58,6 @@ def check_streamed(experiment: Experiment, model: PreTrainedModel) -> None:
     """Raise ValueError where what is asked for needs all weights of a streamed model at once."""
     if not is_streamed(model):
         return
-    if architecture(model).experts:
-        raise ValueError(
-            f"model={experiment.model.name}: experts are not pruned one block at a time, and this "
-            "model is not in memory whole: give model.resident=true, or use a machine with more"
-        )
     given = {
         "method": experiment.method,
         "runtime": experiment.runtime,

@@ -61,6 +61,11 @@ def loaded_streamed(
         model = make()
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(where)
+    if architecture(model).experts:
+        raise ValueError(
+            f"{said}: experts are not pruned one block at a time, and there is no room for the "
+            "whole model: give model.resident=true, or use a machine with more memory"
+        )
     names = _names(model, lying)
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
     own = {**dict(model.named_parameters()), **_persistent(model)}

@@ -28,9 +28,17 @@ def loaded(kind: Any, where: str | Path, said: str, **options: Any) -> PreTraine
     ValueError, which begins with `said`, names anything else, and weights that are not finite.
     """
     with reading(where, said, options.get("revision")), _unreported():
-        model, info = kind.from_pretrained(
-            where, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        try:
+            model, info = kind.from_pretrained(
+                where, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        except RuntimeError as error:
+            if "conversion" not in str(error):
+                raise
+            raise ValueError(
+                f"{said}: weights and config.json differ: the file lacks weights of experts, so "
+                "that they cannot be stacked: give the whole checkpoint"
+            ) from error
     encoder = architecture(model).encoder
     fresh = encoder and type(model).__name__ not in (model.config.architectures or ())
     missing = [name for name in info["missing_keys"] if not (fresh and _is_head(model, name))]

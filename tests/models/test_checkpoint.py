@@ -243,7 +243,7 @@ def test_a_checkpoint_replaces_the_one_before_whole_or_not_at_all(tmp_path, monk
     save(model, None, path, "second")
     assert (path / "README.md").read_text() == "second"
     assert not (path / "stale").exists()
-    monkeypatch.setattr(type(model), "save_pretrained", lambda *_: 1 / 0)
+    monkeypatch.setattr(type(model), "save_pretrained", lambda *_, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(model, None, path, "third")
     assert (path / "README.md").read_text() == "second"

@@ -22,7 +22,7 @@ from pruning.models import checkpoint
 from pruning.models.source import Attention, Dtype, Model
 from pruning.system.cache import Cache, file_sha256
 from pruning.tasks.task import Classification, Task
-from tests.helpers.families import ENCODERS, EVERY, GATED, gpt2, llama, random_model
+from tests.helpers.families import ENCODERS, EVERY, GATED, ROUTING, gpt2, llama, random_model
 from tests.helpers.gguf_file import write_gguf
 from tests.helpers.tiny import word_tokenizer
 
@@ -100,14 +100,24 @@ def test_attention_that_transformers_has_not_is_refused(family, tmp_path):
 @pytest.mark.parametrize("family", EVERY)
 def test_one_lost_and_one_spare_weight_are_named(family, tmp_path):
     path = save(EVERY[family](), tmp_path / "m")
-    names = [n for n in load_file(path / "model.safetensors") if ".1." in n and "attn" not in n]
-    lost = names[2]
+    apart = ("attn", "experts", "block_sparse_moe")
+    stored = load_file(path / "model.safetensors")
+    names = [n for n in stored if ".1." in n and not any(word in n for word in apart)]
+    lost = names[-1]
     weights(path, lambda t: {n: w for n, w in t.items() if n != lost})
     assert f"the file lacks {lost}:" in refusal(path)
     spare = names[0].replace(".1.", ".7.")
     path = save(EVERY[family](), tmp_path / "n")
     weights(path, lambda t: t | {spare: t[names[0]].clone()})
     assert f"the model has no place for {spare}:" in refusal(path)
+
+
+@pytest.mark.parametrize("family", ROUTING)
+def test_a_lost_expert_is_one_line(family, tmp_path):
+    path = save(EVERY[family](), tmp_path / "m")
+    name = next(n for n in load_file(path / "model.safetensors") if ".experts.2." in n)
+    weights(path, lambda t: {n: w for n, w in t.items() if n != name})
+    assert "weights and config.json differ" in refusal(path)
 
 
 def test_a_config_that_asks_for_a_head_or_blocks_that_are_not_there(tmp_path):

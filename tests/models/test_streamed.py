@@ -28,7 +28,7 @@ from pruning.models.streamed import is_closed, is_streamed, keep_blocks_in_, ope
 from pruning.search.search import Calibrated, NoSearch, Schedule, Search
 from pruning.system.cache import Cache
 from pruning.system.precision import Precision
-from tests.helpers.families import FAMILIES, llama
+from tests.helpers.families import FAMILIES, ROUTING, llama
 from tests.helpers.tiny import (
     INF,
     job_with,
@@ -97,7 +97,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ROUTING)
+def test_experts_are_refused_in_one_line(family, tmp_path):
+    where = written(FAMILIES[family](), tmp_path / "model")
+    with pytest.raises(ValueError, match=r"^model\.path=.* experts are not pruned one block at a"):
+        load(where, False)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {*ROUTING}))
 @torch.no_grad()
 def test_every_family_is_read_as_transformers_reads_it(family, tmp_path):
     model = FAMILIES[family]()
