@@ -40,7 +40,7 @@ def experiment(tmp_path: Path, *overrides: str) -> Experiment:
                 "hardware.sequence_length=32",
                 *hasty,
             ),
-            *("speedup=1.2", "tracker=none", f"cache={tmp_path / 'cache'}", *overrides),
+            *("speedup=1.02", "tracker=none", f"cache={tmp_path / 'cache'}", *overrides),
         ]
     )
 
