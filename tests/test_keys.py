@@ -623,7 +623,7 @@ SAME: dict[str, dict[str, Change]] = {
     "levels": {
         "directory": elsewhere("model"),
         "name": put("method.name", "other"),
-        "compensation": put("method.compensate", False),
+        "compensation": put("method.compensate", True),
     },
     "influence": {"directory": elsewhere("model")},
     "training": {"directory": elsewhere("model"), "checkpoints": put("flop.save_steps", 2)},
