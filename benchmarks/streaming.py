@@ -218,7 +218,8 @@ def main() -> None:
         return
     if not (model / "text.jsonl").exists():
         write(arguments.shape, arguments.blocks, model)
-    where = dict(os.environ)
+    # the limit counts what malloc keeps of tensors that are freed: with this it gives them back
+    where = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
     where["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parents[1]), where.get("PYTHONPATH", "")]
     )

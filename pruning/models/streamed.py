@@ -63,7 +63,7 @@ def resident_(block: nn.Module, weights: dict[str, Tensor]) -> None:
 
 def is_streamed(model: PreTrainedModel) -> bool:
     """Tell whether the blocks of a model stay in files."""
-    return any(hasattr(block, "source") for block in blocks(model))
+    return any(hasattr(module, "source") for module in model.modules())
 
 
 def is_closed(block: nn.Module) -> bool:
