@@ -89,8 +89,8 @@ def check_import(python: str) -> None:
 class Loaded:
     """A model in the engine, for some work; its checkpoint is removed as soon as it is loaded.
 
-    A small one is loaded several times, and these do the work in turn, so that timings are of no
-    lucky one.
+    A small one is loaded so many times, and the loads do the work in turn, so that timings are of
+    no lucky one.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Loaded:
         python: str,
         work: Workload,
         options: dict[str, Any],
-        loads: int = LOADS,
+        loads: int = 1,
     ):
         self.engine: Engine = worker(python).process()
         values, times = options | limits(model, work), loads if size(model) < LARGE else 1

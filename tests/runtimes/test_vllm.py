@@ -201,7 +201,7 @@ def test_the_work_is_done_by_every_load_in_turn(monkeypatch):
     monkeypatch.setattr(
         vllm_engine, "worker", lambda python: SimpleNamespace(process=lambda: engine)
     )
-    loaded = Loaded(llama(), "python", WORK, EXACT)
+    loaded = Loaded(llama(), "python", WORK, EXACT, LOADS)
     for _ in range(2 * LOADS):
         loaded()
     numbers = [*range(1, LOADS + 1)]
