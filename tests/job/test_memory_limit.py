@@ -30,7 +30,8 @@ def test_a_streamed_job_stays_within_its_limit_and_ends_as_a_resident_one(tmp_pa
         assert said[method] == {"same_allocation": True, "largest_difference": 0.0}
         assert 1e9 * said[f"{method}-streamed"]["peak_gb"] < LIMIT
         assert 1e9 * said[f"{method}-resident"]["peak_gb"] > LIMIT
-    too_little = run(tmp_path, "--methods=ziplm", "--alone", "calibration.tokens=200000")
+    other = tmp_path / "other"  # not where a job is done already
+    too_little = run(other, "--methods=ziplm", "--alone", "calibration.tokens=200000")
     assert too_little.returncode
     assert "it takes about" in too_little.stderr
     assert "GB are there: lower calibration.tokens" in too_little.stderr
