@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 from latency_prediction import predict
+from shapes import LLAMA2_7B
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pruning.calibration.calibration import CalibrationData
@@ -45,14 +46,7 @@ from pruning.system.job import Job
 from pruning.system.stopwatch import Stopwatch
 
 SHAPES: dict[str, dict[str, Any]] = {  # as the config.json of each says
-    "llama2-7b": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 4096,
-    },
+    "llama2-7b": LLAMA2_7B,
     "llama3.1-8b": {
         "vocab_size": 128256,
         "hidden_size": 4096,

@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shapes import LLAMA2_7B
+
 SHAPES: dict[str, dict[str, Any]] = {  # as the config.json of each says
     "smollm2-1.7b": {
         "vocab_size": 49152,
@@ -30,13 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {  # as the config.json of each says
         "num_attention_heads": 32,
         "tie_word_embeddings": True,
     },
-    "llama2-7b": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-    },
+    "llama2-7b": LLAMA2_7B,
     "small": {  # whose weights take more than their solver
         "vocab_size": 512,
         "hidden_size": 1024,

@@ -19,7 +19,7 @@ from pruning.calibration.moment import Accumulator, Moment, Split, packed, store
 from pruning.calibration.routed import SAMPLE, Routed, RoutedSums
 from pruning.calibration.shared import collect_in_processes
 from pruning.data.batch import Batch
-from pruning.models.blockwise import State, embed
+from pruning.models.blockwise import State, advance, embed
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Kind, Site, a_norm, blocks, dividing_norms, projection, sub_block
 from pruning.models.sites import weight as matrix
@@ -244,8 +244,7 @@ def outputs(model: PreTrainedModel, index: int, states: list[State], sites: list
 
     handles = [projection(model, s).register_forward_hook(note(s)) for s in sites]
     try:
-        for state in states:
-            state.advance(index, blocks(model)[index])
+        advance(states, index, blocks(model)[index])
     finally:
         for handle in handles:
             handle.remove()

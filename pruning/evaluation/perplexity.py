@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
 from pruning.data.bos import Encoder
-from pruning.models.blockwise import embed
+from pruning.models.blockwise import advance, embed
 from pruning.models.sites import blocks, final
-from pruning.models.streamed import is_streamed, opened
+from pruning.models.streamed import is_streamed
 from pruning.system.progress import track
 
 STATES = 2**28  # bytes of hidden states for which each block of a streamed model is read once
@@ -110,8 +110,6 @@ def _logits(
         some = chunks[first : first + count]
         states = [embed(model, Batch(chunk, torch.ones_like(chunk))) for chunk in some]
         for index, block in enumerate(blocks(model)):
-            with opened(block):
-                for state in states:
-                    state.advance(index, block)
+            advance(states, index, block)
         for state in states:
             yield final(model, state.hidden.to(model.device))

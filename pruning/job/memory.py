@@ -58,6 +58,12 @@ def check_streamed(experiment: Experiment, model: PreTrainedModel) -> None:
     """Raise ValueError where what is asked for needs all weights of a streamed model at once."""
     if not is_streamed(model):
         return
+    launcher = experiment.calibration.launcher
+    if launcher is not None:
+        raise ValueError(
+            f"calibration.launcher={launcher!r} gives each process a whole model, and this one "
+            "stays in its files: give null, or model.resident=true"
+        )
     given = {
         "method": experiment.method,
         "runtime": experiment.runtime,

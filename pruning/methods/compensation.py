@@ -99,7 +99,7 @@ def compensate_(
     ahead = behind = 0  # blocks that the dense states, and the pruned ones, have passed
     for gap in track(gaps, "compensate: gaps"):
         for index in range(behind, gap.writer.block):
-            advance(states, index, pruned)
+            advance(states, index, blocks(pruned)[index])
         behind = gap.writer.block
         for index in range(ahead, gap.gone[-1].block + 1):
             _add_outputs(dense, index, originals, gaps)

@@ -73,8 +73,8 @@ def sequential(
             keeps = {site: before[site.name] for site in of_block}
             shrink_(pruned, keeps)
             allocation |= keeps
-            advance(originals, index, dense)
-            advance(states, index, pruned)
+            advance(originals, index, blocks(dense)[index])
+            advance(states, index, blocks(pruned)[index])
             continue
         with rewritten(dense, pruned, index, key) as beside:
             targets = outputs(dense, index, originals, of_block) if originals else None
@@ -95,7 +95,7 @@ def sequential(
                 shrink_(pruned, {site: keep})
                 if W_K is not None:
                     set_weight_(projection(pruned, site), W_K)
-        advance(states, index, pruned)
+        advance(states, index, blocks(pruned)[index])
     return pruned, allocation
 
 

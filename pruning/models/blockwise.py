@@ -119,9 +119,10 @@ def record(
     return hidden, [recorder.call for recorder in recorders]
 
 
-def advance(states: Iterable[State], index: int, model: PreTrainedModel) -> None:
-    """Take states behind a block of a model, which is opened once."""
-    with opened(blocks(model)[index]) as block:
+@torch.no_grad()
+def advance(states: Iterable[State], index: int, block: nn.Module) -> None:
+    """Take states behind block `index`, which is opened once for all."""
+    with opened(block):
         for state in states:
             state.advance(index, block)
 

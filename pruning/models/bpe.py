@@ -63,9 +63,16 @@ def merges(model: dict[str, Any]) -> list[Pair]:
     return [(left, right) for left, right in pairs]
 
 
-def closed(tokens: Iterable[str], model: dict[str, Any]) -> set[str]:
+def ranked(model: dict[str, Any]) -> dict[Pair, int]:
+    """Return the rank of each merge of a BPE model."""
+    return {pair: rank for rank, pair in enumerate(merges(model))}
+
+
+def closed(
+    tokens: Iterable[str], model: dict[str, Any], ranks: dict[Pair, int] | None = None
+) -> set[str]:
     """Add to some tokens all that are merged on the way to one of them."""
-    ranks = {pair: rank for rank, pair in enumerate(merges(model))}
+    ranks = ranked(model) if ranks is None else ranks
     known, kept = model["vocab"], set()
     for token in tokens:
         kept.add(token)

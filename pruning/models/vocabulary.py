@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pruning.models.bpe import always, closed, cut, refusal
+from pruning.models.bpe import always, closed, cut, ranked, refusal
 from pruning.models.shrink import copy_sharing_weights
 from pruning.models.sites import architecture
 
@@ -95,11 +95,12 @@ def _ids(config: Any) -> list[tuple[str, Any]]:
 
 def _filled(kept: set[str], names: dict[int, str], model: dict[str, Any]) -> set[str]:
     """Add the first of the other tokens, until there are a multiple of `MULTIPLE`."""
+    ranks = ranked(model)
     for _, token in sorted(names.items()):
         if len(kept) % MULTIPLE == 0:
             break
         if token not in kept:
-            kept = kept | closed([token], model)
+            kept = kept | closed([token], model, ranks)
     return kept
 
 

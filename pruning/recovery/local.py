@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.models.blockwise import State, embed
+from pruning.models.blockwise import advance, embed
 from pruning.models.sites import blocks
 from pruning.recovery.recipe import LocalRecipe
 from pruning.system.environment import resident
@@ -63,12 +63,6 @@ class _Streams:
             self.dense = [embed(given.teacher, batch, in_bfloat16) for batch in given.batches]
             self.pruned = [embed(given.student, batch, in_bfloat16) for batch in given.batches]
 
-    @torch.no_grad()
-    def advance(self, index: int, block: nn.Module, states: list[State]) -> None:
-        """Bring states behind a block."""
-        for state in states:
-            state.advance(index, block)
-
     def error(self, index: int, block: nn.Module, place: int) -> Float[Tensor, ""]:
         """Return the relative error of a pruned block on a batch, once the targets are there."""
         out = self.pruned[place].run(index, block)
@@ -88,7 +82,7 @@ def reconstruct(
     curve: list[dict[str, float]] = []
     peaks = resident()
     for index, (block, dense) in enumerate(track(pairs, "recover: blocks")):
-        streams.advance(index, dense, streams.dense)
+        advance(streams.dense, index, dense)
         kept = scratch / f"{index:04d}"
         if kept.exists():
             _set(block, load_file(kept / "parameters.safetensors"))
@@ -102,7 +96,7 @@ def reconstruct(
                 (made / "entry.json").write_text(json.dumps(entry))
         peaks = tuple(max(a or 0, b or 0) or None for a, b in zip(peaks, resident(), strict=True))
         curve.append(entry)
-        streams.advance(index, block, streams.pruned)
+        advance(streams.pruned, index, block)
     seconds = earlier + time.monotonic() - start
     tokens = recipe.epochs * sum(b.tokens for b in given.batches if not b.held_out)
     cost: dict[str, Any] = {

@@ -8,17 +8,15 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import transformers
 from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from pruning.data.batch import Row
+from pruning.data.row_files import load_rows, save_rows
 from pruning.models import checkpoint
 from pruning.recovery import shards
 from pruning.recovery.recipe import Recipe
@@ -40,14 +38,7 @@ def train_in_processes(
     folder, dense = scratch / "given", given.teacher
     checkpoint.save(given.student, None, folder / "pruned", "")
     checkpoint.save(dense, None, folder / "dense", "")
-    save_file(
-        {
-            f"{i}.{name}": t.contiguous()
-            for i, row in enumerate(given.rows)
-            for name, t in row.items()
-        },
-        folder / "rows.safetensors",
-    )
+    save_rows(given.rows, folder / "rows.safetensors")
     device, dtype = dense.device.type, str(dense.dtype).removeprefix("torch.")
     options = {"seed": given.seed, "device": device, "dtype": dtype, "recovery": recovery.plain()}
     options |= {"attention": dense.config._attn_implementation}
@@ -71,7 +62,7 @@ def main(folder: Path) -> None:
     how = dtype, device, attention
     dense = shards.load(folder / "dense", *how)
     student = own(shards.load(folder / "pruned", *how))
-    rows = read(load_file(folder / "rows.safetensors"))
+    rows = load_rows(folder / "rows.safetensors")
     learning = Distillation(student, dense, rows, given["seed"], device)
     # processes of a job that was killed may still be at it
     with locked(scratch / "training.lock") if first else nullcontext():
@@ -81,15 +72,6 @@ def main(folder: Path) -> None:
     if torch.distributed.is_initialized():  # or its threads may abort a process that ends
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def read(tensors: Mapping[str, torch.Tensor]) -> list[Row]:
-    """Put the rows together again."""
-    rows: dict[int, Row] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        rows.setdefault(int(index), {})[name] = tensor
-    return [rows[index] for index in sorted(rows)]
 
 
 def write(student: PreTrainedModel, curve: list, cost: dict, directory: Path) -> None:
