@@ -81,6 +81,10 @@ def test_a_job_measures_writes_and_evaluates_it(tmp_path):
         ("recovery=local", r"^recovery=local needs all weights"),
         ("runtime=onnxruntime", r"^runtime=onnxruntime needs all weights"),
         ("method=flop", r"^method=flop needs all weights in memory"),
+        (
+            "calibration.launcher=torchrun",
+            r"^calibration\.launcher='torchrun' gives each process a",
+        ),
     ],
 )
 def test_what_needs_all_weights_is_refused(override, said, tmp_path):
