@@ -58,6 +58,12 @@ class Suite(Options):
         super().__post_init__()
         self.check_range("limit", "batch_size", least=1)
         self.check_range("samples", "seed", least=0)
+        for name in self.average:
+            if name not in self.tasks:
+                raise ValueError(
+                    f"suite.average has {name!r}, which is none of suite.tasks: "
+                    f"{', '.join(self.tasks) or 'there are none'}; give all whose mean is wanted"
+                )
 
     def for_task(self, task: Task | None) -> "Suite":
         """Return the part for an encoder of this task: named as it is, or labelled `<task>_<part>`.
@@ -171,7 +177,9 @@ class Suite(Options):
             kind: {name: part for name, part in getattr(self, kind).items() if name not in names}
             for kind in GROUPS
         }
-        return replace(self, **left, perplexity=None if "text" in names else self.perplexity)
+        average = self.average if left["tasks"].keys() >= set(self.average) else []
+        perplexity = None if "text" in names else self.perplexity
+        return replace(self, **left, average=average, perplexity=perplexity)
 
     def check(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
         """Raise ValueError where a part is for other models, tokenizers, or for longer ones."""
@@ -203,7 +211,9 @@ class Suite(Options):
     def _averages(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return the mean over tasks of acc, and of acc_norm where there is one."""
         plain = [f"{name}/acc" for name in self.average]
-        if not plain or not metrics.keys() >= set(plain):
+        if without := [name for name in self.average if f"{name}/acc" not in metrics]:
+            log.warning("suite.average: no mean, since %s gave no acc", ", ".join(without))
+        if not plain or without:
             return {}
         normed = [f"{key}_norm" if f"{key}_norm" in metrics else key for key in plain]
         averages = {}

@@ -161,7 +161,7 @@ def test_keys_formats_and_what_is_left_alone(model, tokenizer, documents, tmp_pa
     assert found["tiny/arc_easy/acc"] == found["tiny/arc_challenge/acc"]
 
 
-def test_the_average_is_over_the_tasks(model, tokenizer, documents, tmp_path):
+def test_the_average_is_over_the_tasks(model, tokenizer, documents, tmp_path, caplog):
     of = {name: LmEvalTask(str(documents)) for name in ("arc_easy", "arc_challenge")}
     found = suite(of, average=[*of]).evaluate(model, tokenizer, Cache(tmp_path / "cache")).metrics
     for metric in ("acc", "acc_norm"):
@@ -173,13 +173,20 @@ def test_the_average_is_over_the_tasks(model, tokenizer, documents, tmp_path):
         "tiny/b/acc": 0.2,
     }  # as boolq, which has none
     bare = {key.removeprefix("tiny/"): value for key, value in normed.items()}
-    averages = suite({}, average=["a", "b"])._averages(bare)
+    both = suite({"a": LmEvalTask("a"), "b": LmEvalTask("b")}, average=["a", "b"])
+    averages = both._averages(bare)
     assert averages == pytest.approx({"average/acc": 0.35, "average/acc_norm": 0.45})
     of_all = {"a/acc_stderr": 0.03, "b/acc_stderr": 0.04, "a/acc_chance": 0.25, "b/acc_chance": 0.5}
-    averages = suite({}, average=["a", "b"])._averages(bare | of_all)
+    averages = both._averages(bare | of_all)
     assert averages["average/acc_stderr"] == pytest.approx(0.05 / 2)  # of independent tasks
     assert averages["average/acc_chance"] == pytest.approx(0.375)
     assert "average/acc_norm_stderr" not in averages
+    assert both._averages({"a/acc": 0.5, "b/f1": 0.2}) == {}
+    assert "no mean, since b gave no acc" in caplog.text
+    with pytest.raises(
+        ValueError, match=r"^suite\.average has 'c', which is none of .*: a, b; give"
+    ):
+        replace(both, average=["a", "c"])
 
 
 @pytest.mark.job
@@ -340,8 +347,8 @@ def test_a_part_without_data_is_named_and_the_others_go_on(model, tokenizer, doc
     perplexity = Perplexity(text=Text(path=str(tmp_path / "text.txt")), window=[16], tokens=None)
     of = {"arc_easy": LmEvalTask(str(documents)), "arc_challenge": LmEvalTask("./gone.jsonl")}
     cache = Cache(tmp_path / "cache")
-    left, missing = suite(of, perplexity=perplexity).available(cache)
-    assert set(missing) == {"arc_challenge"}
+    left, missing = suite(of, perplexity=perplexity, average=[*of]).available(cache)
+    assert set(missing) == {"arc_challenge"} and left.average == []
     assert missing["arc_challenge"].startswith("suite.tasks.arc_challenge.path='./gone.jsonl' is n")
     found = left.evaluate(model, tokenizer, cache)
     assert set(found.read) == {"text", "arc_easy"}
