@@ -1,6 +1,7 @@
 """The latency table: what each level of a sub-block costs, and what nothing can take away."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -85,9 +86,9 @@ class LatencyTable:
         return self.dense / speedup
 
     def most(self, sites: list[Site]) -> float:
-        """Return the speedup of removing everything prunable."""
-        least = sum(min(self.ms(s, level) for level in self.levels(s)) for s in sites)
-        return self.dense / (self.rest + least)
+        """Return the speedup of removing everything prunable, infinite where nothing is left."""
+        left = self.rest + sum(min(self.ms(s, level) for level in self.levels(s)) for s in sites)
+        return self.dense / left if left else math.inf
 
     def of_sites(self, sites: list[Site], blocks: int) -> "LatencyTable":
         """Return the table of another model of such parts."""

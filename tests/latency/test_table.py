@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -93,6 +96,8 @@ def test_budget_and_the_most_that_can_be_had():
     assert TABLE.budget(2.5) == 8.0
     # block 0 keeps an attention head (1.25); all else goes
     assert TABLE.most(SITES) == pytest.approx(20 / 7.25)
+    free = [site for site in SITES if site.block]  # may all go; an encoder's head costs nothing
+    assert replace(TABLE, rest=0.0).most(free) == math.inf
     assert TABLE.levels(SITES[0])[-1] == Heads(1, 1)
     assert TABLE.levels(SITES[2])[-1] == Heads(0, 0)
     TABLE.check(2.75, SITES, "local")
