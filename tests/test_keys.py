@@ -613,6 +613,7 @@ SAME: dict[str, dict[str, Change]] = {
         "weights": of_model("model")["a weight"],
         "dropout": put("model.config.attention_dropout", 0.5),
         "token ids": put("model.config.eos_token_id", 5),
+        "what training sets": put("model.config.problem_type", "single_label_classification"),
         "rounds": put("here.rounds", 9),
     },
     "moments": {

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from pruning.latency.table import LatencyTable
     from pruning.models.sites import Site
 
-NAMES = {"architectures", "auto_map", "id2label", "label2id", "_name_or_path", "dtype"}
+NAMES = {
+    "architectures",
+    "auto_map",
+    "id2label",
+    "label2id",
+    "problem_type",  # which training sets
+    "_name_or_path",
+    "dtype",
+}
 
 
 @dataclass
