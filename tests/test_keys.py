@@ -166,7 +166,8 @@ def search(g: Given, cache: Cache) -> Any:
     trial = CandidateEvaluator(g.model, solved, g.judged, g.objective)
     posed = build_problem(solved, g.table, trial, cache, g.seed)
     budget = g.table.budget(g.speedup)
-    return calibrated(posed, budget, g.anchors, g.balances, g.tried, g.mutation)
+    losses = posed.sensitivities(g.anchors)
+    return calibrated(posed, budget, losses, g.balances, g.tried, g.mutation)
 
 
 def train(g: Given, cache: Cache) -> Any:

@@ -137,7 +137,6 @@ def embed(model: PreTrainedModel, batch: Batch, in_bfloat16: bool = False) -> St
     return State(batch, hidden, calls, None, in_bfloat16, model.device)
 
 
-@torch.no_grad()
 def predict(
     model: PreTrainedModel, batch: Batch, hidden: Hidden
 ) -> Float[Tensor, "predictions classes"]:

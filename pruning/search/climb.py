@@ -101,18 +101,18 @@ def spdy(problem: Problem, budget: float, inits: int, steps: int, mutation: floa
 def calibrated(
     problem: Problem,
     budget: float,
-    anchors: list[float],
+    sensitivities: Sequence[dict[int, float]],
     balances: list[float],
     steps: int,
     mutation: float,
 ) -> Chooser:
-    """Solve on measured sensitivities; try mutants of the coefficients, factors e^(N/2).
+    """Solve on sensitivities of some levels; try mutants of the coefficients, factors e^(N/2).
 
     First the losses of all attentions are multiplied by each of `balances`, and the best is kept:
     the losses of several add up to more than their sum, and more so than those of FFNs.
     """
-    measured = problem.sensitivities(anchors)
-    loss = [calibrate_priors(prior, at) for prior, at in zip(problem.loss, measured, strict=True)]
+    pairs = zip(problem.loss, sensitivities, strict=True)
+    loss = [calibrate_priors(prior, at) for prior, at in pairs]
     climb = _Climb(problem, loss, budget)
     attention = np.array([site.kind is Kind.ATTENTION for site in problem.sites])
     both = attention.any() and not attention.all()

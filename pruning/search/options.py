@@ -15,6 +15,13 @@ class Objective(StrEnum):
     task = "task"  # next-token cross entropy, nats per token
 
 
+class Sensitivity(StrEnum):
+    """How a search learns what a level of one sub-block costs the whole model."""
+
+    measured = "measured"  # the model is run with it, from its block on
+    fisher = "fisher"  # to second order, from one backward pass for all
+
+
 class Ramp(StrEnum):
     """How the pruning ratio changes with depth."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from pruning.latency.table import LatencyTable
 from pruning.models.shape import Shape
 from pruning.models.sites import Site
+from pruning.search.fisher import fisher_losses
 from pruning.search.knapsack import Row, knapsack
 from pruning.search.trial import CandidateEvaluator
 from pruning.solver.levels import Levels, dear
@@ -56,8 +57,13 @@ class Problem:
         self.history.append({"step": len(self.history), "loss": loss, "best": best})
         return loss
 
-    def sensitivities(self, anchors: list[float]) -> list[dict[int, float]]:
-        """Return each site's measured loss increase at the levels nearest `anchors`; cached."""
+    def sensitivities(
+        self, anchors: list[float], draws: int | None = None
+    ) -> list[dict[int, float]]:
+        """Return each site's loss increase at the levels nearest `anchors`; cached.
+
+        Measured, or estimated by the Fisher information of so many draws.
+        """
         at = [
             sorted({_nearest(row, anchor) for anchor in anchors}) if len(row) > 1 else []
             for row in self.kept
@@ -66,11 +72,14 @@ class Problem:
         def build(directory: Path) -> None:
             assert self.trial is not None
             kept = self.cache.checkpoints(key)  # of blocks that an earlier start has finished
-            measured = self.trial.sensitivities(at, kept)
+            if draws is None:
+                losses = self.trial.sensitivities(at, kept)
+            else:
+                losses = fisher_losses(self.trial, at, draws)
             shutil.rmtree(kept, ignore_errors=True)
-            (directory / "sensitivities.json").write_text(to_json(measured))
+            (directory / "sensitivities.json").write_text(to_json(losses))
 
-        key = {"of": self.identity, "at": at}
+        key = {"of": self.identity, "at": at} | ({"draws": draws} if draws else {})
         entry = self.cache.stage("sensitivities", key, build)
         rows = json.loads((entry / "sensitivities.json").read_text())
         return [{int(level): dear(loss) for level, loss in row.items()} for row in rows]

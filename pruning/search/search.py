@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from omegaconf import MISSING
 
-from pruning.search.options import Chooser, Objective, Ramp
+from pruning.search.options import Chooser, Objective, Ramp, Sensitivity
 from pruning.system.options import Options
 from pruning.system.precision import Precision
 
@@ -202,13 +202,16 @@ class Spdy(Guided):
 
 @dataclass
 class Calibrated(Guided):
-    """The DP on measured sensitivities, then a local search if `steps` asks for one.
+    """The DP on sensitivities, then a local search if `steps` asks for one.
 
-    Each sub-block's loss increase is measured at the levels nearest `anchors` (shares of the units
-    kept), alone, once for all targets; the prior losses between them are scaled to fit.
+    Each sub-block's loss increase is measured, or estimated, at the levels nearest `anchors`
+    (shares of the units kept), alone, once for all targets; the prior losses between them are
+    scaled to fit.
     """
 
     name: str = "calibrated"
+    sensitivity: Sensitivity = Sensitivity.measured
+    draws: int = 2  # of labels for each prediction, where sensitivity=fisher
     # shares of the units kept at which a sub-block's loss is measured
     anchors: list[float] = field(default_factory=lambda: [0.5, 0.0])
     # factors of attention's losses that are tried; the best whole model by measured loss is kept
@@ -218,6 +221,12 @@ class Calibrated(Guided):
         super().__post_init__()
         self.check_range("anchors", least=0, most=1)
         self.check_range("balances", above=0)
+        self.check_range("draws", least=1)
+        if self.sensitivity is Sensitivity.fisher and self.objective is Objective.task:
+            raise ValueError(
+                "search.sensitivity=fisher estimates the divergence from the dense model: give "
+                "search.objective=kl, or search.sensitivity=measured"
+            )
         if not self.balances:
             raise ValueError("search.balances=[] must hold a factor: give [1.0] to try no others")
 
@@ -226,14 +235,19 @@ class Calibrated(Guided):
         return self.steps + len(self.balances)
 
     def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
-        """Count for every site and anchor the text through the blocks from the site on."""
-        behind = sum(1 - site.block / depth for site in sites)
-        measured = len(self.anchors) * behind * self.tokens
-        return {"sensitivities": measured, **super().cost(sites, depth)}
+        """Count the text through the blocks from a site on, for every site and anchor.
+
+        For the Fisher information twice forward, and back once for every draw.
+        """
+        passes = len(self.anchors) * sum(1 - site.block / depth for site in sites)
+        if self.sensitivity is Sensitivity.fisher:
+            passes = 2 + self.draws  # each back through what a block gives
+        return {"sensitivities": passes * self.tokens, **super().cost(sites, depth)}
 
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
         """Solve the DP on sensitivities and refine its coefficients by measured loss."""
         from pruning.search.climb import calibrated
 
-        options = self.anchors, self.balances, self.steps, self.mutation
-        return calibrated(problem, budget, *options)
+        draws = self.draws if self.sensitivity is Sensitivity.fisher else None
+        losses = problem.sensitivities(self.anchors, draws)
+        return calibrated(problem, budget, losses, self.balances, self.steps, self.mutation)

@@ -102,26 +102,26 @@ class CandidateEvaluator:
 
     def __exit__(self, *_: object) -> None:
         for index in range(len(self.sites)):
-            self._install(index, 0)
+            self.install(index, 0)
 
     @contextmanager
-    def _opened(self, index: int) -> Generator[nn.Module]:
+    def block(self, index: int) -> Generator[nn.Module]:
         """Give a block with the levels that are wanted; it is dense again once it is closed."""
-        block, mine = blocks(self.model)[index], self._places[index]
+        block, mine = blocks(self.model)[index], self.places[index]
         closes = is_closed(block)
         with opened(block):
             for place in mine:
-                self._install(place, self.wanted[place])
+                self.install(place, self.wanted[place])
             try:
                 yield block
             finally:
                 if closes:
                     for place in mine:
-                        self._install(place, 0)
+                        self.install(place, 0)
                         self.original.pop(self.sites[place], None)
 
     @cached_property
-    def _places(self) -> list[list[int]]:
+    def places(self) -> list[list[int]]:
         """Return the places of each block's sites."""
         return [
             [place for place, site in enumerate(self.sites) if site.block == index]
@@ -163,17 +163,17 @@ class CandidateEvaluator:
         losses: list[dict[int, float]] = [{} for _ in self.sites]
         for index in track(range(len(blocks(self.model))), "search: sensitivities"):
             kept = None if scratch is None else scratch / f"{index:04}.json"
-            with self._opened(index):
+            with self.block(index):
                 if kept is not None and kept.exists():
                     for i, row in json.loads(kept.read_text()).items():
                         losses[int(i)] = {int(level): dear(loss) for level, loss in row.items()}
                 else:
-                    for i in self._places[index]:
+                    for i in self.places[index]:
                         losses[i] = self._measured(index, i, anchors[i], hidden, dense)
                     if kept is not None:
-                        rows = {i: losses[i] for i in self._places[index]}
+                        rows = {i: losses[i] for i in self.places[index]}
                         write_text(to_json(rows), kept)
-                hidden = self._behind(index, hidden)
+                hidden = self.behind(index, hidden)
         return losses
 
     def _measured(
@@ -188,7 +188,8 @@ class CandidateEvaluator:
         return increases
 
     @torch.no_grad()
-    def _install(self, index: int, level: int) -> None:
+    def install(self, index: int, level: int) -> None:
+        """Let a site, whose block is open, have the weights of a level; 0 is dense."""
         if self.installed[index] == level:
             return
         site = self.sites[index]
@@ -233,15 +234,15 @@ class CandidateEvaluator:
         """Run the blocks from `start` on all batches, and the head on one after the other."""
         hidden = [*entering]
         for index in range(start, len(blocks(self.model))):
-            hidden = self._behind(index, hidden)
+            hidden = self.behind(index, hidden)
         for state, compared, left in zip(self.states, self.compared, hidden, strict=True):
-            with computing(state.in_bfloat16, self.model.device):
+            with torch.no_grad(), computing(state.in_bfloat16, self.model.device):
                 logits = predict(self.model, compared, left)
             yield logits.float()
 
-    def _behind(self, index: int, hidden: Sequence[Tensor]) -> list[Tensor]:
+    def behind(self, index: int, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Return what a block with the levels that are wanted makes of each batch."""
-        with self._opened(index) as block:
+        with self.block(index) as block:
             pairs = zip(self.states, hidden, strict=True)
             return [state.run(index, block, entering) for state, entering in pairs]
 
