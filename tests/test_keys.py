@@ -99,6 +99,7 @@ class Given:
     objective: Objective = Objective.kl
     anchors: list[float] = field(default_factory=lambda: [0.5])
     balances: list[float] = field(default_factory=lambda: [1.0])
+    draws: int | None = None
     tried: int = 1
     mutation: float = 0.1
     here: Any = field(default_factory=hardware)
@@ -158,7 +159,7 @@ def levels(g: Given, cache: Cache) -> Any:
 def sensitivities(g: Given, cache: Cache) -> Any:
     solved = levels(g, cache)
     trial = CandidateEvaluator(g.model, solved, g.judged, g.objective)
-    return build_problem(solved, g.table, trial, cache).sensitivities(g.anchors)
+    return build_problem(solved, g.table, trial, cache).sensitivities(g.anchors, g.draws)
 
 
 def search(g: Given, cache: Cache) -> Any:
@@ -438,6 +439,7 @@ CASES: dict[str, dict[str, Change]] = {
         "objective": put("objective", Objective.task),
         "text": lambda g: g.judged.pop(),
         "anchors": put("anchors", [0.25, 0.75]),
+        "Fisher information": put("draws", 2),
     },
     "search": {
         **LEVELS,

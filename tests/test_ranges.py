@@ -74,6 +74,7 @@ TABLE: list[tuple[type, str, Any, str]] = [
     (Spdy, "inits", 0, "at least 1"),
     (Calibrated, "anchors", [0.5, 1.5], "at most 1"),
     (Calibrated, "balances", [1.0, 0.0], "above 0"),
+    (Calibrated, "draws", 0, "at least 1"),
     (Calibrated, "balances", [], "hold a factor"),
     (Schedule, "first last", -0.1, "at least 0"),
     (Schedule, "first last", 1.0, "below 1"),

@@ -6,17 +6,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from pruning.models.blockwise import Hidden, predict
+from pruning.models.blockwise import predict
 from pruning.models.sites import Kind, Site, architecture, blocks, norm_behind, projection
 from pruning.search.trial import CandidateEvaluator
 from pruning.solver.levels import dear
 from pruning.system.precision import computing
 from pruning.system.progress import track
 
-Gradients = Float[Tensor, "draws batch sequence hidden"]
+Gradients = Tensor  # [draws, batch, sequence, hidden]
 
 
 @dataclass
@@ -65,7 +64,7 @@ def fisher_losses(
 
 
 def _of_labels(
-    trial: CandidateEvaluator, leaving: Sequence[Hidden], draws: int
+    trial: CandidateEvaluator, leaving: Sequence[Tensor], draws: int
 ) -> tuple[list[Gradients], int]:
     """Return the gradients of drawn labels behind the last block, and the number of predictions.
 
@@ -93,7 +92,7 @@ def _backward(
     trial: CandidateEvaluator,
     index: int,
     block: nn.Module,
-    entering: Sequence[Hidden],
+    entering: Sequence[Tensor],
     behind: Sequence[Gradients],
 ) -> tuple[dict[int, list[_Note]], list[Gradients]]:
     """Run a block on what enters it; return notes of its sites, and gradients in front of it."""
@@ -105,12 +104,12 @@ def _backward(
         with torch.enable_grad(), _noted(trial, places) as seen:
             out = state.run(index, block, leaf)
         leaves = [leaf, *(seen[place].out for place in places)]
-        found = [torch.autograd.grad(out, leaves, g, retain_graph=True) for g in gradients]
-        before.append(torch.stack([of_draw[0] for of_draw in found]))
+        by_draw = [torch.autograd.grad(out, leaves, g, retain_graph=True) for g in gradients]
+        before.append(torch.stack([of_draw[0] for of_draw in by_draw]))
         for number, place in enumerate(places, start=1):
             note = seen[place]
             note.out = note.out.detach()
-            note.gradients = torch.stack([of_draw[number] for of_draw in found])
+            note.gradients = torch.stack([of_draw[number] for of_draw in by_draw])
             notes[place].append(note)
     return notes, before
 
@@ -124,8 +123,10 @@ def _module(trial: CandidateEvaluator, site: Site) -> nn.Module:
 
 
 def _norm(trial: CandidateEvaluator, site: Site) -> nn.Module | None:
-    """Return the norm that goes with a site and reads what it gives."""
-    path = norm_behind(trial.model, site)
+    """Return the norm that reads what a site gives, before or behind the addition."""
+    a = architecture(trial.model)
+    own = {Kind.ATTENTION: a.attention_output_norm, Kind.FFN: a.ffn_output_norm}
+    path = norm_behind(trial.model, site) or own.get(site.kind)
     return blocks(trial.model)[site.block].get_submodule(path) if path else None
 
 
