@@ -1,6 +1,6 @@
 """Which search finds the better model for its cost? One JSON line.
 
-    python benchmarks/searches.py [--targets 1.25 1.5] [overrides of the command line]
+    python benchmarks/searches.py [--targets 1.25 1.5] [--searches uniform calibrated] [overrides]
 
 All searches see the same levels and the same latency table (those of the default job, from its
 cache) and must meet the same predicted budget. The solution of each is judged by the KL divergence
@@ -32,6 +32,7 @@ SEARCHES = {
     "dp on held-out errors": ["search=spdy", "search.inits=0", "search.steps=0"],
     "spdy, 20 + 60": ["search=spdy", "search.inits=20", "search.steps=60", "search.tokens=256"],
     "calibrated": [],
+    "calibrated, fisher": ["search.sensitivity=fisher"],
     "calibrated, 20 steps": ["search.steps=20"],
 }
 JUDGE_TOKENS = 2048
@@ -42,6 +43,7 @@ def main() -> None:
     """Print one JSON line with a row per search and target."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", type=float, nargs="+", default=[1.25, 1.5])
+    parser.add_argument("--searches", nargs="+", default=[*SEARCHES], choices=[*SEARCHES])
     arguments, overrides = parser.parse_known_args()
     experiment = compose(overrides)
     assert isinstance(experiment.method, Leveled)
@@ -58,8 +60,8 @@ def main() -> None:
     own = tempfile.TemporaryDirectory()  # a search that is found in a cache takes no time
     rows = []
     for target in arguments.targets:
-        for name, changes in SEARCHES.items():
-            search = compose([*overrides, *changes]).search
+        for name in arguments.searches:
+            search = compose([*overrides, *SEARCHES[name]]).search
             assert isinstance(search, LevelSearch)
             evaluations = 0
             start = time.perf_counter()
