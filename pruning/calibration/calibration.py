@@ -32,6 +32,12 @@ class Target(StrEnum):
 
     local = "local"  # what the dense weights make of the same inputs
     dense = "dense"  # what the dense model has there
+    damped = "damped"  # a mix of both; per site the share with the least held-out error
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Return the shares of the dense outputs that are tried: QEP's (arXiv:2504.09629)."""
+        return {"local": (0.0,), "dense": (1.0,), "damped": (0.0, 0.25, 0.5, 1.0)}[self.value]
 
 
 @runtime_checkable

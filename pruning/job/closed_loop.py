@@ -52,6 +52,7 @@ class ClosedLoopResult:
     dense_timing: Timing
     pruned_timing: Timing
     rounds: tuple[dict[str, Any], ...] = ()
+    updates: tuple[dict[str, Any], ...] = ()  # of the plan that made the model
 
     @property
     def reached(self) -> float:

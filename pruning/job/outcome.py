@@ -107,6 +107,7 @@ def compose(experiment: Experiment, outcome: PruningOutcome, job: Job, command: 
         vocabulary=tokens(whole, outcome.dense),
         training=list(outcome.plan.history),
         search=list(outcome.plan.search_history),
+        updates=list(made.updates),
         recovery=outcome.trained.facts() if outcome.trained else {},
         command=command,
         loader=auto_class(type(made.pruned).__name__),

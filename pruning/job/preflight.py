@@ -27,9 +27,10 @@ def preflight(
     check_streamed(experiment, model)
     check_memory(experiment, model)
     experiment.runtime.check(model, tokenizer)
-    if experiment.calibration.target is Target.dense and architecture(model).experts:
+    target = experiment.calibration.target
+    if target is not Target.local and architecture(model).experts:
         raise ValueError(
-            "calibration.target=dense solves weights behind pruned blocks, and experts have "
+            f"calibration.target={target} solves weights behind pruned blocks, and experts have "
             "many at once there: give calibration.target=local"
         )
     if experiment.calibration.launcher is not None and architecture(model).experts:

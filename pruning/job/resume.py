@@ -45,7 +45,8 @@ def load_or_prune(
     model = checkpoint.load(directory / "model", dense.dtype, dense.device, attention)
     timings = Timing(said["dense"]), Timing(said["pruned"])
     speed = said["target"], said["predicted"], said["measured"]
-    return ClosedLoopResult(model, allocation, *speed, *timings, tuple(said["rounds"]))
+    rest = tuple(said["rounds"]), tuple(said.get("updates", ()))  # none in older files
+    return ClosedLoopResult(model, allocation, *speed, *timings, *rest)
 
 
 def write(met: ClosedLoopResult, directory: Path, facts: Path) -> None:
@@ -62,5 +63,6 @@ def write(met: ClosedLoopResult, directory: Path, facts: Path) -> None:
         "dense": met.dense_timing.values,
         "pruned": met.pruned_timing.values,
         "rounds": met.rounds,
+        "updates": met.updates,
     }
     write_text(json.dumps(content) + "\n", facts)

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -149,7 +148,12 @@ def prune(
     Its allocation is that of the dense model, also behind a `start` that was cut already.
     """
     target = SpeedTarget(experiment.speedup, experiment.hardware, experiment.runtime)
-    anew = partial(prune_to_speedup, dense.reference.model, plan, table, target, job.stopwatch)
+
+    def anew() -> ClosedLoopResult:
+        given = plan, table, target, job.stopwatch
+        made = prune_to_speedup(dense.reference.model, *given)
+        return replace(made, updates=tuple(plan.updates))
+
     made = load_or_prune(experiment, job.out / UNTRAINED, dense.model, anew)
     if start is None:
         return made

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -40,6 +40,8 @@ class Plan(ABC):
     fixed_shapes: "Shapes | None" = None  # settled by the method itself, for jobs without a speedup
     history: "Sequence[dict[str, float]]" = ()  # curves of what was trained, by logged step
     search_history: "Sequence[dict[str, float]]" = ()  # losses of the candidates that were measured
+    # how weights were solved behind pruned blocks, by site, when it was built
+    updates: "Sequence[dict[str, Any]]" = ()
 
     @abstractmethod
     def choose(self, budget: float) -> "Shapes | None":

@@ -58,7 +58,8 @@ class LevelsPlan(Plan):
         if self._behind:
             keeps, identity = self.levels.allocation(choice), [self.levels.identity, choice]
             given = self.context, self.ridges, lambda site, W, H: keeps[site]
-            made = sequential(*given, identity)
+            pruned, allocation, self.updates = sequential(*given, identity)
+            made = pruned, allocation
         else:
             made = self.levels.cut(self.context.dense.model, choice)
         if self._removes(shapes):

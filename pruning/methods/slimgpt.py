@@ -171,7 +171,9 @@ class SchedulePlan(Plan):
             return kept_units(site, W, H, [shapes[site]], self._remove, self.method.damp)[0]
 
         chosen = [asdict(self.method), {site.name: shape.plain for site, shape in shapes.items()}]
-        return sequential(self.context, self.method.ridges, decide, chosen)
+        given = self.context, self.method.ridges, decide, chosen
+        pruned, allocation, self.updates = sequential(*given)
+        return pruned, allocation
 
     def _remove(self, W: "Tensor", H: "Tensor", units: "Units") -> "Removal":
         from pruning.solver.obs import batched, by_wanda, greedy

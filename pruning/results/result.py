@@ -152,6 +152,9 @@ class Result:
     vocabulary: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     training: Curve = field(default_factory=list[dict[str, float]])  # of what was trained
     search: Curve = field(default_factory=list[dict[str, float]])  # losses of what it measured
+    # solved behind pruned blocks: `site`, its `ridge` (null: no update), and the `share` of the
+    # dense outputs in what its weights aim at
+    updates: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     # training after pruning: cost, curve
     recovery: dict[str, Any] = field(default_factory=dict[str, Any])
     # that told a speed: setting, environment

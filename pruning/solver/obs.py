@@ -123,15 +123,19 @@ def least_squares(
     keep: Bool[Tensor, " columns"],
     ridge: float = 0.0,
     target: Matrix | None = None,
+    share: float = 1.0,
 ) -> Float[Tensor, "rows kept"]:
     """Return the kept columns that minimise E|V x_K - y|^2 + ridge |V - W_K|^2_diag(H).
 
         V = W_K + (T_K - W_K H_KK) (H_KK + ridge diag(H_KK))^-1,   T = E[y x^T]
 
     `target` is T; without it y = W x and T = W H: what is minimised is tr(dW H dW^T), and with
-    ridge 0 the result is W H[:,K] inv(H_KK), where greedy OBS ends. With an infinite ridge the
-    kept columns do not change. All is computed in the precision of W, the result's.
+    ridge 0 the result is W H[:,K] inv(H_KK), where greedy OBS ends. With a `share` a below 1 the
+    outputs are (1 - a) W x + a y: V is linear in a. With an infinite ridge the kept columns do not
+    change. All is computed in the precision of W, the result's.
     """
+    if share == 0:
+        target = None
     if ridge == float("inf") or not keep.any() or (target is None and keep.all()):
         return W[:, keep]
     K, R = (columns.nonzero().flatten() for columns in (keep, ~keep))
@@ -139,10 +143,15 @@ def least_squares(
     def H_KK() -> Moment:  # a copy
         return H[K[:, None], K].to(W.dtype)
 
+    def local() -> Matrix:
+        return W[:, R] @ H[R[:, None], K].to(W.dtype)
+
     if target is None:
-        missing = W[:, R] @ H[R[:, None], K].to(W.dtype)
+        missing = local()
     else:
         missing = target[:, K].to(W.dtype) - W[:, K] @ H_KK()
+        if share < 1:
+            missing = torch.lerp(local(), missing, share)
     L = _factored(lambda: _damped_(H_KK(), ridge))
     halfway = _forward(L, missing.T)
     return W[:, K] + cast(Tensor, torch.linalg.solve_triangular(L.mT, halfway, upper=True)).T

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +24,24 @@ NO_UPDATE = float("inf")  # the ridge of it
 
 Keep = Bool[Tensor, " units"]
 Remove = Callable[[Tensor, Tensor, Units], Removal]
+
+
+@dataclass(frozen=True)
+class Update:
+    """How the kept weights of a site are solved."""
+
+    ridge: float
+    share: float  # of the targets y; the rest is W x
+
+    @property
+    def tensor(self) -> Float[Tensor, " numbers"]:
+        """Return its numbers, to lie in a file of tensors."""
+        return torch.tensor([self.ridge, self.share], dtype=torch.float64)
+
+    @classmethod
+    def from_tensor(cls, numbers: Float[Tensor, " numbers"]) -> "Update":
+        """Return the update that gave these numbers."""
+        return cls(*numbers.tolist())
 
 
 def check_finite(site: Site, W: Float[Tensor, "rows columns"], split: Split) -> None:
@@ -68,6 +87,25 @@ class HeldOut:
                 total += self._error(columns, W_K) / self.whole
         return total if math.isfinite(total) else math.inf
 
+    def by_share(self, keep: Keep, ridge: float, shares: Sequence[float]) -> list[float]:
+        """Return E|V x - y|^2 - E|y|^2 for the targets y, V solved for each share of them.
+
+        V is linear in the share: two solves give all. What is not finite is infinite.
+        """
+        fit, columns = self.split.fit, keep.repeat_interleave(self.width).to(self.W.device)
+        V, whole = (
+            least_squares(self.W, fit.H, columns, ridge, fit.target, share) for share in (0.0, 1.0)
+        )
+        D, held = whole - V, self.split.held
+        assert held.target is not None
+        K = columns.nonzero().flatten()
+        H, T = held.H[K[:, None], K], held.target[:, K]
+        VH, DH = V @ H, D @ H
+        start = float(torch.sum((VH - 2 * T) * V))
+        slope, curvature = 2 * float(torch.sum((VH - T) * D)), float(torch.sum(DH * D))
+        errors = [start + (slope + curvature * share) * share for share in shares]
+        return [error if math.isfinite(error) else math.inf for error in errors]
+
     def _error(self, columns: Tensor, W_K: Tensor) -> float:
         """Return E|V x - W x + db|^2, or E|V x - y|^2 - E|y|^2 for targets y.
 
@@ -91,6 +129,27 @@ def choose_ridge(judge: HeldOut, keeps: Sequence[Keep], ridges: Sequence[float])
     All are tried, since the error may fall again behind a rise; of equal ones the largest is taken.
     """
     return min(reversed(ridges), key=lambda ridge: judge(keeps, ridge))
+
+
+def choose_update(
+    judge: HeldOut, keep: Keep, ridges: Sequence[float], shares: Sequence[float]
+) -> Update:
+    """Return the ridge and the share of the targets with the least held-out error together.
+
+    All are judged against the targets themselves. So at this site, with weights of the other
+    tokens, on what the blocks before it now give, none of `shares` with any ridge is better on the
+    held-out tokens. Nothing is promised of weights solved from all tokens, of the blocks behind,
+    whose inputs change with the choice, or of a perplexity. Of equal ones the largest ridge is
+    taken, then the least share. A single share is judged as `choose_ridge` does.
+    """
+    if len(shares) == 1:
+        return Update(choose_ridge(judge, [keep], ridges), shares[0])
+    errors = {
+        Update(ridge, share): error
+        for ridge in reversed(ridges)
+        for share, error in zip(shares, judge.by_share(keep, ridge, shares), strict=True)
+    }
+    return min(errors, key=errors.__getitem__)
 
 
 def kept_units(
