@@ -151,9 +151,13 @@ def test_an_engine_that_is_not_installed_is_named_first(tmp_path, name, monkeypa
         check(tmp_path, FAMILIES["gpt2"](), f"runtime={name}")
 
 
-def test_weights_behind_pruned_blocks_are_not_for_experts(tmp_path):
-    said = r"^calibration\.target=dense solves .*: give calibration\.target=local"
+@pytest.mark.parametrize("target", ["dense", "damped"])
+def test_weights_behind_pruned_blocks_are_not_for_experts(target, tmp_path):
+    said = rf"^calibration\.target={target} solves .*: give calibration\.target=local"
     with pytest.raises(ValueError, match=said):
-        check(tmp_path, FAMILIES["mixtral"](), "calibration.target=dense")
+        check(tmp_path, FAMILIES["mixtral"](), f"calibration.target={target}")
+
+
+def test_processes_do_not_share_batches_for_experts(tmp_path):
     with pytest.raises(ValueError, match=r"^calibration\.launcher='torchrun' shares .*: give null"):
         check(tmp_path, FAMILIES["mixtral"](), "calibration.launcher=torchrun")

@@ -1,6 +1,5 @@
 """SlimGPT against a masked copy of the model that hooks look into."""
 
-from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ from pruning.latency.local import Local
 from pruning.methods.method import PruningContext
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SchedulePlan, SlimGPT
 from pruning.models.shape import Width
-from pruning.models.sites import Kind, projection, set_weight_, shape, sites, weight
+from pruning.models.sites import Kind, projection, shape, sites, weight
 from pruning.runtimes.workload import Phase
 from pruning.search.options import Ramp
 from pruning.search.schedule import share
@@ -21,6 +20,7 @@ from pruning.system.cache import Cache
 from pruning.system.stopwatch import Stopwatch
 from tests.helpers.data import lstsq
 from tests.helpers.families import FAMILIES, llama
+from tests.helpers.observed import masked, observed
 from tests.helpers.shapes import shapes
 from tests.helpers.tiny import job_with, linear_table, padded_batches, pruning_context, text
 
@@ -52,47 +52,27 @@ def test_every_site_ends_at_least_squares_behind_pruned_blocks(family, target, t
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert {site: shape(site, keep) for site, keep in allocation.items()} == left
     assert sum(not keep.all() for keep in allocation.values()) > 3
+    shares = {update["site"]: update["share"] for update in plan.updates}
+    assert shares.keys() == {site.name for site, keep in allocation.items() if not keep.all()}
+    assert set(shares.values()) <= {*target.shares}
 
-    masked = deepcopy(model)  # all inputs of output projections are still there to be seen
-    of = {(s.block, s.kind): s for s in sites(pruned)}
-    for site, keep in allocation.items():
-        W = torch.zeros_like(weight(projection(model, site)))
-        columns = keep.repeat_interleave(site.width)
-        W[:, columns] = weight(projection(pruned, of[site.block, site.kind]))
-        set_weight_(projection(masked, site), W)
-    seen = {site: [] for site in allocation}
-    for site in allocation:
-        projection(masked, site).register_forward_pre_hook(
-            lambda _, args, site=site: seen[site].append(args[0])
-        )
-    gave = {site: [] for site in allocation}
-    for site in allocation:
-        projection(model, site).register_forward_hook(
-            lambda m, _, out, site=site: gave[site].append(out if m.bias is None else out - m.bias)
-        )
+    copy = masked(model, pruned, allocation)  # all inputs are still there to be seen
     for batch in BATCHES:
-        model(input_ids=batch.ids, attention_mask=batch.mask)
         inputs = {"input_ids": batch.ids, "attention_mask": batch.mask}
         real = batch.mask.bool()
-        expected = masked(**inputs).logits[real]
+        expected = copy(**inputs).logits[real]
         torch.testing.assert_close(pruned(**inputs).logits[real], expected, rtol=1e-4, atol=1e-4)
+    seen, gave = observed(copy, BATCHES), observed(model, BATCHES)
+    of = {(s.block, s.kind): s for s in sites(pruned)}
     for site, keep in allocation.items():
         if keep.all():
             continue
-        X, Y = (
-            torch.cat(
-                [  # opt's FFN reads [tokens, hidden]
-                    x.reshape(*batch.ids.shape, -1)[batch.mask.bool()]
-                    for x, batch in zip(of_batches[site], BATCHES, strict=True)
-                ]
-            ).double()
-            for of_batches in (seen, gave)
-        )
+        X, Y = seen[site].X, gave[site].Y
         columns = keep.repeat_interleave(site.width)
         W = weight(projection(model, site)).double()
         found = weight(projection(pruned, of[site.block, site.kind]))
         live = X.any(0)  # opt's ReLU leaves some channels without any input
-        wanted = X @ W.T if target is Target.local else Y
+        wanted = torch.lerp(X @ W.T, Y, shares[site.name])
         expected = lstsq(W, X, columns & live, RIDGE, wanted).float()
         # float32 moments and activations; the ridge bounds the condition
         torch.testing.assert_close(found[:, live[columns]], expected, rtol=1e-3, atol=2e-4)

@@ -1,9 +1,11 @@
 """A model whose blocks stay in files does all that a resident one does, to the last bit."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +78,7 @@ class Case:
     method: Method
     search: Search
     target: Target = Target.local
+    updates: Sequence[dict[str, Any]] = ()  # once it has pruned: how weights were solved
 
     def prune(self, model, cache: Path, speedup: float = 1.5) -> tuple[PreTrainedModel, Allocation]:
         """Prune by a linear table."""
@@ -84,12 +87,15 @@ class Case:
         plan = self.method.plan(context)
         shapes = plan.choose(context.table.budget(speedup))
         assert shapes is not None
-        return plan.build(shapes)
+        made = plan.build(shapes)
+        self.updates = plan.updates
+        return made
 
 
 CASES = {
     "ziplm": lambda: Case(ziplm(Score.obs, [0.1, INF]), search()),
     "behind": lambda: Case(ziplm(Score.obs, [0.1]), search(), Target.dense),
+    "damped": lambda: Case(ziplm(Score.obs, [0.1, 1, INF]), search(), Target.damped),
     "slimgpt": lambda: Case(SlimGPT(smallest=8, decay=0, ridges=[0.1]), Schedule()),
     "wanda_sp": lambda: Case(WandaSp(), search()),
     "flap": lambda: Case(Flap(), search()),  # adds biases
@@ -125,8 +131,11 @@ def test_every_family_is_read_as_transformers_reads_it(family, tmp_path):
 def test_every_method_prunes_it_as_a_resident_one(case, family, tmp_path):
     where = written(FAMILIES[family](), tmp_path / "model")
     resident, streamed = load(where, True), load(where, False)
-    expected, kept = CASES[case]().prune(resident, tmp_path / "a")
-    pruned, allocation = CASES[case]().prune(streamed, tmp_path / "b")
+    cases = CASES[case](), CASES[case]()
+    expected, kept = cases[0].prune(resident, tmp_path / "a")
+    pruned, allocation = cases[1].prune(streamed, tmp_path / "b")
+    assert cases[0].updates == cases[1].updates
+    assert bool(cases[0].updates) is (case in ("behind", "damped", "slimgpt"))
     assert kept.keys() == allocation.keys()
     assert all(torch.equal(keep, allocation[site]) for site, keep in kept.items())
     assert sum(not keep.all() for keep in kept.values()) > 1
@@ -197,11 +206,13 @@ def test_moments_go_on_at_the_block_where_they_were(two, tmp_path, monkeypatch):
         ("flap", "pruning.solver.levels.least_squares", 2),
         ("slimgpt", "pruning.methods.sequential.check_finite", 2),
         ("behind", "pruning.methods.sequential.check_finite", 2),
+        ("damped", "pruning.methods.sequential.check_finite", 2),
     ],
 )
 def test_pruned_blocks_are_not_pruned_again(case, function, each, two, tmp_path, monkeypatch):
     resident, streamed = two
-    expected, kept = CASES[case]().prune(resident, tmp_path / "cache", 2.0)
+    whole, resumed = CASES[case](), CASES[case]()
+    expected, kept = whole.prune(resident, tmp_path / "cache", 2.0)
     module, _, name = function.rpartition(".")
     real = getattr(import_module(module), name)
     counted: list[int] = []
@@ -213,7 +224,8 @@ def test_pruned_blocks_are_not_pruned_again(case, function, each, two, tmp_path,
         CASES[case]().prune(streamed, tmp_path / "cache", 2.0)
     again: list[int] = []
     monkeypatch.setattr(function, noting(real, again))
-    pruned, allocation = CASES[case]().prune(streamed, tmp_path / "cache", 2.0)
+    pruned, allocation = resumed.prune(streamed, tmp_path / "cache", 2.0)
+    assert resumed.updates == whole.updates  # also of blocks from before
     assert 0 < len(again) <= each < len(counted)
     assert all(torch.equal(keep, allocation[site]) for site, keep in kept.items())
     same(pruned, expected)
