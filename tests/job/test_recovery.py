@@ -1,7 +1,6 @@
 """Recovery through launch.py: killed, on a path of targets, refused, in several processes."""
 
 import json
-import math
 import sys
 
 import pytest
@@ -46,8 +45,9 @@ def given(place, *overrides: str, outputs: str) -> list[str]:
 
 
 def test_a_killed_recovery_goes_on_and_is_reported(place, jobs):
-    options = "recovery.eval_steps=6", "speedup=1.5", "calibration.target=damped"
-    arguments = given(place, "recovery=distill", *options, outputs="one")
+    arguments = given(
+        place, "recovery=distill", "recovery.eval_steps=6", "speedup=1.5", outputs="one"
+    )
     step = "pruning.recovery.student:DistillationTrainer.compute_loss"
     killed = jobs(*arguments, kill_at=step, call=7)  # two steps after a checkpoint
     assert killed.returncode == -9
@@ -68,9 +68,6 @@ def test_a_killed_recovery_goes_on_and_is_reported(place, jobs):
     assert evaluation["one_shot"][METRIC] != evaluation["pruned"][METRIC]
     assert not left.parent.exists()
     assert result["speedup"]["rounds"][:-1] == kept["rounds"]  # not measured anew
-    solved = [(one["site"], one["share"], one["ridge"] or math.inf) for one in result["updates"]]
-    assert solved
-    assert solved == [(one["site"], one["share"], one["ridge"]) for one in kept["updates"]]
     assert result["latency"]["dense"]["all_ms"] != kept["dense"]  # of other weights: timed anew
     again = result["speedup"]["rounds"][-1]
     assert again["aim"] is None

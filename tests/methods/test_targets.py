@@ -1,12 +1,15 @@
 """Weights behind pruned blocks, at what share of the dense outputs held-out rows ask for."""
 
+import json
 from dataclasses import dataclass
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pruning import Calibration, Proxy, Text, prune
 from pruning.calibration.calibration import Target
 from pruning.methods.method import Method, Plan
 from pruning.methods.slimgpt import SlimGPT
@@ -27,6 +30,7 @@ from tests.helpers.tiny import (
     pruning_context,
     solve_levels,
     text,
+    word_tokenizer,
     ziplm,
 )
 
@@ -155,3 +159,33 @@ def test_where_the_dense_target_overfits_the_ladder_does_not(case, tmp_path):
             lost[target] += best / errors[chosen] - 1
     assert lost[Target.dense] > 0.01
     assert lost[Target.local] > 0.01
+
+
+@pytest.mark.job
+@pytest.mark.parametrize("method", ["ziplm", "uniform_ffn", "slimgpt"])
+def test_a_job_records_what_was_chosen(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it knows no names of enums
+    file = tmp_path / "text.txt"
+    file.write_text("\n".join(f"w{i % 90} w{i * i % 97} w{i % 7}" for i in range(600)))
+    calibration = Calibration(
+        text=Text(str(file)), tokens=512, sequence_length=16, target=Target.damped
+    )
+    pruned = prune(
+        llama(),
+        word_tokenizer(),
+        method=method,
+        speedup=1.25,
+        suite="none",
+        hardware=Proxy(name="params", counts="parameters", sequence_length=16, alignment=16),
+        calibration=calibration,
+        cache=tmp_path / "cache",
+    )
+    result = json.loads((pruned.save(tmp_path / "out") / "result.json").read_text())
+    assert result["config"]["calibration"]["target"] == "damped"
+    cut = [update["site"] for update in result["updates"]]
+    assert cut
+    assert len(set(cut)) == len(cut)
+    for update in result["updates"]:
+        assert update.keys() == {"site", "ridge", "share"}
+        assert update["share"] in Target.damped.shares
+        assert update["ridge"] is None or update["ridge"] > 0
