@@ -41,7 +41,7 @@ class Update:
     @classmethod
     def from_tensor(cls, numbers: Float[Tensor, " numbers"]) -> "Update":
         """Return the update that gave these numbers."""
-        return cls(*numbers.tolist())
+        return cls(float(numbers[0]), float(numbers[1]))
 
 
 def check_finite(site: Site, W: Float[Tensor, "rows columns"], split: Split) -> None:
