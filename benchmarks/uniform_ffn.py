@@ -57,7 +57,7 @@ def behind(
         experiment.method.ridges,
         {site.name: k.tolist() for site, k in keeps.items()},
     )
-    pruned, _ = sequential(context, ridges, lambda site, W, H: whole[site], identity)
+    pruned, *_ = sequential(context, ridges, lambda site, W, H: whole[site], identity)
     return pruned
 
 
