@@ -29,6 +29,7 @@ FLOORS = (  # from the ground up
     "experiment",
     "composition",
     "reference",
+    "config_errors",
     "job",
     "reproduction",
     "api",

@@ -6,6 +6,7 @@ from errno import ENOENT
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException as OmegaConfError
 
+from pruning.config_errors import explained_config
 from pruning.renamed import today
 from pruning.system.writing import explained, of_files
 
@@ -42,6 +43,8 @@ def in_one_line(error: BaseException) -> str:
     field = re.search(r"full_key: (\S+)", " ".join(said))
     if field and (now := today(field[1])):
         return f"{field[1]}: this option is now {now}"
+    if remedy := explained_config(error):
+        said = [remedy]
     if isinstance(error, (HydraException, OmegaConfError)):
         said.append("`python launch.py --help` lists groups, options and fields")
     return "; ".join(said)

@@ -67,7 +67,7 @@ def converted(options: Options) -> dict[str, Any]:
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"{_path(options, name)}={value!r} cannot be used: {reason}"
-            ) from error
+            ) from None  # its traceback is long, and says no more
     return {name: _plain(config, name) for name in plain}
 
 
