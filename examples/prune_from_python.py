@@ -1,6 +1,7 @@
 """Prune a model from Python: `python examples/prune_from_python.py [MODEL]`, or `tiny` for a toy.
 
-MODEL is a hub id or a directory; the toy has random weights and takes seconds.
+MODEL is a hub id or a directory, or else the default model of launch.py, which needs no hub; the
+toy has random weights and takes seconds.
 """
 
 import sys
@@ -18,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from pruning import Calibrated, Calibration, Local, Text, prune
+from pruning import Calibrated, Calibration, Local, Text, load, prune
 
 
 def toy() -> tuple[Any, Any, dict[str, Any]]:
@@ -47,11 +48,13 @@ def toy() -> tuple[Any, Any, dict[str, Any]]:
     return LlamaForCausalLM(config).eval(), tokenizer, choices
 
 
-def main(name: str = "HuggingFaceTB/SmolLM2-135M-Instruct", out: str = "outputs/python") -> None:
+def main(name: str = "", out: str = "outputs/python") -> None:
     """Prune to 1.25x, print what was measured, and save."""
     choices: dict[str, Any] = {"suite": "quick"}
     if name == "tiny":
         model, tokenizer, choices = toy()
+    elif not name:
+        model, tokenizer = load()
     else:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(name)

