@@ -1,6 +1,7 @@
 """The page on Python and the examples run as they are printed, on a tiny model."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,9 @@ def test_the_blocks_of_the_page_run_in_their_order(text, tmp_path, monkeypatch):
     monkeypatch.setattr("pruning.prune", lambda *a, **k: prune(*a, **{**small, **k}), raising=False)
     jaxtyping.config.update("jaxtyping_disable", True)
     wide = LlamaConfig(**GATED | {"intermediate_size": 1024}, max_position_embeddings=300)
-    names = {"model": random_model(wide), "tokenizer": word_tokenizer()}
+    loaded = random_model(wide), word_tokenizer()
+    monkeypatch.setattr("pruning.load", lambda name: loaded, raising=False)
+    names: dict = {}
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 5
     try:
@@ -72,6 +75,26 @@ def test_the_script_prunes_a_toy(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"^measured \d\.\d\dx, target 1\.25x$", done.stdout, re.MULTILINE)
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.job
+def test_the_tiny_model_of_the_quickstart_is_pruned_as_it_says(tmp_path):
+    page = (ROOT / "docs" / "quickstart.md").read_text().replace("\\\n", "")
+    section = page[page.index("## A model of seconds") : page.index("## One number")]
+    commands = re.findall(r"^    python (.+)", section, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        script, *arguments = shlex.split(command)
+        done = subprocess.run(
+            [sys.executable, ROOT / script, *arguments],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PRUNING_CACHE": str(tmp_path / "cache"), "PATH": ""},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    (model,) = (tmp_path / "outputs" / "default").glob("tiny-*/model/model.safetensors")
+    assert str(model.parent) in done.stdout
 
 
 @pytest.mark.job
