@@ -84,6 +84,7 @@ class Cache:
     def __init__(self, root: str | Path, verify: bool = False):
         self.root = expanded(root, "cache")
         self.verify = verify
+        self.said: set[Path] = set()  # entries that the log has named
 
     def stage(self, name: str, key: Any, build: Callable[[Path], None], size: int = 0) -> Path:
         """Return the directory of stage `name` for `key`, calling `build(directory)` if needed.
@@ -97,7 +98,9 @@ class Cache:
                     log.warning("cache entry %s is damaged (%s): rebuilding it", entry, fault)
                     shutil.rmtree(entry)
                 else:
-                    log.info("%s: found in cache, %s", name, entry)
+                    if entry not in self.said:
+                        log.info("%s: found in cache, %s", name, entry)
+                    self.said.add(entry)
                     os.utime(entry)  # it is in use
                     return entry
             for leftover in entry.parent.glob(f".{entry.name}-*"):
@@ -110,6 +113,7 @@ class Cache:
                 self._seal(scratch, name, key)
                 os.replace(scratch, entry)
                 log.info("%s: computed in %.1f s, %s", name, time.perf_counter() - start, entry)
+                self.said.add(entry)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return entry

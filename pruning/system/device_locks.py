@@ -33,9 +33,8 @@ def locked(path: Path) -> Generator[None, None, None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         if not _taken(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            log.info("waiting for another job, which works at %s", path.with_suffix(""))
             with waiting():
-                fcntl.flock(file, fcntl.LOCK_EX)
+                _wait(file, fcntl.LOCK_EX, f"another job, which works at {path.with_suffix('')}")
         yield
 
 
@@ -60,8 +59,7 @@ class DeviceLock:
     def share(self) -> None:
         """Wait until nobody times, and compute."""
         if not _taken(self.gate, fcntl.LOCK_SH | fcntl.LOCK_NB):
-            log.info("waiting for another job, which times something on this device")
-            fcntl.flock(self.gate, fcntl.LOCK_SH)
+            _wait(self.gate, fcntl.LOCK_SH, "another job, which times something on this device")
         fcntl.flock(self.device, fcntl.LOCK_SH)
         fcntl.flock(self.gate, fcntl.LOCK_UN)
 
@@ -75,8 +73,7 @@ class DeviceLock:
         fcntl.flock(self.gate, fcntl.LOCK_EX)
         try:
             if not _taken(self.device, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                log.info("waiting for other jobs to rest, to time something alone")
-                fcntl.flock(self.device, fcntl.LOCK_EX)
+                _wait(self.device, fcntl.LOCK_EX, "other jobs to rest, to time something alone")
             yield
         finally:
             self.leave()
@@ -172,6 +169,15 @@ def claim_gpu(count: int) -> str:
             log.info("waiting for one of %s GPUs: other workers have them all", count)
             said = True
         time.sleep(0.2)
+
+
+def _wait(file: IO[str], how: int, what: str) -> None:
+    """Take a lock when others give it up; say so before, and after a wait of seconds."""
+    log.info("waiting for %s", what)
+    start = time.perf_counter()
+    fcntl.flock(file, how)
+    if (seconds := time.perf_counter() - start) >= 1:
+        log.info("going on, after a wait of %.0f s", seconds)
 
 
 def _taken(file: IO[str], how: int) -> bool:

@@ -144,7 +144,7 @@ def test_what_was_not_used_lately_goes_and_the_rest_stays(root, capsys):
     said = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in said] == [
         "would remove 2 of 3 entries",
-        "removed 1 of 3 entries",
+        "removed 1 of 1 entries of levels",
         "removed 1 of 2 entries",
     ]
 
@@ -210,7 +210,7 @@ def test_checkpoints_that_nobody_went_on_from_go(killed, capsys):
     assert len(killed.entries()) == 1
     main(["--root", str(killed.root), "prune", "--stage", "checkpoints"])
     assert list((killed.root / "checkpoints").iterdir()) == []
-    assert "removed 1 of 1 entries" in capsys.readouterr().out
+    assert "removed 1 of 1 entries of checkpoints, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("lock", ["training/{}.lock", "checkpoints/{}/training.lock"])
@@ -224,3 +224,13 @@ def test_checkpoints_of_a_training_that_runs_stay(killed, lock, capsys):
     assert "stay" in capsys.readouterr().out
     main(["--root", str(killed.root), "prune", "--days", "0"])
     assert not entry.path.exists()
+
+
+def test_the_log_names_an_entry_once(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for _ in range(2):  # jobs
+        cache = Cache(tmp_path)
+        for _ in range(3):
+            cache.stage("stage", {"a": 1}, lambda out: None)
+    said = [record.getMessage().split(",")[0] for record in caplog.records]
+    assert [line[:14] for line in said] == ["stage: compute", "stage: found i"]

@@ -159,3 +159,23 @@ def test_jobs_are_a_number_of_gpus(monkeypatch, count):
     claim_gpu.cache_clear()
     with pytest.raises(ValueError, match=rf"^hydra\.launcher\.n_jobs={count} must be .* the 1 of"):
         claim_gpu(count)
+
+
+def _holds(path: Path, seconds: float) -> None:
+    with locked(path):
+        path.with_name("held").touch()
+        time.sleep(seconds)
+
+
+def test_who_waited_says_for_how_long(tmp_path, caplog):
+    caplog.set_level("INFO")
+    job = fork.Process(target=_holds, args=(tmp_path / "entry.lock", 1.5))
+    job.start()
+    while not (tmp_path / "held").exists():
+        time.sleep(0.01)
+    with locked(tmp_path / "entry.lock"):
+        pass
+    job.join()
+    waited, went_on = [record.getMessage() for record in caplog.records]
+    assert waited == f"waiting for another job, which works at {tmp_path}/entry"
+    assert went_on.startswith("going on, after a wait of ")
