@@ -68,6 +68,7 @@ def shell() -> int:
     """Run `main`; say what failed in one line per job, with a traceback where it is our fault."""
     register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints its own and exits
+    calm_bars()
     logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
     with steady_streams() as fault_of_streams:
         code: int | str | None = 0
@@ -83,6 +84,13 @@ def shell() -> int:
         for line in lines:
             print("error:", line, file=sys.stderr)
     return 1 if lines else int(code or 0)
+
+
+def calm_bars() -> None:
+    """Let bars of other libraries write every half a minute where no terminal moves them."""
+    if not sys.stderr.isatty():
+        for name, seconds in (("TQDM_MININTERVAL", "30"), ("TQDM_MAXINTERVAL", "60")):
+            os.environ.setdefault(name, seconds)
 
 
 def launch() -> list[str]:
@@ -119,6 +127,7 @@ def report_studies(jobs: list[JobOutcome]) -> None:
         if written := frontier.write(study, html=True):
             publish(study)
             print("", written.read_text(encoding="utf-8"), sep="\n")
+            print(f"The page: {written.with_suffix('.html')}")
 
 
 def failures(jobs: list[JobOutcome]) -> list[str]:

@@ -27,13 +27,12 @@ from pruning.recovery.student import (
     EvaluateDuringTraining,
 )
 from pruning.tasks.finetune import order
-from pruning.tasks.training import NonFiniteGuard, arguments, collator, run
+from pruning.tasks.training import UNBOUNDED, NonFiniteGuard, arguments, collator, run
 
 log = logging.getLogger(__name__)
 
 Quality = Callable[[PreTrainedModel], Mapping[str, float]]
-MOST = 10**7  # steps, where time is the budget
-LOGGED = 1000  # steps that the logged points are spread over, there
+LOGGED = 1000  # steps that the logged points are spread over, where time is the budget
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def steps_of(recovery: Recipe, rows: list[Row]) -> int:
     if r.steps is not None:
         return r.steps
     if r.minutes is not None:
-        return MOST
+        return UNBOUNDED
     assert r.tokens is not None
     mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
     return math.ceil(r.tokens / (mean * r.batch_size * r.gradient_accumulation_steps))

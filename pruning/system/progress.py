@@ -1,6 +1,6 @@
 """Progress bars for everything that takes longer than a few seconds."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
@@ -25,6 +25,14 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        for item in progress.track(items, total=total, description=description):
+        task = progress.add_task(description, total=expected(items, total))
+        for done, item in enumerate(items, 1):
             yield item
             rest()
+            more = max(done, progress.tasks[0].total or 0)  # what is timed may take more rounds
+            progress.update(task, completed=done, total=more)
+
+
+def expected(items: Iterable[object], total: int | None) -> int | None:
+    """Return how many items there will be; None where nobody knows."""
+    return total if total is not None else len(items) if isinstance(items, Sized) else None

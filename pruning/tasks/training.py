@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     PreTrainedModel,
+    PrinterCallback,
     ProgressCallback,
     Trainer,
     TrainerCallback,
@@ -24,6 +25,7 @@ from pruning.system.device_locks import rest
 
 log = logging.getLogger(__name__)
 
+UNBOUNDED = 10**7  # steps, where time is the budget
 IGNORED = -100  # the label of a token that is not predicted
 
 
@@ -118,6 +120,13 @@ class Progress(ProgressCallback):
     Between two steps other jobs may time something on the device.
     """
 
+    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        """Open the bar; where time is the budget, it counts towards no number."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None and state.max_steps >= UNBOUNDED:
+            self.training_bar.total = None
+            self.training_bar.refresh()
+
     def on_step_end(self, args, state, control, **kwargs: Any) -> None:
         """Move the bar, and give way."""
         super().on_step_end(args, state, control, **kwargs)
@@ -129,7 +138,8 @@ class Progress(ProgressCallback):
 
 def run(trainer: Trainer, directory: Path) -> None:
     """Train with a quiet bar, from the last checkpoint in `directory` on if there is one."""
-    trainer.remove_callback(ProgressCallback)
+    for loud in (ProgressCallback, PrinterCallback):  # the second where other bars are off
+        trainer.remove_callback(loud)
     trainer.add_callback(Progress)
     trainer.train(resume_from_checkpoint=last_checkpoint(directory))
 
