@@ -36,6 +36,7 @@ def report(study: Study) -> None:
     if written is None:
         raise _nothing(study)
     print(written.read_text(encoding="utf-8"))
+    print(f"The page: {written.with_suffix('.html')}")
 
 
 @app.command()
@@ -161,14 +162,18 @@ def _show_cache(stages: "Cache") -> None:
 
 def _prune_cache(stages: "Cache", days: float, stage: str | None, dry_run: bool) -> None:
     """Remove what is of no use, or was not used for so many days, of a stage or of all."""
-    entries = stages.entries()
-    old = [e for e in entries if (e.days >= days or not e.useful) and stage in (None, e.stage)]
+    entries = [entry for entry in stages.entries() if stage in (None, entry.stage)]
+    old = [e for e in entries if e.days >= days or not e.useful]
     removed = [e for e in old if stages.remove(e, dry_run)]
     size = sum(entry.size for entry in removed) / MIB
     would = "would remove" if dry_run else "removed"
-    print(f"{would} {len(removed)} of {len(entries)} entries, {size:.1f} MiB")
-    if len(removed) < len(old):
-        print(f"{len(old) - len(removed)} are being built or checked by a job, and stay")
+    where = f" of {stage}" if stage else ""
+    print(
+        f"{would} {len(removed)} of {len(entries)} entries{where}, {size:.1f} MiB: what was not "
+        f"used for {days:g} days (--days), or is of no use"
+    )
+    if busy := len(old) - len(removed):
+        print(f"a job builds or checks {busy} of them now, which {'stay' if busy > 1 else 'stays'}")
 
 
 @app.command()
@@ -180,9 +185,11 @@ def sync(study: Study, fields: Fields = None) -> None:
     not take all of it.
     """
     from pruning.composition import compose
+    from pruning.results.tracker import refuse_without_key
 
     tracker = compose(["tracker=wandb", "tracker.mode=online", *(fields or [])]).tracker
     results = _results(study)
+    refuse_without_key()
     taken = [tracker.report(result, study / result.name) for result in results]
     taken.append(tracker.report_study(study))
     print(f"W&B took {sum(taken)} of {len(taken)} runs: {len(results)} results and the frontier")
@@ -197,14 +204,17 @@ def dashboard(study: Study, fields: Fields = None) -> None:
     """
     from pruning.composition import compose
     from pruning.results.dashboard import report, workspace
+    from pruning.results.tracker import refuse_without_key
+    from pruning.system.extras import pip_install
 
     tracker = compose(["tracker=wandb", *(f"tracker.{field}" for field in fields or [])]).tracker
     where = (study.name, _results(study), tracker.entity or "", tracker.project)
     try:
         made = [workspace(*where), report(*where)]
     except ImportError as error:
-        remedy = "pip install 'inference-aware-pruning[dashboard]'"
+        remedy = pip_install("dashboard")
         raise ValueError(f"the extra `dashboard` is not installed: {remedy}") from error
+    refuse_without_key()
     for page in made:
         print(page.save().url)
 
@@ -226,8 +236,11 @@ def mistake(error: Exception) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from pruning.config_errors import explained_config
     from pruning.system.writing import explained, of_files
 
+    if said := explained_config(error):
+        return said
     if isinstance(error, (ValueError, HydraException, OmegaConfBaseException)):
         return " ".join(str(error).split())
     return explained(error) if of_files(error) else None

@@ -124,7 +124,10 @@ class Tracker(Options):
             return told
         if has_key():
             return "online"
-        log.info("no W&B API key: the run stays offline; `python -m pruning sync` uploads it later")
+        log.info(
+            "no W&B API key: the W&B run stays offline, in wandb/ of the job; `python -m pruning "
+            "sync` uploads it later, and tracker=none leaves it out"
+        )
         return "offline"
 
 
@@ -140,6 +143,12 @@ def publish(study: Path) -> None:
 def run_id(name: str) -> str:
     """Turn a run name into an id that W&B accepts; the hash at its end survives."""
     return re.sub(r"[^\w.-]", "-", name)[-64:]
+
+
+def refuse_without_key() -> None:
+    """Raise ValueError where W&B would find no credentials."""
+    if not has_key():
+        raise ValueError("W&B has no API key here: run `wandb login`, or set WANDB_API_KEY")
 
 
 def has_key() -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from omegaconf import MISSING
 
 from pruning.runtimes.workload import Phase, Workload
+from pruning.system.extras import pip_install
 from pruning.system.options import Options
 
 if TYPE_CHECKING:
@@ -99,5 +100,5 @@ def package_version(package: str, runtime: str, extra: str) -> str:
     except PackageNotFoundError as error:
         raise ValueError(
             f"runtime={runtime} needs the package {package}, which is not installed: "
-            f"pip install 'inference-aware-pruning[{extra}]'"
+            + pip_install(extra)
         ) from error

@@ -11,6 +11,7 @@ import pytest
 import wandb
 from omegaconf import OmegaConf
 
+from pruning import cli
 from pruning.results.result import write
 from pruning.results.runs import summary
 from pruning.results.tracker import Mode, Service, Tracker, has_key, run_id
@@ -175,3 +176,14 @@ def test_every_tracker_is_whole(path):
     found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Tracker), config))
     assert isinstance(found, Tracker)
     assert found.name == path.stem
+
+
+@pytest.mark.parametrize("command", ["sync", "dashboard"])
+def test_what_needs_an_account_says_so_at_once(command, result, tmp_path, monkeypatch, capsys):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    write(result, tmp_path / "study" / result.name / "result.json")
+    assert cli.main([command, str(tmp_path / "study")]) == 1
+    said = capsys.readouterr().err
+    assert said == "error: W&B has no API key here: run `wandb login`, or set WANDB_API_KEY\n"

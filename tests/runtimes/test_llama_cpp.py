@@ -251,6 +251,6 @@ def test_the_label_says_engine_version_and_precision(monkeypatch):
 
     monkeypatch.setattr("pruning.runtimes.runtime.version", missing)
     with pytest.raises(
-        ValueError, match=r"^runtime=llama_cpp needs .*: pip install '.*\[llama-cpp"
+        ValueError, match=r"^runtime=llama_cpp needs .* -m pip install '.*\[llama-cpp"
     ):
         LlamaCpp().end_to_end(llama(), Workload(Phase.prefill, 1, 16))
