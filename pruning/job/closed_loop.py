@@ -233,7 +233,7 @@ def prune_by_table(
     predicted = predicted_speedup(table, allocation)
     assert predicted is not None
     told = (table.predicts, times(predicted), hardware.name)
-    log.info("%s %s, not measured: hardware=%s is not here", *told)
+    log.info("%s %s, by hardware=%s: nothing is timed", *told)
     timings = Timing([table.dense]), Timing([table.dense / predicted])
     rounds = ({"aim": speedup, "predicted": predicted},)
     return ClosedLoopResult(model, allocation, speedup, predicted, None, *timings, rounds)

@@ -17,7 +17,8 @@ def tables(table: LatencyTable, title: str) -> Iterator[str]:
     yield f"dense {table.dense:.4g} {unit}, of it {table.rest:.4g} beside {table.blocks} blocks"
     for part, ms in table.parts.items():
         dense, kept = next(iter(ms.values())), offered(ms)
-        lines = [f"\n| {part} | {unit} | of dense | |", "| ---: | ---: | ---: | --- |"]
+        units = "KV groups x heads of each" if isinstance(next(iter(ms)), Heads) else "kept"
+        lines = [f"\n| {part}, {units} | {unit} | of dense | |", "| ---: | ---: | ---: | --- |"]
         for level, cost in ms.items():
             note = "" if level in kept else "not faster than a larger one: not offered"
             share = cost / dense if dense else 0.0

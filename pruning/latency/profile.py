@@ -133,8 +133,8 @@ def _profile(
         table.raw[name], table.quantiles[name] = timing.values, timing.quantiles
     for reference in whole:
         table.anchors[reference.name] = [ends[reference.name].p50, table.total(reference.shapes)]
-    off = {name: f"{share:+.1%}" for name, share in table.residuals().items()}
-    log.info("profile: the table is off by %s", off)
+    off = ", ".join(f"{name} {share:+.1%}" for name, share in table.residuals().items())
+    log.info("profile: whole models by the table, against what was measured: %s", off)
     return table
 
 

@@ -47,7 +47,7 @@ def latency_rows(result: Result) -> list[tuple[str, str, str]]:
     if basis != "measured":
         unit = f"{latency.unit} ({basis})"
         values = f"{dense.p50_ms:.4g} {unit}", f"{pruned.p50_ms:.4g} {unit}"
-        return [(f"latency ({setting})", *values)]
+        return [(f"{'latency' if latency.unit == 'ms' else 'counted'} ({setting})", *values)]
     return [
         (f"latency p50 ({setting})", f"{dense.p50_ms:.1f} ms", f"{pruned.p50_ms:.1f} ms"),
         (f"latency p90 ({setting})", f"{dense.p90_ms:.1f} ms", f"{pruned.p90_ms:.1f} ms"),

@@ -1,15 +1,17 @@
 """What a user reads: the table at the end and the model card."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
 from rich.console import Console
 
+from pruning import cli
 from pruning.composition import compose
 from pruning.results.card import card
-from pruning.results.report import is_metric, quantity, show, table, titled
+from pruning.results.report import is_metric, latency_rows, quantity, show, table, titled
+from pruning.results.result import write
 from pruning.results.serving import CODE, LEFT
 
 NUMBERS = ["134.5 M", "101.2 M (75.3%)", "812.5 ms", "651.6 ms", "830.2 ms", "660.4 ms"]
@@ -138,3 +140,20 @@ def test_only_a_hub_id_is_a_base_model(result, model, tmp_path, monkeypatch):
     (tmp_path / "outputs" / "model").mkdir(parents=True)
     result.config["model"] = model
     assert "base_model" not in card(result)
+
+
+def test_report_ends_with_where_the_page_is(result, tmp_path, capsys):
+    write(result, tmp_path / "study" / result.name / "result.json")
+    assert cli.main(["report", str(tmp_path / "study")]) == 0
+    page = tmp_path / "study" / "frontier.html"
+    assert page.is_file()
+    assert capsys.readouterr().out.endswith(f"The page: {page}\n")
+
+
+def test_what_is_counted_is_not_called_latency(result):
+    latency = replace(result.latency, unit="parameters")
+    counted = replace(
+        result, latency=latency, speedup=replace(result.speedup, measured=None, basis="estimated")
+    )
+    assert latency_rows(counted)[0][0].startswith("counted (")
+    assert latency_rows(replace(counted, latency=result.latency))[0][0].startswith("latency (")
