@@ -11,6 +11,8 @@ from enum import Enum
 from io import StringIO
 from typing import Any, get_args, get_type_hints
 
+from omegaconf import OmegaConf
+
 from pruning.composition import CONF, SCHEMAS
 from pruning.experiment import Experiment
 
@@ -47,6 +49,9 @@ def _options(group: str) -> str:
     for path in sorted((CONF / group).glob("*.yaml")):
         first = path.read_text().splitlines()[0]
         said = first.removeprefix("# ") if first.startswith("# ") else ""
+        if group == "model" and not said:
+            given = OmegaConf.load(path)
+            said = f"`{given.get('base_model') or given.get('path')}`"
         lines.append(f"| `{group}={path.stem}` | {_escaped(said)} |")
     return "\n".join(lines)
 

@@ -39,6 +39,8 @@ def reading(where: str | Path, said: str, revision: str | None = None) -> Iterat
             check_files(directory)
         if isinstance(error, RuntimeError):  # of torch, such as too little memory
             raise
+        if not Path(where).exists():
+            said += ", which is no directory here,"
         reason = (str(error).strip().splitlines() or ["it ends too early"])[0]
         if not isinstance(error, OSError | ValueError):
             reason = f"{type(error).__name__}: {reason}"
