@@ -19,6 +19,7 @@ from transformers import (
 
 from pruning.data.labelled import Labelled
 from pruning.models import checkpoint
+from pruning.models.files import reading
 from pruning.models.source import Attention, Dtype, Model
 from pruning.system.cache import Cache, file_sha256
 from pruning.tasks.task import Classification, Task
@@ -420,3 +421,12 @@ def test_a_damaged_file_of_the_hub_is_named_where_it_lies(tmp_path, monkeypatch,
     with pytest.raises(ValueError, match=r"is damaged \(.*\): remove it") as caught:
         model.load(Cache(tmp_path), CPU)
     assert str(caught.value).startswith(str(file))
+
+
+def test_what_is_neither_here_nor_on_the_hub_is_said_to_be_neither(tmp_path):
+    said = "model.path='nowhere/x'"
+    line = f"^{said}, which is no directory here, cannot be loaded"
+    with pytest.raises(ValueError, match=line), reading("nowhere/x", said):
+        raise OSError("We couldn't connect to the hub")
+    with pytest.raises(ValueError, match=f"^{said} cannot be loaded"), reading(tmp_path, said):
+        raise OSError("it is cut short")
