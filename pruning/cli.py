@@ -209,12 +209,12 @@ def dashboard(study: Study, fields: Fields = None) -> None:
 
     tracker = compose(["tracker=wandb", *(f"tracker.{field}" for field in fields or [])]).tracker
     where = (study.name, _results(study), tracker.entity or "", tracker.project)
+    refuse_without_key()
     try:
         made = [workspace(*where), report(*where)]
     except ImportError as error:
         remedy = pip_install("dashboard")
         raise ValueError(f"the extra `dashboard` is not installed: {remedy}") from error
-    refuse_without_key()
     for page in made:
         print(page.save().url)
 

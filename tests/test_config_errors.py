@@ -8,8 +8,6 @@ from pruning import ZipLM, prune
 from pruning.cli import main
 from pruning.job.launch import shell
 
-pytestmark = pytest.mark.unit
-
 MISTAKES = {
     "speedpu=2": "speedpu is not an option: did you mean speedup? choose one of cache,",
     "method=zipml": "method=zipml is not an option: did you mean ziplm? choose one of dense,",

@@ -10,8 +10,6 @@ from rich.console import Console
 from pruning.job.launch import calm_bars
 from pruning.system import progress
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.fixture
 def said(monkeypatch) -> io.StringIO:

@@ -6,8 +6,6 @@ import pytest
 
 from pruning.tasks.training import UNBOUNDED, Progress
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize(("steps", "said"), [(4, "1/4 ["), (UNBOUNDED, "1it [")])
 def test_a_bar_has_an_end_where_steps_are_the_budget(steps, said, capsys):
