@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pruning import ZipLM, prune
+from pruning import prune
 from pruning.cli import main
 from pruning.job.launch import shell
 
@@ -45,13 +45,10 @@ def test_options_that_have_the_field_are_named(monkeypatch, capsys, tmp_path):
 
 def test_so_does_the_command_line(capsys):
     assert main(["profile", "hardwere.batch=2"]) == 1
-    assert "hardwere.batch is not an option: did you mean hardware?" in capsys.readouterr().err
+    assert "hardwere is not an option: did you mean hardware?" in capsys.readouterr().err
 
 
 def test_python_raises_a_value_error_without_another_traceback():
     with pytest.raises(ValueError, match="method=zipml is not an option: did you mean ziplm") as e:
         prune(None, None, speedup=1.5, method="zipml")
-    assert e.value.__suppress_context__
-    with pytest.raises(ValueError, match=r"method\.ffn_score='obz'") as e:
-        ZipLM(ffn_score="obz")  # type: ignore[arg-type]
     assert e.value.__suppress_context__

@@ -210,7 +210,7 @@ class Calibrated(Guided):
     """
 
     name: str = "calibrated"
-    sensitivity: Sensitivity = Sensitivity.measured
+    sensitivity: Sensitivity = Sensitivity.measured  # where a loss is from
     draws: int = 2  # of labels for each prediction, where sensitivity=fisher
     # shares of the units kept at which a sub-block's loss is measured
     anchors: list[float] = field(default_factory=lambda: [0.5, 0.0])

@@ -132,7 +132,8 @@ def test_a_failing_wandb_is_a_warning(result, tracker, tmp_path, monkeypatch, ca
         raise error
 
     monkeypatch.setattr(wandb, "init", fail)
-    tracker.report(result, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        tracker.report(result, tmp_path)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert str(error).splitlines()[0] in record.getMessage()
