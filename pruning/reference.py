@@ -51,7 +51,7 @@ def _options(group: str) -> str:
         said = first.removeprefix("# ") if first.startswith("# ") else ""
         if group == "model" and not said:
             given = OmegaConf.load(path)
-            said = f"`{given.get('base_model') or given.get('path')}`"
+            said = f"`{given.base_model if 'base_model' in given else given.path}`"
         lines.append(f"| `{group}={path.stem}` | {_escaped(said)} |")
     return "\n".join(lines)
 
