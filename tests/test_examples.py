@@ -80,7 +80,7 @@ def test_the_script_prunes_a_toy(tmp_path, monkeypatch):
 @pytest.mark.job
 def test_the_tiny_model_of_the_quickstart_is_pruned_as_it_says(tmp_path):
     page = (ROOT / "docs" / "quickstart.md").read_text().replace("\\\n", "")
-    section = page[page.index("## A model of seconds") : page.index("## One number")]
+    section = page[page.index("## A tiny model to try commands on") : page.index("## One number")]
     commands = re.findall(r"^    python (.+)", section, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
