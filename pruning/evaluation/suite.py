@@ -58,11 +58,11 @@ class Suite(Options):
         super().__post_init__()
         self.check_range("limit", "batch_size", least=1)
         self.check_range("samples", "seed", least=0)
-        for name in self.average:
+        for name in self.average if self.tasks else ():
             if name not in self.tasks:
                 raise ValueError(
                     f"suite.average has {name!r}, which is none of suite.tasks: "
-                    f"{', '.join(self.tasks) or 'there are none'}; give all whose mean is wanted"
+                    f"{', '.join(self.tasks)}; give all whose mean is wanted"
                 )
 
     def for_task(self, task: Task | None) -> "Suite":
@@ -210,6 +210,8 @@ class Suite(Options):
 
     def _averages(self, metrics: dict[str, float]) -> dict[str, float]:
         """Return the mean over tasks of acc, and of acc_norm where there is one."""
+        if not self.tasks:
+            return {}
         plain = [f"{name}/acc" for name in self.average]
         if without := [name for name in self.average if f"{name}/acc" not in metrics]:
             log.warning("suite.average: no mean, since %s gave no acc", ", ".join(without))
