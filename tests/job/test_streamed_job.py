@@ -71,6 +71,22 @@ def test_a_job_measures_writes_and_evaluates_it(tmp_path):
     assert all("stands_in" not in entry for entry in resident.speedup.rounds)
 
 
+@pytest.mark.job
+def test_fisher_sensitivities_are_those_of_a_resident_model(tmp_path):
+    """The pass back opens a block at a time, as the pass forward does."""
+    losses = []
+    for resident in ("false", "true"):
+        cache = tmp_path / f"cache-{resident}"
+        given = ("speedup=1.3", "search.sensitivity=fisher", f"cache={cache}")
+        one = experiment(tmp_path, *given, f"model.resident={resident}")
+        one.hardware = compose(["hardware=params"]).hardware  # the same levels in both
+        assert job(one, tmp_path / resident, lambda experiment: "") is not None
+        (entry,) = (cache / "sensitivities").glob("*/sensitivities.json")
+        losses.append(json.loads(entry.read_text()))
+    assert losses[0] == losses[1]
+    assert any(row for row in losses[0])
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
