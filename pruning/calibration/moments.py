@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,10 @@ def _inputs(
 
         return hook
 
-    handles = [projection(model, s).register_forward_pre_hook(note(s)) for s in sites]
-    try:
+    with ExitStack() as hooks:
+        for site in sites:
+            hooks.enter_context(projection(model, site).register_forward_pre_hook(note(site)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -190,17 +188,12 @@ def _divided(model: PreTrainedModel, index: int) -> Iterator[dict[Kind, list[Ten
 
         return hook
 
-    handles = [
-        norm.register_forward_pre_hook(note(kind, place))
-        for kind, mine in norms.items()
-        for place, norm in enumerate(mine)
-        if norm is not None
-    ]
-    try:
+    with ExitStack() as hooks:
+        for kind, mine in norms.items():
+            for place, norm in enumerate(mine):
+                if norm is not None:
+                    hooks.enter_context(norm.register_forward_pre_hook(note(kind, place)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _weights(
@@ -242,12 +235,10 @@ def outputs(model: PreTrainedModel, index: int, states: list[State], sites: list
 
         return hook
 
-    handles = [projection(model, s).register_forward_hook(note(s)) for s in sites]
-    try:
+    with ExitStack() as hooks:
+        for site in sites:
+            hooks.enter_context(projection(model, site).register_forward_hook(note(site)))
         advance(states, index, blocks(model)[index])
-    finally:
-        for handle in handles:
-            handle.remove()
     return given
 
 

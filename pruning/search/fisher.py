@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -134,7 +134,6 @@ def _norm(trial: CandidateEvaluator, site: Site) -> nn.Module | None:
 def _noted(trial: CandidateEvaluator, places: Sequence[int]) -> Generator[dict[int, _Note]]:
     """Note what the sites read and give while their block runs; only `out` is in the graph."""
     seen: dict[int, _Note] = {}
-    handles = list[torch.utils.hooks.RemovableHandle]()
 
     def of_module(place: int):
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -149,16 +148,14 @@ def _noted(trial: CandidateEvaluator, places: Sequence[int]) -> Generator[dict[i
 
         return hook
 
-    for place in places:
-        site = trial.sites[place]
-        handles.append(_module(trial, site).register_forward_hook(of_module(place)))
-        if (norm := _norm(trial, site)) is not None:
-            handles.append(norm.register_forward_hook(of_norm(place)))
-    try:
+    with ExitStack() as hooks:
+        for place in places:
+            site = trial.sites[place]
+            module, norm = _module(trial, site), _norm(trial, site)
+            hooks.enter_context(module.register_forward_hook(of_module(place)))
+            if norm is not None:
+                hooks.enter_context(norm.register_forward_hook(of_norm(place)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
@@ -166,12 +163,11 @@ def _squares(trial: CandidateEvaluator, place: int, level: int, notes: Sequence[
     """Return the sum of (g . d)^2 over tokens, or rows of an encoder, and draws."""
     site, rows, total = trial.sites[place], architecture(trial.model).encoder, 0.0
     trial.install(place, level)
+    module, norm = _module(trial, site), _norm(trial, site)  # a level may bring others
     for state, note in zip(trial.states, notes, strict=True):
         with computing(state.in_bfloat16, trial.model.device):
-            out = _module(trial, site)(note.x)
-            if note.normed is not None:
-                norm = _norm(trial, site)
-                assert norm is not None
+            out = module(note.x)
+            if norm is not None and note.normed is not None:
                 out = norm(note.normed + (out - note.given))
         along = (note.gradients.float() * (out - note.out).float()).sum(-1)
         along = along.reshape(len(along), len(state.batch.ids), -1)

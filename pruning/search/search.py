@@ -239,9 +239,10 @@ class Calibrated(Guided):
 
         For the Fisher information twice forward, and back once for every draw.
         """
-        passes = len(self.anchors) * sum(1 - site.block / depth for site in sites)
         if self.sensitivity is Sensitivity.fisher:
             passes = 2 + self.draws  # each back through what a block gives
+        else:
+            passes = len(self.anchors) * sum(1 - site.block / depth for site in sites)
         return {"sensitivities": passes * self.tokens, **super().cost(sites, depth)}
 
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
