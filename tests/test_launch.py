@@ -615,7 +615,7 @@ def test_a_roofline_prunes_for_a_device_that_is_not_there(place, jobs):
     assert (speedup["basis"], speedup["measured"]) == ("estimated", None)
     assert speedup["predicted"] >= 1.3
     assert "speedup estimated" in done.stdout
-    assert "ms (estimated)" in done.stdout
+    assert "latency estimated (" in done.stdout
     assert "speedup measured" not in done.stdout
     (out,) = (place.root / "estimated").glob("tiny-ziplm-h200-1.3x-*")
     for text in ((out / "model" / "README.md"), place.root / "estimated" / "frontier.md"):

@@ -12,7 +12,7 @@ from pruning.results.result import Numbers, Result, times
 def table(result: Result) -> Table:
     """Return the numbers of a result, a column each for the dense and the pruned model."""
     speedup, params = result.speedup, result.params
-    table = Table(title=result.name, title_justify="left")
+    table = Table(title=result.name, title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("")
     table.add_column("dense", justify="right")
     table.add_column("pruned", justify="right")
@@ -45,9 +45,9 @@ def latency_rows(result: Result) -> list[tuple[str, str, str]]:
     latency, basis = result.latency, result.speedup.basis
     dense, pruned, setting = latency.dense, latency.pruned, latency.text()
     if basis != "measured":
-        unit = f"{latency.unit} ({basis})"
-        values = f"{dense.p50_ms:.4g} {unit}", f"{pruned.p50_ms:.4g} {unit}"
-        return [(f"{'latency' if latency.unit == 'ms' else 'counted'} ({setting})", *values)]
+        what = f"latency {basis}" if latency.unit == "ms" else "counted"
+        values = (f"{side.p50_ms:.4g} {latency.unit}" for side in (dense, pruned))
+        return [(f"{what} ({setting})", *values)]
     return [
         (f"latency p50 ({setting})", f"{dense.p50_ms:.1f} ms", f"{pruned.p50_ms:.1f} ms"),
         (f"latency p90 ({setting})", f"{dense.p90_ms:.1f} ms", f"{pruned.p90_ms:.1f} ms"),
@@ -110,16 +110,18 @@ def recovery_rows(result: Result) -> list[tuple[str, str, str]]:
     took = result.recovery
     if not took:
         return []
-    rate, memory = f"{took['tokens_per_s']:.0f} tokens/s", f"{took['peak_host_gib']:.2f} GiB"
+    rows = {
+        f"recovery={took['kind']}": f"{took['seconds']:.0f} s",
+        "recovery, steps": f"{took['steps']:,}",
+        "recovery, tokens": f"{took['tokens']:,}",
+        "recovery, tokens per second": f"{took['tokens_per_s']:.0f}",
+        "recovery, peak memory, host": f"{took['peak_host_gib']:.2f} GiB",
+    }
     if took["peak_device_gib"] is not None:
-        memory += f", {took['peak_device_gib']:.2f} GiB of the device"
-    steps = f"{took['steps']} steps, {took['tokens']:,} tokens, {took['seconds']:.0f} s"
+        rows["recovery, peak memory, device"] = f"{took['peak_device_gib']:.2f} GiB"
     if "local" in took:
-        steps += f", behind {took['local']['seconds']:.0f} s of local reconstruction"
-    return [
-        (f"recovery ({took['kind']})", "", steps),
-        (f"recovery ({took['kind']}), speed and peak memory", "", f"{rate}, {memory}"),
-    ]
+        rows["local reconstruction before it"] = f"{took['local']['seconds']:.0f} s"
+    return [(what, "", value) for what, value in rows.items()]
 
 
 def is_metric(key: str) -> bool:

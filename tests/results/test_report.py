@@ -156,4 +156,29 @@ def test_what_is_counted_is_not_called_latency(result):
         result, latency=latency, speedup=replace(result.speedup, measured=None, basis="estimated")
     )
     assert latency_rows(counted)[0][0].startswith("counted (")
-    assert latency_rows(replace(counted, latency=result.latency))[0][0].startswith("latency (")
+    (row,) = latency_rows(replace(counted, latency=result.latency))
+    assert row[0].startswith("latency estimated (")
+
+
+def test_each_row_of_the_table_is_one_line_of_80_columns(result):
+    result.recovery = {
+        "kind": "local_distill",
+        "steps": 12588,
+        "tokens": 123_456_789,
+        "seconds": 1800.4,
+        "tokens_per_s": 68_587.1,
+        "peak_host_gib": 123.456,
+        "peak_device_gib": 78.901,
+        "local": {"seconds": 1234.5},
+    }
+    keys = ("wikitext/text/token_perplexity_2048", "quick/winogrande/acc")
+    for values in (result.evaluation.dense, result.evaluation.pruned):
+        values.update(dict.fromkeys(keys, 0.5), **{f"{keys[1]}_stderr": 0.08})
+    result.latency = replace(result.latency, sequence=2048)
+    for basis, measured in (("measured", 1.5), ("predicted", None)):
+        result.speedup = replace(result.speedup, basis=basis, measured=measured)
+        console, drawn = Console(width=80, record=True), table(result)
+        console.print(drawn)
+        lines = console.export_text().rstrip().splitlines()
+        assert len(lines) == drawn.row_count + len(["title", "head", "rule"])
+        assert not any("…" in line for line in lines)
