@@ -1,20 +1,26 @@
 """Draw the first picture of the README: all methods at equal measured speedup.
 
-    python benchmarks/draw_compare.py        # docs/data/compare.csv to docs/images/compare.svg
+    python benchmarks/draw_compare.py                          # docs/data/compare.csv as a picture
+    python benchmarks/draw_compare.py --study outputs/compare  # after it is written from results
 
-The file has the rows of docs/benchmarks.md, 'All methods at equal measured speedup'. A dot is a
-result, a line goes through the means of a method. With a path as argument, a PNG too.
+The rows are those of docs/benchmarks.md, 'All methods at equal measured speedup'; with --study they
+are printed too. A dot is a result, a line goes through the means of a method.
 """
 
+import argparse
 import csv
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import vl_convert
 
+from pruning.results.card import markdown
+from pruning.results.result import read
+
 DOCS = Path(__file__).parent.parent / "docs"
+WINDOWS = (2048, 128)
 METRIC = "perplexity_2048"
 TOP = 1000  # what is above is left out, and named below the picture
 COLORS = {  # the two papers that solve the weights again stand out
@@ -29,6 +35,43 @@ COLORS = {  # the two papers that solve the weights again stand out
     "magnitude": "#7f7f7f",
     "random": "#bcbcbc",
 }
+
+
+def of_study(directory: Path) -> list[dict[str, Any]]:
+    """Return the rows of a study's results, best first for each draw and target; dense in front."""
+    results = [result for path in directory.glob("*/result.json") if (result := read(path))]
+    if not results:
+        raise SystemExit(f"--study={directory}: no result.json in its folders: give a study's")
+
+    def row(values: Mapping[str, float | None]) -> dict[str, Any]:
+        keys = {w: f"wikitext/text/token_perplexity_{w}" for w in WINDOWS}
+        return {f"perplexity_{w}": f"{values[key]:.2f}" for w, key in keys.items()}
+
+    dense = {"method": "dense", "draw": 0, "target": 1, "measured": 1, "parameters_left": 100}
+    pruned = [
+        {
+            "method": result.config["method"]["name"],
+            "draw": result.config["seed"],
+            "target": f"{result.speedup.target:g}",
+            "measured": f"{result.speedup.measured:.3f}",
+            "parameters_left": f"{100 * result.params.ratio:.1f}",
+        }
+        | row(result.evaluation.pruned)
+        for result in results
+    ]
+    pruned.sort(key=lambda r: (r["draw"], float(r["target"]), float(r[METRIC])))
+    return [dense | row(results[0].evaluation.dense), *pruned]
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the rows to a file, and to the console as Markdown."""
+    names = ["method", "draw", "target", "measured", *(f"perplexity_{w}" for w in WINDOWS)]
+    names.append("parameters_left")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(markdown(tuple(names), [tuple(str(row[name]) for name in names) for row in rows]))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -121,11 +164,17 @@ def picture(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     """Write the SVG; say what is above the picture."""
-    results = rows(DOCS / "data" / "compare.csv")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", type=Path, help="a folder of jobs: their rows are written first")
+    parser.add_argument("--png", type=Path, help="a second picture, for whoever cannot see SVG")
+    arguments, path = parser.parse_args(), DOCS / "data" / "compare.csv"
+    if arguments.study:
+        write(of_study(arguments.study), path)
+    results = rows(path)
     specification = picture(results)
     (DOCS / "images" / "compare.svg").write_text(vl_convert.vegalite_to_svg(specification))
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_bytes(vl_convert.vegalite_to_png(specification, scale=1.5))
+    if arguments.png:
+        arguments.png.write_bytes(vl_convert.vegalite_to_png(specification, scale=1.5))
     for r in results:
         if r[METRIC] > TOP:
             print(f"above the picture: {r['method']}, {r['measured']:g}x, {r[METRIC]:g}")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
 from pruning.data.bos import Encoder
-from pruning.models.blockwise import advance, embed
+from pruning.models.blockwise import advance, embed, few
 from pruning.models.sites import blocks, final
 from pruning.models.streamed import is_streamed
 from pruning.system.progress import track
@@ -88,10 +88,10 @@ def token_perplexity(
     chunks = rows.split(batch)
     answers = zip(chunks, _logits(model, chunks), strict=True)
     for chunk, logits in track(answers, f"perplexity ({len(rows)} x {window})", total=len(chunks)):
-        # one float32 copy at a time
         for row, targets in zip(logits, chunk.to(logits.device), strict=True):
-            losses = cross_entropy(row[:-1].float(), targets[1:], reduction="none")
-            total += losses.double().sum().item()
+            for z, following in few(row[:-1], targets[1:]):
+                losses = cross_entropy(z.float(), following, reduction="none")
+                total += losses.double().sum().item()
     mean = total / (rows.shape[0] * (window - 1))
     return math.exp(mean) if mean < 700 else math.inf
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -17,6 +17,7 @@ from pruning.system.precision import computing
 
 Hidden = Float[Tensor, "batch sequence hidden"]
 NEVER = -1e4  # the logit of a place that cannot be
+SOME = 2**20  # numbers that are worked on at once
 
 
 class _StandIn(nn.Module):
@@ -163,3 +164,16 @@ def predictions(
         return logits[mask.bool()] if logits.ndim == 3 else logits
     places = torch.cat([outputs.start_logits, outputs.end_logits])
     return places.masked_fill(mask.eq(0).repeat(2, 1), NEVER)
+
+
+def few(
+    predictions: Float[Tensor, "predictions classes"], *others: Shaped[Tensor, "predictions ..."]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield views of a few rows each, so that what is made of them stays in the caches."""
+    count = max(1, SOME // predictions.shape[1])
+    return zip(*(rows.split(count) for rows in (predictions, *others)), strict=True)
+
+
+def precise(values: Tensor) -> Tensor:
+    """Return values in float32, or in float64 if they are in it."""
+    return values if values.dtype is torch.float64 else values.float()

@@ -5,13 +5,13 @@ mapping: a removed sub-block leaves the stream as it is, so that depths stay wha
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
-from pruning.models.blockwise import NEVER
+from pruning.models.blockwise import NEVER, few, precise
 
 Predictions = Float[Tensor, "predictions classes"]
 
@@ -23,11 +23,32 @@ def divergence(student: Predictions, teacher: Predictions, temperature: float) -
     number a row, it is the mean squared difference.
     """
     if student.shape[1] == 1:
-        return (student - teacher).square().mean()
-    log_p = (teacher / temperature).log_softmax(-1)
-    p = log_p.exp()
-    entropy = -(p * log_p.clamp(min=NEVER)).sum(-1).mean()
-    return (F.cross_entropy(student / temperature, p) - entropy) * temperature**2
+        return (precise(student) - precise(teacher)).square().mean()
+    return _Divergence.apply(student, teacher, temperature)  # type: ignore[return-value]
+
+
+class _Divergence(torch.autograd.Function):
+    """The divergence and its gradient T (q - p) / n together, a few predictions at a time.
+
+    So no more than the gradient is kept, in the student's dtype: predictions of a large vocabulary
+    are far more bytes than any other state.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Predictions, teacher: Predictions, temperature: float) -> Tensor:
+        gradient, total = torch.empty_like(student), 0.0
+        for s, t, g in few(student, teacher, gradient):
+            log_p, log_q = ((precise(z) / temperature).log_softmax(-1) for z in (t, s))
+            p, q = log_p.exp(), log_q.exp()
+            total = total + (p * (log_p.clamp(min=NEVER) - log_q)).sum()
+            g.copy_((q - p) * (temperature / len(student)))
+        ctx.save_for_backward(gradient)
+        return torch.as_tensor(total) * (temperature**2 / len(student))
+
+    @staticmethod
+    def backward(ctx: Any, *by_loss: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * by_loss[0].to(gradient.dtype), None, None
 
 
 def distance(

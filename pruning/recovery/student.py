@@ -18,6 +18,7 @@ from pruning.recovery import shards
 from pruning.recovery.losses import distance, divergence
 from pruning.recovery.recipe import Loss, LrSchedulerType, Recipe
 from pruning.system.environment import resident
+from pruning.system.precision import computing
 
 GIVEN = (*INPUTS, "attention_mask")
 
@@ -25,8 +26,9 @@ GIVEN = (*INPUTS, "attention_mask")
 class DistillationLoss:
     """The loss of a batch, and what has been read so far."""
 
-    def __init__(self, loss: Loss, teacher: PreTrainedModel):
+    def __init__(self, loss: Loss, teacher: PreTrainedModel, in_bfloat16: bool = False):
         self.loss, self.teacher = loss, teacher.eval()
+        self.in_bfloat16 = in_bfloat16  # the teacher's products; the Trainer sees to the student's
         self.encoder = architecture(teacher).encoder
         self.tokens = 0  # read by this process, and by one before it that was killed
         self.peaks: tuple[float, float | None] = (0.0, None)  # GiB, host and device, when sampled
@@ -44,10 +46,10 @@ class DistillationLoss:
         if loss.task:
             parts["task"] = outputs.loss
         if loss.uses_teacher:
-            with torch.no_grad():
+            with torch.no_grad(), computing(self.in_bfloat16, mask.device):
                 said = self.teacher(**given, **options)
         if loss.logits:
-            own, theirs = (predictions(each, mask).float() for each in (outputs, said))
+            own, theirs = (predictions(each, mask) for each in (outputs, said))
             parts["logits"] = divergence(own, theirs, loss.temperature)
         if loss.hidden:  # the first is what the embeddings give
             streams = outputs.hidden_states[1:], said.hidden_states[1:]

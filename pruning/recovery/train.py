@@ -81,7 +81,8 @@ def train(
             "recovery.launcher: give a multiple"
         )
     steps = steps_of(r, rows)
-    lesson = DistillationLoss(r.loss, given.teacher)
+    in_bfloat16 = r.precision.is_bfloat16(device)
+    lesson = DistillationLoss(r.loss, given.teacher, in_bfloat16)
     budget = Budget(lesson, steps, r.minutes)
     callbacks: list[TrainerCallback] = [
         NonFiniteGuard("recovery.learning_rate", r.max_grad_norm, directory, trained)
@@ -105,7 +106,7 @@ def train(
             activation_checkpointing=r.gradient_checkpointing,
             learning_rate=r.learning_rate,
             weight_decay=r.weight_decay,
-            bf16=r.precision.is_bfloat16(device),
+            bf16=in_bfloat16,
             save_steps=r.save_steps,
             seed=seed,
             train_sampling_strategy="sequential",

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
-from pruning.models.blockwise import embed, predict
+from pruning.models.blockwise import embed, few, predict
 from pruning.models.modeling_pruned import Zero, replace_
 from pruning.models.sites import (
     Kind,
@@ -46,7 +46,7 @@ class _Dense:
     @classmethod
     def from_logits(cls, logits: Float[Tensor, "predictions classes"]) -> "_Dense":
         """Turn logits into probabilities."""
-        log_p = logits.log_softmax(-1)
+        log_p = logits.float().log_softmax(-1)
         return cls(log_p.exp(), log_p)
 
     def divergence(self, logits: Float[Tensor, "predictions classes"]) -> float:
@@ -54,8 +54,11 @@ class _Dense:
 
         As sum p (log p - log q): small terms where the two agree, so that rounding is small too.
         """
-        difference = self.log_p - logits.log_softmax(-1)
-        return float(torch.bmm(self.p[:, None], difference[:, :, None]).double().sum())
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
+        for p, log_p, z in few(self.p, self.log_p, logits):
+            difference = log_p - z.float().log_softmax(-1)
+            total += torch.bmm(p[:, None], difference[:, :, None]).double().sum()
+        return float(total)
 
 
 @dataclass
@@ -66,7 +69,7 @@ class _Numbers:
 
     def divergence(self, logits: Float[Tensor, "predictions 1"]) -> float:
         """Return the sum of squared differences."""
-        return float((logits - self.z).double().square().sum())
+        return float((logits.float() - self.z).double().square().sum())
 
 
 class CandidateEvaluator:
@@ -140,7 +143,7 @@ class CandidateEvaluator:
                 "of the held-out calibration text is not finite, so that no search can compare "
                 "with it: give model.dtype=float32, or other calibration text"
             )
-        return [_Numbers(z) if z.shape[1] == 1 else _Dense.from_logits(z) for z in logits]
+        return [_Numbers(z.float()) if z.shape[1] == 1 else _Dense.from_logits(z) for z in logits]
 
     @torch.no_grad()
     def evaluate(self, choice: Sequence[int]) -> float:
@@ -238,7 +241,7 @@ class CandidateEvaluator:
         for state, compared, left in zip(self.states, self.compared, hidden, strict=True):
             with torch.no_grad(), computing(state.in_bfloat16, self.model.device):
                 logits = predict(self.model, compared, left)
-            yield logits.float()
+            yield logits
 
     def behind(self, index: int, hidden: Sequence[Tensor]) -> list[Tensor]:
         """Return what a block with the levels that are wanted makes of each batch."""
@@ -259,7 +262,7 @@ class CandidateEvaluator:
                 loss, count = dense.divergence(z), len(z)
             else:
                 chosen, targets = (t.to(z.device) for t in _next_tokens(state.batch, compared))
-                loss = float(F.cross_entropy(z[chosen], targets, reduction="sum"))
+                loss = float(F.cross_entropy(z[chosen].float(), targets, reduction="sum"))
                 count = len(targets)
             total, predictions = total + loss, predictions + count
         return dear(total / predictions)
