@@ -51,7 +51,7 @@ class Choices(TypedDict, total=False):
     cache: str | Path  # default $PRUNING_CACHE, else ~/.cache/pruning
 
 
-@dataclass
+@dataclass(repr=False)
 class Pruned:
     """A pruned model, and everything that its job measured."""
 
@@ -62,6 +62,10 @@ class Pruned:
 
     def __post_init__(self) -> None:
         weakref.finalize(self, shutil.rmtree, self.directory.parent, ignore_errors=True)
+
+    def __repr__(self) -> str:
+        left = f"{self.result.params.ratio:.1%} of the parameters"
+        return f"Pruned({self.result.name}: {self.speedup.text()}, {left})"
 
     @property
     def speedup(self) -> Speedup:

@@ -20,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Study = Annotated[Path, typer.Argument(metavar="OUTPUTS/STUDY", help="directory of its jobs")]
+Study = Annotated[
+    Path, typer.Argument(metavar="STUDY", help="directory of its jobs, outputs/<study>")
+]
 Fields = Annotated[list[str] | None, typer.Argument(metavar="FIELD=VALUE")]
 
 
@@ -105,7 +107,8 @@ def reproduce(
     if name is None:
         if add is not None or row is not None:
             raise typer.BadParameter("--add and --row need the NAME of a table")
-        return print(page.summary([tables.load(each) for each in tables.names()]))
+        print(page.summary([tables.load(each) for each in tables.names()]))
+        return print("\nOne of them, with its commands: python -m pruning reproduce NAME")
     table = tables.load(name)
     if add is not None:
         print(f"added to row {tables.add(table, add, row).name!r} of {name}\n")
@@ -228,7 +231,8 @@ def _results(study: Path) -> "list[Result]":
 
 
 def _nothing(study: Path) -> ValueError:
-    return ValueError(f"{study} holds no result.json of a finished job; run some first")
+    state = "holds no result.json of a finished job" if study.is_dir() else "is not there"
+    return ValueError(f"{study} {state}: give the directory of jobs, outputs/<study>")
 
 
 def mistake(error: Exception) -> str | None:

@@ -7,13 +7,14 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from pruning.composition import CONF, SCHEMAS
 from pruning.reference import comments
 
 NO_FIELD = (ConfigAttributeError, ConfigKeyError)
 MERGING = re.compile(r"Error merging override (.+)")
+NO_LIST = "is not a ListConfig"
 SEVERAL = re.compile(r"Ambiguous value for argument '(.+)'")
 NO_VALUE = re.compile(r"[Mm]issing mandatory value.*?full_key: (\S+)", re.S)
 
@@ -22,14 +23,19 @@ def explained_config(error: BaseException) -> str | None:
     """Return what to do about an error of a config; None for any other, and for what says it."""
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = error.missing_cfg_file.rpartition("/")
+        group, _, name = error.missing_cfg_file.partition("/")  # a name may be a path
+        if group not in SCHEMAS:
+            group, _, name = error.missing_cfg_file.rpartition("/")  # Hydra's own, in two levels
         return f"{group}={name} is not an option: {choices(name, error.options)}"
     if isinstance(error, ConfigCompositionException) and isinstance(cause, NO_FIELD):
         return _no_field(str(cause.full_key), cause.object_type)
     if isinstance(error, ConfigCompositionException):
         first, *_ = str(error).splitlines()
         if merging := MERGING.match(first):
-            return f"{merging[1]}: {str(cause).splitlines()[0]}"
+            said = str(cause).splitlines()[0]
+            if NO_LIST in said:
+                return f"{merging[1]} is not a list: give FIELD=[VALUE,VALUE], also for one value"
+            return f"{merging[1]}: {said}"
         if several := SEVERAL.match(first):
             return f"{several[1]}: for a job for each value give -m; a list is FIELD=[VALUE,VALUE]"
     if missing := NO_VALUE.search(str(error)):
@@ -42,7 +48,7 @@ def as_value_error() -> Iterator[None]:
     """Turn what Hydra says of an option into a ValueError, without its traceback."""
     try:
         yield
-    except HydraException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(explained_config(error) or str(error)) from None
 
 
@@ -59,7 +65,7 @@ def _no_field(path: str, kind: type | None) -> str | None:
     if not is_dataclass(kind):
         return None
     group, _, name = path.rpartition(".")
-    known = [field.name for field in fields(kind)]
+    known = [field.name for field in fields(kind) if not (group and field.name == "name")]
     others = [
         f"{group}={option}"
         for schema, other in SCHEMAS.get(group, {}).items()
@@ -67,7 +73,8 @@ def _no_field(path: str, kind: type | None) -> str | None:
         for option in _options(group, schema)
     ]
     has = f"; {', '.join(others)} {'has' if len(others) == 1 else 'have'} it" if others else ""
-    return f"{path} is not an option{_of(group, kind)}: {choices(name, known)}{has}"
+    choose = f": {choices(name, known)}" if known else ", which has none"
+    return f"{path} is not an option{_of(group, kind)}{choose}{has}"
 
 
 def _options(group: str, schema: str) -> list[str]:

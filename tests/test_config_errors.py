@@ -13,11 +13,13 @@ MISTAKES = {
     "speedpu=2": "speedpu is not an option: did you mean speedup? choose one of cache,",
     "method=zipml": "method=zipml is not an option: did you mean ziplm? choose one of dense,",
     "method.ratio=0.2": "method.ratio is not an option of method=ziplm: choose one of attention_s",
-    "recovery.steps=3": "recovery.steps is not an option of recovery=none: choose one of name; rec",
+    "recovery.steps=3": "recovery.steps is not an option of recovery=none, which has none; rec",
     "calibration.text.pth=x": "calibration.text.pth is not an option: did you mean path? choose",
     "experiment=mine": "experiment=mine is not an option: choose one of compare,",
     "model=local": "model.path needs a value (hub id, directory or .gguf file;",
     "calibration=text": "calibration.text.path needs a value: give calibration.text.path=VALUE;",
+    "method.ridges=0.1": "method.ridges=0.1 is not a list: give FIELD=[VALUE,VALUE]",
+    "speedup": "speedup has no value: give speedup=VALUE, without spaces",
     "speedup=fast": "speedup=fast: Value 'fast' of type 'str' could not be converted to Float;",
     "speedup=1.5,2": "speedup=1.5,2: for a job for each value give -m; a list is FIELD=[VALUE,VA",
 }
@@ -46,6 +48,18 @@ def test_options_that_have_the_field_are_named():
 def test_so_does_the_command_line(capsys):
     assert main(["profile", "hardwere.batch=2"]) == 1
     assert "hardwere is not an option: did you mean hardware?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ("text", r"^calibration\.text\.path needs a value"),
+        ("tiny/text.txt", r"^calibration=tiny/text\.txt is not an option: choose one of c4, "),
+    ],
+)
+def test_python_says_the_same_of_a_choice_by_name(choice, said):
+    with pytest.raises(ValueError, match=said):
+        prune(None, None, speedup=1.5, calibration=choice)
 
 
 def test_python_raises_a_value_error_without_another_traceback():

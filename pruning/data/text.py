@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from string import Formatter
+from typing import ClassVar
 
 from pruning.data.files import TABLES, kind, read_text
 from pruning.data.rows import SCALAR, Rows, report_skipped
@@ -26,6 +27,8 @@ class Text(Rows):
     distinct: bool = True  # blank and repeated documents are left out
     start: float = 0.0  # first document to use, as a fraction of them
     stop: float = 1.0  # end of the documents to use, likewise
+
+    suffixes: ClassVar[tuple[str, ...]] = (*TABLES, ".txt", ".raw", ".tokens")
 
     def documents(self, cache: Cache, field: str) -> list[str]:
         """Read the documents of [start, stop), in order; errors name `field`."""

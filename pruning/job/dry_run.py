@@ -87,6 +87,7 @@ class Estimate:
 
 def dry_run(experiment: Experiment, name: str) -> Estimate:
     """Print what a job would compute, and about how long that takes and how much memory."""
+    experiment.model.check_path()
     device = experiment.hardware.open()
     with computing_on(device):
         return _dry_run(experiment, name, device)

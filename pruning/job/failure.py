@@ -40,6 +40,8 @@ def in_one_line(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         quoted = "quote a value that holds = , : or brackets, as in 'model.wheel=\"a==1.0\"'"
         said = [f"{error.override}: {said[0]}: {quoted}"]
+        if "=" not in (error.override or "="):
+            said = [f"{error.override} has no value: give {error.override}=VALUE, without spaces"]
     field = re.search(r"full_key: (\S+)", " ".join(said))
     if field and (now := today(field[1])):
         return f"{field[1]}: this option is now {now}"

@@ -23,6 +23,7 @@ from pruning.system.device_locks import locked
 from pruning.system.streams import steady_streams
 from pruning.system.writing import writing
 
+UNKNOWN_FLAG = 2  # exit code of argparse
 INTERRUPTED = 130  # exit code, as a shell has it for Ctrl-C
 WANTS_TRACEBACK = "HYDRA_FULL_ERROR" in os.environ
 
@@ -60,8 +61,13 @@ def command(experiment: Experiment, overrides: list[str], asked: float | None) -
     if experiment.speedup != asked:
         overrides = [word for word in overrides if not word.startswith("speedup=")]
         overrides.append(f"speedup={experiment.speedup:g}")
-    name = Path(sys.argv[0]).name
-    return shlex.join([*(["python"] if name.endswith(".py") else []), name, *overrides])
+    script = Path(sys.argv[0])
+    if script.suffix != ".py":
+        return shlex.join([script.name, *overrides])
+    if script.is_absolute():  # of another directory's the name: no result says whose home it is
+        here = script.is_relative_to(Path.cwd())
+        script = script.relative_to(Path.cwd()) if here else Path(script.name)
+    return shlex.join(["python", str(script), *overrides])
 
 
 def shell() -> int:
@@ -76,6 +82,8 @@ def shell() -> int:
             lines = launch()
         except SystemExit as end:  # of --help, and of flags that there are not
             lines, code = [], end.code
+            if code == UNKNOWN_FLAG:
+                lines.append("options are FIELD=VALUE, without dashes, such as speedup=1.5")
         except KeyboardInterrupt:
             print("error: interrupted: the same command goes on from there", file=sys.stderr)
             return INTERRUPTED
@@ -91,6 +99,7 @@ def calm_bars() -> None:
     if not sys.stderr.isatty():
         for name, seconds in (("TQDM_MININTERVAL", "30"), ("TQDM_MAXINTERVAL", "60")):
             os.environ.setdefault(name, seconds)
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too
 
 
 def launch() -> list[str]:

@@ -58,6 +58,7 @@ def open_job(experiment: Experiment, out: Path) -> Job:
     """Open the device and the cache, seed what is random, and start the clocks."""
     transformers.logging.set_verbosity_error()  # its advice on per-layer configs is for authors
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it logs every retry twice
+    experiment.model.check_path()  # before anything is downloaded
     device, cache = experiment.hardware.open(), Cache(experiment.cache, experiment.verify_cache)
     forget_peaks()
     torch.manual_seed(experiment.seed)

@@ -80,7 +80,8 @@ def estimate(
     rest = max(rest, 0.0)
     dense = rest + spent(parts, prunable)
     setting = asdict(work) | {"dtype": dtype}
-    told = {"basis": "estimated", "unit": cost.unit, "setting": setting}
+    basis = "estimated" if cost.unit == "ms" else "counted"
+    told = {"basis": basis, "unit": cost.unit, "setting": setting}
     return LatencyTable(parts, rest, len(blocks(model)), 1.0, dense, **told)
 
 

@@ -32,7 +32,7 @@ class LatencyTable:
     blocks: int
     spread: float  # worst p90/p50 among the levels
     dense: float  # end to end, measured
-    basis: str = "measured"  # or estimated
+    basis: str = "measured"  # or estimated; or counted, of parameters and operations
     unit: str = "ms"  # or, of a proxy, parameters or flop
     setting: dict[str, Any] = field(default_factory=dict)  # phase, batch, sequence, dtype ...
     environment: dict[str, Any] = field(default_factory=dict)  # that it was made in
@@ -106,8 +106,8 @@ class LatencyTable:
 
     @property
     def predicts(self) -> str:
-        """Return what a speedup is called that this table predicts: estimated, or predicted."""
-        return "estimated" if self.basis == "estimated" else "predicted"
+        """Return what a speedup is called of this table: predicted, estimated or counted."""
+        return "predicted" if self.basis == "measured" else self.basis
 
     def residuals(self) -> dict[str, float]:
         """Return by which share the table is off for each whole model that it was fitted to."""

@@ -290,12 +290,17 @@ class Model(Options):
             return str(path)
         if self.wheel:
             raise ValueError(f"{self._said} does not exist: give a directory or file inside it")
-        if self.path.startswith((".", "/", "~")):
+        self.check_path()
+        return self.path
+
+    def check_path(self) -> None:
+        """Raise ValueError where the path can only be a local one and nothing is there."""
+        local = self.wheel is None and self.path.startswith((".", "/", "~"))
+        if local and not expanded(self.path, "model.path").exists():
             raise ValueError(
                 f"model.path={self.path!r} does not exist: give a directory, a GGUF file or "
                 "a hub id"
             )
-        return self.path
 
 
 def _bytes(make: Callable[[], "PreTrainedModel"]) -> int:

@@ -38,7 +38,7 @@ def page() -> str:
 
 def summary(tables: Sequence[Table]) -> str:
     """Return a row per table: what it is, what was run, what it takes."""
-    rows = [["name", "table", "run", "disk, GiB", "memory, GiB", "hours"]]
+    rows = [["name", "table", "run", "disk, GiB", "memory, GiB", "hours of passes, H100"]]
     for table in tables:
         jobs, took = table.jobs(), needs(table)
         run = sum(row.name in table.ours for row in jobs)

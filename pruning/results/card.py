@@ -19,6 +19,10 @@ from pruning.system.files import is_list
 
 SCRIPTS = 8  # that a card lists
 URL = "path/to/this/directory"
+LIMITED = (
+    "The suite's `limit` cuts tasks short: they compare the two models with each other, not with "
+    "published numbers."
+)
 PIPELINES = {
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForSequenceClassification": "text-classification",
@@ -107,8 +111,8 @@ def measured(result: Result) -> str:
         f"## {speedup.basis.capitalize()}\n\n{how}\n\n"
         + markdown(("", "dense", "pruned"), rows)
         + (f"\n\n{of_text}" if of_text else "")
-        + "\n\n± is one standard error. A task cut short by the suite's `limit` compares the two "
-        "models with each other, not with published numbers."
+        + ("\n\n± is one standard error." if "±" in str(rows) else "")
+        + (f"\n\n{LIMITED}" if config_group(result.config, "suite").get("limit") else "")
         + "".join(f"\n\nNot run: {reason}." for reason in result.evaluation.not_run.values())
         + "".join(
             f"\n\n{share:.1%} of the calibration rows hold text of `{part}`'s documents: its "

@@ -23,7 +23,9 @@ def table(result: Result) -> Table:
     table.add_row("speedup target", "", times(speedup.target))
     if speedup.measured is not None:
         table.add_row("speedup predicted", "", times(speedup.predicted))
-    table.add_row(f"speedup {speedup.basis}", "", f"[bold]{times(speedup.reached)}[/bold]")
+    doubt = "" if speedup.stderr is None else f" ± {speedup.stderr:.3f}"
+    reached = f"[bold]{times(speedup.reached)}[/bold]{doubt}"
+    table.add_row(f"speedup {speedup.basis}", "", reached)
     for row in evaluation_rows(result):
         table.add_row(*row)
     for row in recovery_rows(result):
@@ -31,7 +33,7 @@ def table(result: Result) -> Table:
     for part in result.evaluation.not_run:
         table.add_row(part, "not run", "not run")
     for part, share in result.evaluation.shared.items():
-        table.add_row(f"calibration rows with text of {part}", "", f"{share:.1%}")
+        table.add_row(f"calibration rows also in the suite's {part}", "", f"{share:.1%}")
     device = result.memory.peak_device_gib
     table.add_row("peak memory of the job, host", "", f"{result.memory.peak_host_gib:.2f} GiB")
     if device is not None:

@@ -26,7 +26,7 @@ class Speedup:
     predicted: float | None  # by the latency table, in that round; null: shapes it does not hold
     measured: float | None  # median of dense over pruned time, pair by pair; null: not measured
     rounds: list[dict[str, Any]]  # of the closed loop; each with predicted, and measured if it was
-    basis: str = "measured"  # or predicted, from parts measured elsewhere; or estimated
+    basis: str = "measured"  # or predicted, from parts measured elsewhere; estimated; counted
 
     @property
     def reached(self) -> float:
@@ -34,6 +34,12 @@ class Speedup:
         speedup = self.predicted if self.measured is None else self.measured
         assert speedup is not None
         return speedup
+
+    @property
+    def stderr(self) -> float | None:
+        """Return the standard error of what was measured, if it is known."""
+        of_round = (r.get("stderr") for r in self.rounds if r.get("measured") == self.measured)
+        return None if self.measured is None else next(of_round, None)
 
     def text(self) -> str:
         """Write it for people; whatever was not measured says so."""

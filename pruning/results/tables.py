@@ -48,7 +48,9 @@ def markdown(study: str, points: Sequence[Point]) -> str:
         lines += [f"- {key}: {quantity(dense_of(points, key), key)}" for key in keys]
     if winners:
         lines += ["", "Best at each target:", "", *winners]
-    lines += ["", f"† more than {EQUAL:.0%} off the target: not compared."]
+    lines.append("")
+    if not all(p.equal for p in points):
+        lines.append(f"† more than {EQUAL:.0%} off the target: not compared.")
     if any(p.spread(key) is not None for p in points for key in keys):
         lines.append(
             "± one standard error, or half the range over seeds (draws of the text, and what was "

@@ -38,7 +38,7 @@ def test_parameters_are_those_of_the_pruned_model(family, tmp_path):
     """Of its matrices: biases and norms are left out of the counts."""
     model = EVERY[family]()
     table = proxy(Counted.parameters).profile(model, sites(model), Cache(tmp_path))
-    assert table.basis == "estimated"
+    assert (table.basis, table.predicts) == ("counted", "counted")
     allocation = {}
     for index, site in enumerate(sites(model)):
         levels = table.levels(site)

@@ -122,7 +122,7 @@ def test_calibration_on_what_is_judged_is_said(result):
     assert "95.3% of the calibration rows hold text of `boolq`'s documents" in card(result)
     console = Console(record=True, width=100)
     console.print(table(result))
-    assert "calibration rows with text of boolq" in console.export_text()
+    assert "calibration rows also in the suite's boolq" in console.export_text()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 PARTS = {"attention": "query heads", "ffn": "FFN channels"}
 HEIGHT = 18  # of a line
 
+KINDS = ("target", "predicted", "estimated", "counted", "measured")  # of speedups
+
 
 def speedups(rows: Sequence[Row]) -> "LayerChart":
     """Draw target, predicted and measured speedup of every result in a line of its own."""
@@ -28,7 +30,7 @@ def speedups(rows: Sequence[Row]) -> "LayerChart":
             if value is not None
         ]
     drawn = {value["kind"] for value in values}
-    kinds = [kind for kind in ("target", "predicted", "estimated", "measured") if kind in drawn]
+    kinds = [kind for kind in KINDS if kind in drawn]
     x = alt.X("speedup:Q", title="speedup").scale(zero=False).axis(tickCount=10)
     chart = alt.Chart(alt.Data(values=values))
     layers = [

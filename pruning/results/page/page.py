@@ -86,6 +86,11 @@ def embedded(data: Any) -> str:
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
+def counted(unit: str) -> str:
+    """Say in what a speedup is counted; nothing where it is of times."""
+    return "" if unit == "ms" else f" in {unit}"
+
+
 def summary(rows: Sequence[Row]) -> str:
     """Say what there is, in one sentence."""
     runs = [row.run for row in rows]
@@ -95,7 +100,7 @@ def summary(rows: Sequence[Row]) -> str:
             (str(run.config["model"]["name"]) for run in runs),
             (str(run.environment.get("gpu") or run.environment.get("cpu")) for run in runs),
             (run.latency.text() for run in runs),
-            (run.speedup.basis for run in runs),
+            (run.speedup.basis + counted(run.latency.unit) for run in runs),
         )
     )
     count = "1 result" if len(runs) == 1 else f"{len(runs)} results"
