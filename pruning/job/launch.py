@@ -83,7 +83,8 @@ def shell() -> int:
         except SystemExit as end:  # of --help, and of flags that there are not
             lines, code = [], end.code
             if code == UNKNOWN_FLAG:
-                lines.append("options are FIELD=VALUE, without dashes, such as speedup=1.5")
+                flags = " ".join(word for word in sys.argv[1:] if word.startswith("-"))
+                lines.append(f"{flags}: give options as FIELD=VALUE, without dashes")
         except KeyboardInterrupt:
             print("error: interrupted: the same command goes on from there", file=sys.stderr)
             return INTERRUPTED
