@@ -46,6 +46,9 @@ class InMemory(Model):
         """Keep the two beside the fields, which are what a result says of them."""
         self._model, self._tokenizer = model, tokenizer
 
+    def check_path(self) -> None:
+        """Say nothing: the place that it was loaded from may be gone."""
+
     def load(
         self, cache: Cache, device: "torch.device", task: Headed | None = None
     ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":

@@ -36,14 +36,14 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Predictions, teacher: Predictions, temperature: float) -> Tensor:
-        gradient, total = torch.empty_like(student), 0.0
+        gradient, total = torch.empty_like(student), precise(student.new_zeros(()))
         for s, t, g in few(student, teacher, gradient):
             log_p, log_q = ((precise(z) / temperature).log_softmax(-1) for z in (t, s))
             p, q = log_p.exp(), log_q.exp()
-            total = total + (p * (log_p.clamp(min=NEVER) - log_q)).sum()
+            total += (p * (log_p.clamp(min=NEVER) - log_q)).sum()
             g.copy_((q - p) * (temperature / len(student)))
         ctx.save_for_backward(gradient)
-        return torch.as_tensor(total) * (temperature**2 / len(student))
+        return total * (temperature**2 / len(student))
 
     @staticmethod
     def backward(ctx: Any, *by_loss: Tensor) -> tuple[Tensor, None, None]:

@@ -48,7 +48,7 @@ def recovered(
     """
     pruned = given.student
     key = {
-        "version": 1,
+        "version": 2,
         "student": fingerprint(pruned),
         "teacher": fingerprint(given.teacher) if recovery.loss.uses_teacher else None,
         "rows": digest_rows(given.rows),

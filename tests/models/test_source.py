@@ -20,6 +20,7 @@ from transformers import (
 from pruning.data.labelled import Labelled
 from pruning.models import checkpoint
 from pruning.models.files import reading
+from pruning.models.in_memory import InMemory
 from pruning.models.source import Attention, Dtype, Model
 from pruning.system.cache import Cache, file_sha256
 from pruning.tasks.task import Classification, Task
@@ -430,3 +431,14 @@ def test_what_is_neither_here_nor_on_the_hub_is_said_to_be_neither(tmp_path):
         raise OSError("We couldn't connect to the hub")
     with pytest.raises(ValueError, match=f"^{said} cannot be loaded"), reading(tmp_path, said):
         raise OSError("it is cut short")
+
+
+def test_a_path_that_can_only_be_local_is_looked_at_first(tmp_path):
+    for path in ("./gone", str(tmp_path / "gone.gguf"), "~/gone"):
+        with pytest.raises(ValueError, match=r"^model\.path=.*gone.* does not exist: give a direc"):
+            Model(name="m", path=path).check_path()
+    Model(name="m", path="some/hub-id").check_path()
+    Model(name="m", path="./inside", wheel="a==1").check_path()
+    model = llama()
+    model.name_or_path = str(tmp_path / "gone")
+    InMemory.from_model(model, None).check_path()  # it is in memory

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pruning.models import blockwise
 from pruning.models.blockwise import predictions
 from pruning.models.shrink import shrink_
 from pruning.models.sites import Kind, sites
@@ -27,6 +28,12 @@ def inputs(batch, family):
     return {"input_ids": batch.ids, "attention_mask": batch.mask} | labels
 
 
+@pytest.fixture(params=[1, 2, 100], ids="{} at a time".format)
+def rows_at_once(request, monkeypatch):
+    monkeypatch.setattr(blockwise, "SOME", 7 * request.param)
+
+
+@pytest.mark.usefixtures("rows_at_once")
 def test_the_divergence_is_the_sum_of_its_definition():
     generator = torch.Generator().manual_seed(0)
     s, t = (torch.randn(5, 7, generator=generator, dtype=torch.float64) for _ in range(2))
@@ -42,10 +49,23 @@ def test_the_divergence_is_the_sum_of_its_definition():
     assert float(number) == pytest.approx(float((s[:, 0] - t[:, 0]).square().mean()), rel=1e-5)
 
 
+@pytest.mark.usefixtures("rows_at_once")
 def test_its_gradient_is_that_of_finite_differences():
     generator = torch.Generator().manual_seed(1)
-    s, t = (torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    s, t = (torch.randn(3, 7, generator=generator, dtype=torch.float64) for _ in range(2))
     assert torch.autograd.gradcheck(lambda s: divergence(s, t, 1.7), s.requires_grad_())
+
+
+def test_of_bfloat16_it_is_computed_in_float32():
+    generator = torch.Generator().manual_seed(3)
+    s, t = (torch.randn(5, 7, generator=generator).bfloat16() for _ in range(2))
+    found = divergence(s.requires_grad_(), t, 1.0)
+    assert found.dtype == torch.float32
+    assert float(found.detach()) == float(divergence(s.detach().float(), t.float(), 1.0))
+    found.backward()
+    assert s.grad is not None
+    p, q = (x.detach().float().softmax(-1) for x in (t, s))
+    torch.testing.assert_close(s.grad.float(), (q - p) / 5, rtol=2**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("relative", [False, True])

@@ -196,6 +196,19 @@ def test_weights_of_bfloat16_are_trained_in_float32(tmp_path):
         assert one.dtype == other.dtype
 
 
+@pytest.mark.parametrize("precision", [Precision.bfloat16, Precision.float32])
+def test_student_and_teacher_compute_in_the_same_precision(precision, tmp_path):
+    dense, seen = llama(), {True: set(), False: set()}
+    student = half(dense)
+    for model in (dense, student):
+        model.lm_head.register_forward_hook(
+            lambda module, args, out: seen[torch.is_grad_enabled()].add(out.dtype)
+        )
+    recovery = training(steps=2, precision=precision)
+    recovered(recovery, Distillation(student, dense, ROWS, 0), Cache(tmp_path), nothing)
+    assert seen[True] == seen[False] == {getattr(torch, precision)}
+
+
 def test_two_passes_a_step_are_one_of_twice_the_rows(tmp_path):
     dense = llama()
     pruned = half(dense)
