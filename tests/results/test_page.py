@@ -122,3 +122,17 @@ def test_a_study_without_metrics_and_allocations(result, tmp_path):
     assert len(rows_by_name(page)) == 1
     assert "Nothing was evaluated" in page.text_content()
     assert "same environment" in page.text_content()
+
+
+def test_what_is_counted_is_never_said_to_be_a_time(result, tmp_path):
+    counted = replace(
+        result,
+        latency=replace(result.latency, unit="parameters"),
+        speedup=replace(result.speedup, measured=None, basis="counted"),
+    )
+    write_result(counted, tmp_path / "study" / result.name / "result.json")
+    frontier.write(tmp_path / "study", html=True)
+    page = (tmp_path / "study" / "frontier.html").read_text()
+    assert "speedups counted in parameters," in page
+    assert "estimated" not in (tmp_path / "study" / "frontier.md").read_text()
+    assert "(counted)" in (tmp_path / "study" / "frontier.md").read_text()
