@@ -1,10 +1,10 @@
 """The command line that a result says it is from."""
 
 import sys
-from types import SimpleNamespace
 
 import pytest
 
+from pruning.composition import compose
 from pruning.job.launch import command
 
 SCRIPTS = {
@@ -20,5 +20,5 @@ SCRIPTS = {
 def test_the_script_is_the_one_that_was_called_and_names_no_home(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [script.format(here=tmp_path)])
-    said = command(SimpleNamespace(speedup=1.5), ["speedup=1.5", "a=b c"], 1.5)
+    said = command(compose(["speedup=1.5"]), ["speedup=1.5", "a=b c"], 1.5)
     assert said == f"{SCRIPTS[script]} speedup=1.5 'a=b c'"
