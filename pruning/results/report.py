@@ -48,8 +48,8 @@ def latency_rows(result: Result) -> list[tuple[str, str, str]]:
     dense, pruned, setting = latency.dense, latency.pruned, latency.text()
     if basis != "measured":
         what = f"latency {basis}" if latency.unit == "ms" else "counted"
-        values = (f"{side.p50_ms:.4g} {latency.unit}" for side in (dense, pruned))
-        return [(f"{what} ({setting})", *values)]
+        before, after = (f"{side.p50_ms:.4g} {latency.unit}" for side in (dense, pruned))
+        return [(f"{what} ({setting})", before, after)]
     return [
         (f"latency p50 ({setting})", f"{dense.p50_ms:.1f} ms", f"{pruned.p50_ms:.1f} ms"),
         (f"latency p90 ({setting})", f"{dense.p90_ms:.1f} ms", f"{pruned.p90_ms:.1f} ms"),
