@@ -212,6 +212,6 @@ def test_blocks_are_fitted_first_and_the_whole_is_trained_behind(place, jobs):
     took = result["recovery"]
     assert (took["kind"], took["steps"]) == ("local_distill", 12)
     assert (took["local"]["kind"], took["local"]["steps"]) == ("local", 2 * 10)
-    assert "of local reconstruction" in done.stdout
+    assert "local reconstruction before it" in done.stdout
     bad = jobs(*both, "speedup=1.5", "recovery.local.epochs=0")
     assert bad.stderr.splitlines()[-1].startswith("error: recovery.local.epochs=0")
