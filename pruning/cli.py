@@ -231,7 +231,7 @@ def _results(study: Path) -> "list[Result]":
 
 
 def _nothing(study: Path) -> ValueError:
-    state = "holds no result.json of a finished job" if study.is_dir() else "is not there"
+    state = "holds no result.json of a finished job" if study.is_dir() else "is no directory"
     return ValueError(f"{study} {state}: give the directory of jobs, outputs/<study>")
 
 

@@ -35,8 +35,8 @@ assert not large & sys.modules.keys(), large & sys.modules.keys()
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["report", "{none}"], "none is not there: give"),
-        (["sync", "{none}"], "none is not there: give"),
+        (["report", "{none}"], "none is no directory: give"),
+        (["sync", "{none}"], "none is no directory: give"),
         (["sync", "{none}", "tracker.timeout=-1"], "tracker.timeout=-1.0 must be above 0"),
         (["dashboard", "{none}", "colour=red"], "colour"),
         (["profile", "model=nonesuch"], "nonesuch"),

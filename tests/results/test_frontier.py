@@ -152,4 +152,4 @@ def test_the_command_line(study, capsys, tmp_path):
     assert "python -m pruning report" in capsys.readouterr().err
     assert cli.main(["report", str(tmp_path / "none")]) == 1
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.endswith("none is not there: give the directory of jobs, outputs/<study>")
+    assert said.endswith("none is no directory: give the directory of jobs, outputs/<study>")
