@@ -9,19 +9,24 @@ are printed too. A dot is a result, a line goes through the means of a method.
 
 import argparse
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import vl_convert
+from pandas import DataFrame, concat
 
 from pruning.results.card import markdown
-from pruning.results.result import read
+from pruning.results.frame import load_results
 
 DOCS = Path(__file__).parent.parent / "docs"
-WINDOWS = (2048, 128)
+WINDOWS, TOKENS = (2048, 128), "wikitext/text/token_perplexity"
 METRIC = "perplexity_2048"
+COLUMNS = {  # of results, and what they are called here
+    **{"method": "method", "seed": "draw", "target": "target", "measured": "measured"},
+    **{f"pruned/{TOKENS}_{window}": f"perplexity_{window}" for window in WINDOWS},
+    "parameters_ratio": "parameters_left",
+}
 TOP = 1000  # what is above is left out, and named below the picture
 COLORS = {  # the two papers that solve the weights again stand out
     "ziplm": "#d62728",
@@ -37,41 +42,22 @@ COLORS = {  # the two papers that solve the weights again stand out
 }
 
 
-def of_study(directory: Path) -> list[dict[str, Any]]:
-    """Return the rows of a study's results, best first for each draw and target; dense in front."""
-    results = [result for path in directory.glob("*/result.json") if (result := read(path))]
-    if not results:
-        raise SystemExit(f"--study={directory}: no result.json in its folders: give a study's")
-
-    def row(values: Mapping[str, float | None]) -> dict[str, Any]:
-        keys = {w: f"wikitext/text/token_perplexity_{w}" for w in WINDOWS}
-        return {f"perplexity_{w}": f"{values[key]:.2f}" for w, key in keys.items()}
-
+def write(study: Path, path: Path) -> None:
+    """Write the results of a study to a file, best first for each draw and target; print them."""
+    results = load_results(study)
+    table = results.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS)
+    table["parameters_left"] = (100 * table["parameters_left"]).round(1)
     dense = {"method": "dense", "draw": 0, "target": 1, "measured": 1, "parameters_left": 100}
-    pruned = [
-        {
-            "method": result.config["method"]["name"],
-            "draw": result.config["seed"],
-            "target": f"{result.speedup.target:g}",
-            "measured": f"{result.speedup.measured:.3f}",
-            "parameters_left": f"{100 * result.params.ratio:.1f}",
-        }
-        | row(result.evaluation.pruned)
-        for result in results
-    ]
-    pruned.sort(key=lambda r: (r["draw"], float(r["target"]), float(r[METRIC])))
-    return [dense | row(results[0].evaluation.dense), *pruned]
-
-
-def write(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the rows to a file, and to the console as Markdown."""
-    names = ["method", "draw", "target", "measured", *(f"perplexity_{w}" for w in WINDOWS)]
-    names.append("parameters_left")
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(markdown(tuple(names), [tuple(str(row[name]) for name in names) for row in rows]))
+    for window in WINDOWS:
+        dense[f"perplexity_{window}"] = results[f"dense/{TOKENS}_{window}"].iloc[0]
+    table = concat([DataFrame([dense]), table.sort_values(["draw", "target", METRIC])])
+    table["measured"] = table["measured"].round(3)
+    for window in WINDOWS:
+        table[f"perplexity_{window}"] = table[f"perplexity_{window}"].round(2)
+    table[list(COLUMNS.values())].to_csv(path, index=False, lineterminator="\n")
+    with path.open() as file:
+        head, *cells = map(tuple, csv.reader(file))
+    print(markdown(head, cells))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -169,7 +155,7 @@ def main() -> None:
     parser.add_argument("--png", type=Path, help="a second picture, for whoever cannot see SVG")
     arguments, path = parser.parse_args(), DOCS / "data" / "compare.csv"
     if arguments.study:
-        write(of_study(arguments.study), path)
+        write(arguments.study, path)
     results = rows(path)
     specification = picture(results)
     (DOCS / "images" / "compare.svg").write_text(vl_convert.vegalite_to_svg(specification))

@@ -32,11 +32,11 @@ def report(study: Study) -> None:
 
     The table is printed too.
     """
-    from pruning.results import frontier
+    from pruning.results import frontier, points
 
     written = frontier.write(study.resolve(), html=True)
     if written is None:
-        raise _nothing(study)
+        raise points.no_results(study)
     print(written.read_text(encoding="utf-8"))
     print(f"The page: {written.with_suffix('.html')}")
 
@@ -223,16 +223,11 @@ def dashboard(study: Study, fields: Fields = None) -> None:
 
 
 def _results(study: Path) -> "list[Result]":
-    from pruning.results.points import read_results
+    from pruning.results.points import no_results, read_results
 
     if not (results := read_results(study)):
-        raise _nothing(study)
+        raise no_results(study)
     return results
-
-
-def _nothing(study: Path) -> ValueError:
-    state = "holds no result.json of a finished job" if study.is_dir() else "is no directory"
-    return ValueError(f"{study} {state}: give the directory of jobs, outputs/<study>")
 
 
 def mistake(error: Exception) -> str | None:

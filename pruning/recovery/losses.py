@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pruning.models.blockwise import NEVER, few, precise
+from pruning.models.blockwise import NEVER, few
 
 Predictions = Float[Tensor, "predictions classes"]
 
@@ -23,7 +23,7 @@ def divergence(student: Predictions, teacher: Predictions, temperature: float) -
     number a row, it is the mean squared difference.
     """
     if student.shape[1] == 1:
-        return (precise(student) - precise(teacher)).square().mean()
+        return (_precise(student) - _precise(teacher)).square().mean()
     return _Divergence.apply(student, teacher, temperature)  # type: ignore[return-value]
 
 
@@ -36,9 +36,9 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Predictions, teacher: Predictions, temperature: float) -> Tensor:
-        gradient, total = torch.empty_like(student), precise(student.new_zeros(()))
+        gradient, total = torch.empty_like(student), _precise(student.new_zeros(()))
         for s, t, g in few(student, teacher, gradient):
-            log_p, log_q = ((precise(z) / temperature).log_softmax(-1) for z in (t, s))
+            log_p, log_q = ((_precise(z) / temperature).log_softmax(-1) for z in (t, s))
             p, q = log_p.exp(), log_q.exp()
             total += (p * (log_p.clamp(min=NEVER) - log_q)).sum()
             g.copy_((q - p) * (temperature / len(student)))
@@ -49,6 +49,11 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx: Any, *by_loss: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * by_loss[0].to(gradient.dtype), None, None
+
+
+def _precise(values: Tensor) -> Tensor:
+    """Return values in float32, or in float64 if they are in it."""
+    return values if values.dtype is torch.float64 else values.float()
 
 
 def distance(

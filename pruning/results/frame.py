@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pruning.results.points import labels, task_of
+from pruning.results.points import labels, no_results, task_of
 from pruning.results.result import Result, config_group, read
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def load_results(directory: str | Path) -> "DataFrame":
     where = Path(directory).expanduser()
     results = [result for path in sorted(where.rglob("result.json")) if (result := read(path))]
     if not results:
-        raise ValueError(f"{where} holds no result.json of a finished job: run some first")
+        raise no_results(where)
     return frame(results)
 
 

@@ -88,6 +88,12 @@ def read_results(study: Path) -> list[Result]:
     return [result for result in results if result is not None]
 
 
+def no_results(study: Path) -> ValueError:
+    """Return the error of a study that has none."""
+    state = "holds no result.json of a finished job" if study.is_dir() else "is no directory"
+    return ValueError(f"{study} {state}: give the directory of jobs, outputs/<study>")
+
+
 def gather(results: Sequence[Result]) -> list[Point]:
     """Group runs that differ in the seed and the task alone, by target and then by label."""
     points: dict[tuple[str, float | None], Point] = {}

@@ -44,6 +44,11 @@ def clear_scratch(directory: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def only_local(path: str) -> bool:
+    """Tell a path that no hub id can be, by how it begins."""
+    return path.startswith((".", "/", "~"))
+
+
 def expanded(path: str | Path, option: str) -> Path:
     """Put the home directory in the place of `~`; ValueError, naming `option`, without one."""
     try:

@@ -434,7 +434,8 @@ def test_what_is_neither_here_nor_on_the_hub_is_said_to_be_neither(tmp_path):
 
 
 def test_a_path_that_can_only_be_local_is_looked_at_first(tmp_path):
-    for path in ("./gone", str(tmp_path / "gone.gguf"), "~/gone"):
+    (tmp_path / "gone.txt").write_text("no model")
+    for path in ("./gone", str(tmp_path / "gone.gguf"), str(tmp_path / "gone.txt"), "~/gone"):
         with pytest.raises(ValueError, match=r"^model\.path=.*gone.* does not exist: give a direc"):
             Model(name="m", path=path).check_path()
     Model(name="m", path="some/hub-id").check_path()
