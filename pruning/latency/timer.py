@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import torch
 
+from pruning.runtimes.worker_process import running
 from pruning.system.progress import track
 
 log = logging.getLogger(__name__)
@@ -75,25 +76,46 @@ def speedup(before: Timing, after: Timing) -> tuple[float, float]:
 class Interruptions:
     """Whether other processes have taken CPUs from what is timed, since this was made.
 
-    Of this process the system counts how often it lost one: on two quiet cores 17 times per second
-    and thread, and 80 to 100 times with another busy process, when two threads ran three times
-    slower. An engine in a process of its own has threads that take CPUs from one another (220 times
-    per second in vLLM), so there the CPU time of all others tells.
+    Of a thread of this process the system says how long it waited for a CPU: on two quiet cores 0
+    to 0.05 seconds in a second, and 0.5 with a busy process for each core. All wait for the one
+    that waited longest. Where it says no such thing it counts how often they lost a CPU: 17 to 90
+    times per second, and 250 times. An engine in a process of its own has threads that take CPUs
+    from one another (220 times per second in vLLM): there the CPU time of all others tells.
     """
 
-    FEW, PER_SECOND = 5, 40  # of each thread
-    LEAST, SHARE = 0.02, 0.1  # CPU seconds of others, and their share of a CPU
+    LEAST, SHARE = 0.01, 0.15  # seconds that a thread waits, and their share of the time
+    FEW, PER_SECOND = 5, 40  # losses of each thread
+    LEAST_OTHERS, SHARE_OTHERS = 0.02, 0.1  # CPU seconds of others, and their share of a CPU
 
     def __init__(self) -> None:
-        self.start, self.lost, self.others = time.perf_counter(), _lost(), _others()
+        self.start, self.others = time.perf_counter(), _others()
+        self.waited, self.lost = _waited(), _lost()
 
     def many(self) -> bool:
         """Tell whether there was more than on a quiet machine."""
         seconds = time.perf_counter() - self.start
         if self.others is not None and (others := _others()) is not None:
-            return others - self.others > self.LEAST + self.SHARE * seconds
+            return others - self.others > self.LEAST_OTHERS + self.SHARE_OTHERS * seconds
+        if self.waited:
+            now = _waited()
+            waits = [now[thread] - self.waited[thread] for thread in now.keys() & self.waited]
+            return max(waits) > self.LEAST + self.SHARE * seconds
         most = self.FEW + self.PER_SECOND * seconds * torch.get_num_threads()
         return _lost() - self.lost > most
+
+
+def _waited() -> dict[str, float]:
+    """Return the seconds that each thread of this process could have run and had no CPU.
+
+    Empty where no file says so.
+    """
+    waited: dict[str, float] = {}
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with suppress(OSError):  # a thread that has ended
+            on_cpu, waiting, _ = map(int, file.read_text().split())
+            if on_cpu:  # else nothing is counted here
+                waited[file.parent.name] = waiting / 1e9
+    return waited
 
 
 def _lost() -> int:
@@ -102,17 +124,16 @@ def _lost() -> int:
 
 
 def _others() -> float | None:
-    """Return the CPU seconds of all processes but this one and those that it has started.
+    """Return the CPU seconds of all processes but this one and its engines.
 
-    None where it has started none, or no file says so.
+    None where it has none, or no file says so.
     """
-    listed = Path("/proc/self/task").glob("*/children")
-    ours = [int(child) for file in listed for child in file.read_text().split()]
-    if not ours:
+    engines = running()
+    if not engines or not Path("/proc/stat").exists():
         return None
     whole: Any = psutil.cpu_times()
     busy = whole.user + whole.nice + whole.system + whole.irq + whole.softirq + whole.steal
-    for process in (os.getpid(), *ours):
+    for process in (os.getpid(), *engines):
         with suppress(psutil.Error):
             times = psutil.Process(process).cpu_times()
             busy -= times.user + times.system

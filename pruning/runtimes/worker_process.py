@@ -96,4 +96,9 @@ def _end(process: subprocess.Popen, said: IO[bytes]) -> None:
     said.close()
 
 
+def running() -> list[int]:
+    """Return the ids of the processes of all engines that run."""
+    return [engine.process.pid for engine in ENGINES.values() if not engine.dead]
+
+
 ENGINES: "WeakValueDictionary[Worker, Engine]" = WeakValueDictionary()  # by what they run

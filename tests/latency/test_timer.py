@@ -1,5 +1,6 @@
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -85,16 +86,57 @@ def test_rounds_in_which_others_took_a_cpu_are_timed_again(calls, monkeypatch, c
     assert ("other processes take CPUs away" in caplog.text) == (disturbed > 6)
 
 
-@pytest.mark.parametrize(("seconds", "count", "many"), [(1.0, 50, False), (1.0, 200, True)])
-def test_interruptions_are_counted_per_second_and_thread(monkeypatch, seconds, count, many):
+@pytest.mark.parametrize(("lost", "many"), [(50, False), (200, True)])
+def test_lost_cpus_are_counted_per_second_and_thread(monkeypatch, lost, many):
     now, taken = [0.0], [7]
     monkeypatch.setattr(timer.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(timer.torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(timer, "_lost", lambda: taken[0])
     monkeypatch.setattr(timer, "_others", lambda: None)
+    monkeypatch.setattr(timer, "_waited", dict)
     interruptions = timer.Interruptions()
-    now[0], taken[0] = seconds, 7 + count
+    now[0], taken[0] = 1.0, 7 + lost
     assert interruptions.many() == many
+
+
+@pytest.mark.parametrize(
+    ("waits", "many"), [({"1": 0.05, "2": 0.04}, False), ({"1": 0.0, "2": 0.4}, True)]
+)
+def test_the_thread_that_waited_longest_decides(monkeypatch, waits, many):
+    now, waited = [0.0], {"1": 3.0, "2": 2.0, "ends": 9.0}
+    monkeypatch.setattr(timer.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timer, "_others", lambda: None)
+    monkeypatch.setattr(timer, "_waited", lambda: waited)
+    interruptions = timer.Interruptions()
+    now[0], waited = 1.0, {"1": 3.0 + waits["1"], "2": 2.0 + waits["2"], "begins": 7.0}
+    assert interruptions.many() == many
+
+
+@pytest.mark.job
+@pytest.mark.skipif(not timer._waited(), reason="the system does not say how long threads wait")
+@pytest.mark.parametrize("whose", ["a child's", "another's"])
+def test_threads_that_wait_for_a_cpu_are_noticed(whose):
+    """Two processes that never rest share one CPU, whoever started the other one."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})  # of this thread, and of children
+    command = BUSY if whose == "a child's" else PARENT
+    busy = Popen([sys.executable, "-c", command], stdin=PIPE, stdout=PIPE)
+    inner = None
+    try:
+        told = busy.stdout.readline().strip()
+        inner = int(told) if told else None
+        interruptions, end = timer.Interruptions(), time.perf_counter() + 0.5
+        while time.perf_counter() < end:
+            pass
+        own = str(threading.get_native_id())
+        assert timer._waited()[own] - interruptions.waited[own] > 0.1  # about half of the time
+        assert interruptions.many()
+    finally:
+        os.sched_setaffinity(0, allowed)
+        if inner is not None:
+            os.kill(inner, 9)
+        busy.kill()
+        busy.communicate()
 
 
 BUSY = "import time\nprint(flush=True)\nend = time.time() + 30\nwhile time.time() < end: pass"
@@ -116,10 +158,11 @@ sys.stdin.read()
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system tells nothing")
 @pytest.mark.parametrize("whose", ["the engine's", "another's"])
-def test_cpu_time_of_others_is_told_from_that_of_an_engine(whose):
-    """A busy process is an engine of ours, or a grandchild, which is no process of ours."""
+def test_cpu_time_of_others_is_told_from_that_of_an_engine(whose, monkeypatch):
+    """A busy process is an engine of ours, or a child of it, which is none."""
     command = BUSY if whose == "the engine's" else PARENT
     engine = Popen([sys.executable, "-c", command], stdin=PIPE, stdout=PIPE)
+    monkeypatch.setattr(timer, "running", lambda: [engine.pid])
     inner = None
     try:
         told = engine.stdout.readline().strip()
