@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
+from itertools import takewhile
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -14,6 +15,7 @@ from pruning.reference import comments
 
 NO_FIELD = (ConfigAttributeError, ConfigKeyError)
 MERGING = re.compile(r"Error merging override (.+)")
+ALIKE = 0.05  # of likenesses to a wrong word: then the one that begins like it was meant
 NO_LIST = "is not a ListConfig"
 SEVERAL = re.compile(r"Ambiguous value for argument '(.+)'")
 NO_VALUE = re.compile(r"[Mm]issing mandatory value.*?full_key: (\S+)", re.S)
@@ -55,9 +57,18 @@ def as_value_error() -> Iterator[None]:
 def choices(name: str, known: Iterable[str]) -> str:
     """Say which names there are, first the one that `name` may stand for."""
     known = sorted(known)
-    near = get_close_matches(name, known, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
+    near = get_close_matches(name, known)  # the nearest first
+    likeness = {one: SequenceMatcher(None, one, name).ratio() for one in near}
+    best = [one for one in near if likeness[one] > likeness[near[0]] - ALIKE]
+    nearest = max(best, key=lambda one: _common(name, one), default=None)
+    guess = f"did you mean {nearest}? " if nearest else ""
     return f"{guess}choose one of {', '.join(known)}"
+
+
+def _common(one: str, other: str) -> int:
+    """Return with how many letters both begin."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _no_field(path: str, kind: type | None) -> str | None:

@@ -7,10 +7,14 @@ from omegaconf.errors import OmegaConfBaseException
 from pruning import prune
 from pruning.cli import main
 from pruning.composition import compose
-from pruning.job.failure import in_one_line
+from pruning.job.failure import in_one_line, is_for_users
 
 MISTAKES = {
     "speedpu=2": "speedpu is not an option: did you mean speedup? choose one of cache,",
+    "seedup=2": "seedup is not an option: did you mean speedup? choose one of cache,",
+    "sutdy=x": "sutdy is not an option: did you mean study? choose one of cache,",
+    "tacker=none": "tacker is not an option: did you mean tracker? choose one of cache,",
+    "sped=2": "sped is not an option: did you mean speedup? choose one of cache,",
     "method=zipml": "method=zipml is not an option: did you mean ziplm? choose one of dense,",
     "method.ratio=0.2": "method.ratio is not an option of method=ziplm: choose one of attention_s",
     "recovery.steps=3": "recovery.steps is not an option of recovery=none, which has none; rec",
@@ -38,6 +42,12 @@ def test_launch_names_the_remedy(override):
     assert line.startswith(MISTAKES[override])
     assert "\n" not in line
     assert not any(word in line for word in ("full_key", "object_type", "search path", "append"))
+
+
+def test_an_error_without_words_has_a_line_and_a_traceback():
+    assert in_one_line(ValueError()) == "ValueError"
+    assert not is_for_users(ValueError())
+    assert is_for_users(ValueError("method.ratio=2 must be below 1"))
 
 
 def test_options_that_have_the_field_are_named():

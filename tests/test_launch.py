@@ -256,7 +256,8 @@ def test_slimgpt_gives_a_checkpoint_like_any_other(place, job, jobs, dial):
     done = jobs(*place.arguments("method=slimgpt", *dial, outputs=outputs))
     assert done.returncode == 0, done.stderr[-3000:]
     (result,) = place.results(outputs)
-    assert new_stages(place, before) == {"evaluate"}  # table and dense evaluation are shared
+    # table and dense evaluation are shared, and the other where both dials end at one allocation
+    assert new_stages(place, before) <= {"evaluate"}
     assert result["config"]["search"]["name"] == "schedule"
     (out,) = (place.root / outputs).glob("*/")
     model = AutoModelForCausalLM.from_pretrained(out / "model", trust_remote_code=True)
@@ -571,6 +572,7 @@ def test_a_file_that_cannot_grow_is_one_line_and_leaves_nothing_behind(place, jo
     )
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "Error executing job" not in done.stderr  # as Hydra says it
     (out,) = (place.root / f"limited-{method}").glob("*/")
     where = cache if option == "cache" else out
     (line,) = lines

@@ -51,13 +51,14 @@ def in_one_line(error: BaseException) -> str:
         said = [remedy]
     if isinstance(error, (HydraException, OmegaConfError)):
         said.append("`python launch.py --help` lists groups, options and fields")
-    return "; ".join(said)
+    return "; ".join(said) or type(error).__name__
 
 
 def is_for_users(error: BaseException) -> bool:
     """Say whether users can mend what went wrong, so that a traceback tells them nothing."""
-    known = isinstance(error, USER_ERRORS) or of_files(error) or _is_of_getcwd(error)
-    return known or PART_IS_NULL.match(str(error)) is not None
+    told = isinstance(error, USER_ERRORS) and str(error).strip()
+    known = told or of_files(error) or _is_of_getcwd(error)
+    return bool(known or PART_IS_NULL.match(str(error)))
 
 
 def _is_of_getcwd(error: BaseException) -> bool:

@@ -32,12 +32,15 @@ def journal() -> Iterator[Path]:
         Path(name).unlink(missing_ok=True)
 
 
-def record(ended: JobOutcome) -> None:
-    """Tell the command that started this job how it ended, where it can be told."""
+def record(ended: JobOutcome) -> bool:
+    """Tell the command that started this job how it ended; return whether it could be told."""
     path = os.environ.get(VARIABLE)
     if path and Path(path).exists():  # not on another machine that has a disk of its own
         with suppress(OSError), open(path, "a") as file:  # that disk may be full
             file.write(json.dumps(asdict(ended)) + "\n")
+            file.flush()
+            return True
+    return False
 
 
 def read(path: Path) -> list[JobOutcome]:

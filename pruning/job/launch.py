@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from pruning.composition import CONF, refuse_renamed, register, to_experiment
@@ -41,7 +42,10 @@ def main(config: DictConfig) -> None:
     except BaseException as error:
         with suppress(OSError):  # the disk may be what failed
             (out / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        record(JobOutcome(str(out), in_one_line(error)))
+        told = record(JobOutcome(str(out), in_one_line(error)))
+        alone = hydra_config.mode is RunMode.RUN and is_for_users(error)
+        if told and alone and not WANTS_TRACEBACK:
+            return  # without the line that Hydra puts in front of what is raised
         raise  # the other jobs of a multirun go on
     (out / "error.txt").unlink(missing_ok=True)
     record(JobOutcome(str(out)))
