@@ -14,7 +14,7 @@ import sys
 
 import torch
 
-from pruning.calibration.moments import Accumulator, Split
+from pruning.calibration.moment import Accumulator, Split
 from pruning.composition import compose
 from pruning.data.batch import pack
 from pruning.models.blockwise import embed

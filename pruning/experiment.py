@@ -23,7 +23,7 @@ from pruning.tasks.task import Task
 NOT_THE_RESULT = ("hydra", "tracker", "study", "cache", "verify_cache", "dry_run")
 BESIDE_THE_RESULT = {  # by group: what only the model card says, and what is of this machine
     "model": ("base_model", "license", "resident"),
-    "calibration": ("dataset", "launcher"),
+    "calibration": ("dataset", "launcher", "stored"),
     "runtime": ("python",),
 }
 

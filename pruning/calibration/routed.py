@@ -65,11 +65,19 @@ class RoutedSums:
     the expert's error in what the block gives.
     """
 
-    def __init__(self, site: Site, experts: Any, batches: tuple[int, int], device: torch.device):
-        self.site, self.experts = site, experts
+    def __init__(
+        self,
+        site: Site,
+        experts: Any,
+        batches: tuple[int, int],
+        device: torch.device,
+        held_out_alone: bool = False,  # and no samples
+    ):
+        self.site, self.experts, self.samples_too = site, experts, not held_out_alone
         self.most = [-(-SAMPLE // max(1, count)) for count in batches]  # of each batch
         width = site.units // site.groups
-        self.sums = [[Accumulator(width, device) for _ in PARTS] for _ in range(site.groups)]
+        columns = 0 if held_out_alone else width, width
+        self.sums = [[Accumulator(n, device) for n in columns] for _ in range(site.groups)]
         self.norms, self.counts = torch.zeros(2, len(PARTS), site.groups, device=device)
         self.samples: list[list[Sample]] = [[], []]
 
@@ -98,6 +106,8 @@ class RoutedSums:
             outputs = X @ experts.down_proj[index].T.to(X.dtype)
             self.norms[part, index] += (own * outputs.float().norm(dim=-1)).sum()
             self.counts[part, index] += len(tokens)
+        if not self.samples_too:
+            return
         there = (w > 0).nonzero().flatten()
         most = self.most[part]
         if len(there) > most:

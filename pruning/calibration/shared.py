@@ -22,20 +22,21 @@ Given = tuple[PreTrainedModel, list[Batch], Weight, list[Site], bool]  # what `c
 TENSORS = ("ids", "mask", "types")  # of a batch
 
 
-def collect_in_processes(launcher: str, given: Given, directory: Path) -> None:
+def collect_in_processes(launcher: str, given: Given, directory: Path, drops: bool) -> None:
     """Start the processes, and wait until the first one has written the moments of all blocks.
 
-    ValueError where the command fails. The model is in memory whole.
+    With `drops` it leaves out those of held-out tokens. ValueError where the command fails. The
+    model is in memory whole.
     """
     model = given[0]
     folder = directory / "given"
     checkpoint.save(model, None, folder / "model", "")
-    _write(given, folder)
+    _write(given, folder, drops)
     run_in_processes("calibration.launcher", launcher, "pruning.calibration.worker", folder)
     shutil.rmtree(folder)
 
 
-def _write(given: Given, folder: Path) -> None:
+def _write(given: Given, folder: Path, drops: bool) -> None:
     """Write all but the model, and how that is loaded."""
     model, batches, weight, sites, in_bfloat16 = given
     rows = [
@@ -51,6 +52,7 @@ def _write(given: Given, folder: Path) -> None:
         "weight": weight,
         "sites": [asdict(site) for site in sites],
         "in_bfloat16": in_bfloat16,
+        "drops": drops,
     }
     (folder / "options.json").write_text(json.dumps(options))
 

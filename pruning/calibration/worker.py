@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
         if world > 1:  # all look at the same blocks that are done
             distributed.barrier()
         share = batches[rank::world]
-        Moments(folder.parent).fill(model, share, *options, writes=rank == 0)
+        Moments(folder.parent, how["drops"]).fill(model, share, *options, writes=rank == 0)
         if world > 1:  # or its threads may abort a process that ends
             distributed.barrier()
             distributed.destroy_process_group()

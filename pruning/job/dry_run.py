@@ -25,7 +25,6 @@ from pruning.job.trim import trim
 from pruning.latency.estimate import profile_seconds
 from pruning.methods.method import Method, PruningContext
 from pruning.models.loaded import LoadedModel
-from pruning.models.sites import sites
 from pruning.models.stand_in import timed
 from pruning.models.streamed import is_streamed
 from pruning.system.cache import Cache, digest
@@ -122,7 +121,8 @@ def _dry_run(experiment: Experiment, name: str, device: torch.device) -> Estimat
     estimate.add("measure", False, None)
     estimate.add("evaluate the pruned model", False, _read(suite))
     console.print(estimate.table(name))
-    stored = stored_bytes(sites(dense.model), dense.model.config.hidden_size)
+    prunable, hidden = experiment.method.sites(dense.model), dense.model.config.hidden_size
+    stored = stored_bytes(prunable, hidden, experiment.calibration.stored)
     total = sum(seconds or 0.0 for _, _, seconds in estimate.rows)
     took = f"{memory(dense.model, tokens) / GIB:.1f} GiB of memory at the peak"
     if is_streamed(dense.model):

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.calibration.moments import Moment, Reading, Split, block_moments, outputs
+from pruning.calibration.moment import Moment, Split
+from pruning.calibration.passes import Reading, block_moments, outputs
 from pruning.methods.method import PruningContext
 from pruning.models.blockwise import State, advance, embed
 from pruning.models.modeling_pruned import block_shape

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from pruning.calibration.calibration import Calibration
-    from pruning.calibration.moments import Split
+    from pruning.calibration.moment import Split
     from pruning.models.shape import Shape
     from pruning.models.sites import Site
     from pruning.solver.experts import ExpertSite
@@ -48,12 +48,18 @@ class Leveled(Method):
     def cost(
         self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:
-        """Count the passes of moments and of the search, and of updates behind pruned blocks."""
+        """Count the passes of moments and of the search, and of updates behind pruned blocks.
+
+        Where held-out moments are not stored, levels and weights take them again.
+        """
+        from pruning.calibration.moments import stored_bytes
         from pruning.methods.sequential import passes, updates_behind
 
-        again = updates_behind(calibration, self.ridges)
-        updates = {"prune": passes(calibration) * tokens if again else 0.0}
-        return cost_of_levels(self, model, tokens, search) | updates
+        both = stored_bytes(self.sites(model), model.config.hidden_size)
+        retaken = calibration.held_out * tokens if calibration.stored.drops(both) else 0.0
+        behind = updates_behind(calibration, self.ridges)
+        updates = {"prune": passes(calibration) * tokens if behind else retaken}
+        return cost_of_levels(self, model, tokens, search) | {"levels": retaken} | updates
 
     def plan(self, context: PruningContext) -> Plan:
         """Turn moments into levels; let the search prepare to choose among them."""

@@ -11,7 +11,6 @@ from pruning.methods.compensation import compensate_
 from pruning.methods.method import Plan, PruningContext
 from pruning.methods.sequential import sequential, updates_behind
 from pruning.models.sites import Allocation
-from pruning.models.streamed import is_streamed
 from pruning.search.options import Chooser
 from pruning.solver.levels import Levels
 
@@ -35,7 +34,7 @@ class LevelsPlan(Plan):
         self.ridges = ridges  # candidates for an update behind pruned blocks
         self.compensate = compensate  # for what is gone
         self._behind = updates_behind(context.calibration.options, ridges)
-        self.expensive = levels.expensive or self._behind or is_streamed(context.dense.model)
+        self.expensive = self._behind or levels.drafts(context.dense.model)
 
     def choose(self, budget: float) -> Shapes | None:
         """Return the shapes of the levels that the search chooses."""
@@ -67,7 +66,7 @@ class LevelsPlan(Plan):
         return made
 
     def is_draft(self, shapes: Shapes) -> bool:
-        """Tell whether weights are solved behind pruned blocks once the shapes are settled."""
+        """Tell whether weights are solved, or what is gone compensated, once shapes are settled."""
         return self.expensive or self._removes(shapes)
 
     def _removes(self, shapes: Shapes) -> bool:

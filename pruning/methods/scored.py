@@ -10,7 +10,7 @@ from pruning.methods.leveled import Leveled
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pruning.calibration.moments import Split
+    from pruning.calibration.moment import Split
     from pruning.models.shape import Shape
     from pruning.models.sites import Site
     from pruning.solver.experts import ExpertSite
@@ -45,7 +45,7 @@ class Scored(Leveled):
         """Order the units by score; judge every level by held-out error."""
         import torch
 
-        from pruning.calibration.moments import Moment
+        from pruning.calibration.moment import Moment
         from pruning.solver.levels import SiteLevels
         from pruning.solver.obs import Removal, Units, by_score
         from pruning.solver.ordering import NO_UPDATE, HeldOut, check_finite, kept_units

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Calibration, Target
-from pruning.calibration.moment import packed_away
-from pruning.calibration.moments import Reading, Split, block_moments, outputs
+from pruning.calibration.moment import Split, packed_away
+from pruning.calibration.passes import Reading, block_moments, outputs
 from pruning.methods.method import PruningContext
 from pruning.models.blockwise import advance, embed
 from pruning.models.shrink import copy_sharing_weights, shrink_

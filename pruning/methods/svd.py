@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from pruning.calibration.moments import Split
+    from pruning.calibration.moment import Split
     from pruning.models.shape import Shape
     from pruning.models.sites import Site
     from pruning.solver.levels import Levels, SiteLevels

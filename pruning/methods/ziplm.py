@@ -11,7 +11,7 @@ from pruning.methods.method import check_ridges, default_ridges
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pruning.calibration.moments import Split
+    from pruning.calibration.moment import Split
     from pruning.models.shape import Shape
     from pruning.models.sites import Site
     from pruning.solver.experts import ExpertSite

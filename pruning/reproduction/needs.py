@@ -88,6 +88,8 @@ def _disk(job: Experiment, model: "PreTrainedModel", parameters: int) -> float:
 
     given = job.calibration.tokens
     kept = job.method.cost(model, given, job.calibration, job.search)
-    moments = stored_bytes(sites(model), model.config.hidden_size) if "moments" in kept else 0
+    moments = 0
+    if "moments" in kept:
+        moments = stored_bytes(sites(model), model.config.hidden_size, job.calibration.stored)
     trains = isinstance(job.recovery, Training) and job.recovery.lora is None
     return 2 * 2 * parameters + moments + (2 * SAVED * parameters if trains else 0)

@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.calibration.moments import Moments, Split
+from pruning.calibration.moment import Split
+from pruning.calibration.moments import Moments
 from pruning.calibration.routed import Routed, Sample
 from pruning.models.experts import KeptExperts, Stacked, cut_experts_, experts_of
 from pruning.models.modeling_pruned import block_shape, find, replace_, resize_block_

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.calibration.moments import Moment, Moments, Split
+from pruning.calibration.moment import Moment, Split
+from pruning.calibration.moments import Moments
 from pruning.latency.table import LatencyTable
 from pruning.models.shape import Shape, from_plain
 from pruning.models.shrink import copy_sharing_weights, shrink_
@@ -93,8 +94,6 @@ class Solves(Protocol):
 class Levels(Mapping[Site, SiteLevels]):
     """The levels of all sites; weights are solved from the moments when they are asked for."""
 
-    expensive = False  # to cut: then drafts have weights of no meaning
-
     def __init__(self, by_site: dict[Site, SiteLevels], moments: Moments, identity: str = ""):
         self._of, self._moments, self.identity = by_site, moments, identity
 
@@ -121,6 +120,7 @@ class Levels(Mapping[Site, SiteLevels]):
                     with whole_directory(finished) as made:
                         cls(solved, moments).write(made)
                 by_site |= cls.read(finished, sites, moments)
+            moments.release()
             cls(by_site, moments).write(directory)
             shutil.rmtree(kept, ignore_errors=True)
 
@@ -133,6 +133,10 @@ class Levels(Mapping[Site, SiteLevels]):
         key = {"version": 4, "moments": moments.identity, "method": settings, "shapes": shapes}
         entry = cache.stage("levels", key, build)
         return cls.read(entry, prunable, moments)
+
+    def drafts(self, dense: PreTrainedModel) -> bool:
+        """Tell whether models that are timed have any weights, since cutting takes long."""
+        return is_streamed(dense)
 
     def __getitem__(self, site: Site) -> SiteLevels:
         return self._of[site]
@@ -164,6 +168,7 @@ class Levels(Mapping[Site, SiteLevels]):
                 self._resize_(pruned, levels)
                 for site, level in levels.items():
                     self._solve_(dense, pruned, site, level)
+        self._moments.release()
         return pruned, self.allocation(choice)
 
     def _resize_(self, pruned: PreTrainedModel, levels: dict[Site, int]) -> None:
@@ -201,8 +206,8 @@ class Levels(Mapping[Site, SiteLevels]):
     def timing_model(
         self, dense: PreTrainedModel, choice: Sequence[int]
     ) -> tuple[PreTrainedModel, Allocation]:
-        """Return a model of the same shapes, to time; of a streamed one the shapes alone."""
-        if not is_streamed(dense):
+        """Return a model of the same shapes, to time, with the weights of the levels or any."""
+        if not self.drafts(dense):
             return self.cut(dense, choice)
         pruned = copy_sharing_weights(dense)
         for levels in self._by_block(choice).values():

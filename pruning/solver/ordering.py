@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pruning.calibration.moments import Split
+from pruning.calibration.moment import Split
 from pruning.models.shape import Heads, Shape
 from pruning.models.sites import Kind, Site
 from pruning.solver.obs import (

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.calibration.moments import Split
+from pruning.calibration.moment import Split
 from pruning.models.shape import Shape
-from pruning.models.shrink import copy_sharing_weights, factor_
-from pruning.models.sites import Allocation, Site, projection, weight
+from pruning.models.shrink import factor_
+from pruning.models.sites import Site, projection, weight
 from pruning.solver.levels import Levels, SiteLevels
 from pruning.solver.ordering import check_finite
 
@@ -54,7 +54,9 @@ def rank_levels(
 class Ranks(Levels):
     """The ranks of all projections; the two factors are computed when they are asked for."""
 
-    expensive = True
+    def drafts(self, dense: PreTrainedModel) -> bool:
+        """Tell that models are timed with any rows and columns as factors."""
+        return True
 
     def factors(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"], fit: bool = False
@@ -88,12 +90,3 @@ class Ranks(Levels):
         """Put in the factors of a level."""
         old = projection(dense, site)
         factor_(pruned, site, *self.factors(site, level, weight(old)), old.bias)  # type: ignore[arg-type]
-
-    def timing_model(
-        self, dense: PreTrainedModel, choice: Sequence[int]
-    ) -> tuple[PreTrainedModel, Allocation]:
-        """Return a model of the same shapes with any rows and columns as factors."""
-        pruned = copy_sharing_weights(dense)
-        for levels in self._by_block(choice).values():
-            self._resize_(pruned, levels)
-        return pruned, self.allocation(choice)

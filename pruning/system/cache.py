@@ -118,6 +118,10 @@ class Cache:
                 shutil.rmtree(scratch, ignore_errors=True)
         return entry
 
+    def has(self, name: str, key: Any) -> bool:
+        """Say whether stage `name` is finished for `key`."""
+        return (self.root / name / digest(key)).exists()
+
     def checkpoints(self, key: Any) -> Path:
         """Return where the training that builds the stage of `key` keeps its checkpoints."""
         return self.root / CHECKPOINTS / digest(key)

@@ -9,8 +9,16 @@ import torch
 from torch import nn
 
 from pruning.calibration.calibration import Weight
-from pruning.calibration.moment import STORED, packed, stored_numbers, unpacked
-from pruning.calibration.moments import Accumulator, Moments, Split, collect, stored_bytes
+from pruning.calibration.moment import (
+    STORED,
+    Accumulator,
+    Split,
+    packed,
+    stored_numbers,
+    unpacked,
+)
+from pruning.calibration.moments import Moments, stored_bytes
+from pruning.calibration.passes import collect
 from pruning.methods.baselines import Flap
 from pruning.models.loaded import LoadedModel
 from pruning.models.shape import Width

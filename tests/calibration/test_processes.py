@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pruning.calibration.calibration import Stored
 from pruning.calibration.moments import Moments
 from pruning.methods.slimgpt import SlimGPT
 from pruning.methods.ziplm import Score
 from pruning.models.sites import sites
+from pruning.models.tensor_files import places
 from pruning.search.search import Schedule
 from pruning.system.cache import Cache
 from tests.calibration.test_moments import close
@@ -22,13 +24,13 @@ WRITE = "pruning.calibration.moments:Moments.write"
 BATCHES = padded_batches(count=5)  # the second process gets none that are held out
 
 
-def context(directory, launcher, search):
-    options = replace(text(), text=None, launcher=launcher)
+def context(directory, launcher, search, stored=Stored.auto):
+    options = replace(text(), text=None, launcher=launcher, stored=stored)
     return pruning_context(llama(), BATCHES, search, job_with(Cache(directory)), options)
 
 
-def planned(directory, launcher):
-    posed = context(directory, launcher, search())
+def planned(directory, launcher, stored=Stored.auto):
+    posed = context(directory, launcher, search(), stored)
     plan = ziplm(Score.obs, [0.01, float("inf")]).plan(posed)
     return plan, plan.choose(posed.table.budget(1.5))
 
@@ -63,6 +65,10 @@ def test_two_processes_give_what_one_gives_and_go_on_after_a_kill(tmp_path, monk
     first, second = (moments(tmp_path / name).identity for name in ("one", "two"))
     assert first == second  # the key does not hold how many they were
     assert not [*(tmp_path / "two" / "checkpoints").iterdir()]
+    _, again = planned(tmp_path / "half", TORCHRUN, Stored.fit)
+    assert again == chosen
+    for file in moments(tmp_path / "half").directory.glob("*.safetensors"):
+        assert not any(".held." in name for name in places(file))
 
 
 def test_a_launcher_that_cannot_be_is_one_line(tmp_path):

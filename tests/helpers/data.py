@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pruning.calibration.moments import Moment
+from pruning.calibration.moment import Moment
 
 
 def inputs(tokens: int, columns: int, seed: int = 0) -> Tensor:

@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from pruning.calibration.calibration import Calibration, CalibrationData, Target, Weight
-from pruning.calibration.moments import Moments, collect
+from pruning.calibration.moments import Moments
+from pruning.calibration.passes import collect
 from pruning.data.batch import Batch
 from pruning.latency.grid import Levels as Costs
 from pruning.latency.grid import experts as expert_grid

@@ -6,7 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruning.calibration.calibration import Target, Weight
-from pruning.calibration.moments import Moment, Moments, Split, collect
+from pruning.calibration.moment import Moment, Split
+from pruning.calibration.moments import Moments
+from pruning.calibration.passes import collect
 from pruning.latency.grid import heads, widths
 from pruning.methods.baselines import Flap, Magnitude, Random, WandaSp
 from pruning.methods.blocks import Blocks, influence, removable

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from pruning.calibration.calibration import Calibration, Weight
-from pruning.calibration.moments import Moments, collect
+from pruning.calibration.moments import Moments
+from pruning.calibration.passes import collect
 from pruning.latency.table import LatencyTable, Shapes
 from pruning.methods.flop.constraint import Cost, Lagrangian, counts
 from pruning.methods.flop.embedding import Tokens

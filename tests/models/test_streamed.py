@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Target
-from pruning.calibration.moments import Accumulator
+from pruning.calibration.moment import Accumulator
 from pruning.evaluation.perplexity import token_perplexity
 from pruning.latency.grid import widths
 from pruning.latency.table import LatencyTable

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pruning.calibration.calibration import Weight
-from pruning.calibration.moments import Moments, collect
+from pruning.calibration.moments import Moments
+from pruning.calibration.passes import collect
 from pruning.latency.grid import heads
 from pruning.methods.baselines import Flap, WandaSp
 from pruning.methods.slimgpt import ChannelScore, HeadScore, SlimGPT

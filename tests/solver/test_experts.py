@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from pruning.calibration.calibration import Weight
-from pruning.calibration.moments import Moments, collect
+from pruning.calibration.moments import Moments
+from pruning.calibration.passes import collect
 from pruning.latency.grid import Levels as Costs
 from pruning.latency.grid import experts as expert_grid
 from pruning.latency.grid import heads, monotone

@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pruning.calibration.moments import Moments, Split
+from pruning.calibration.moment import Split
+from pruning.calibration.moments import Moments
 from pruning.latency.grid import heads, widths
 from pruning.methods.baselines import Flap, Magnitude
 from pruning.methods.leveled import Leveled

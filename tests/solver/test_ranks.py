@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from pruning.calibration.calibration import Weight
-from pruning.calibration.moments import Moments, Reading, Split, block_moments, collect
+from pruning.calibration.moment import Split
+from pruning.calibration.moments import Moments
+from pruning.calibration.passes import Reading, block_moments, collect
 from pruning.latency.table import LatencyTable
 from pruning.methods.svd import SVD
 from pruning.models.blockwise import embed

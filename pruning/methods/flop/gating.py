@@ -64,6 +64,7 @@ def gated_(
         U = U[:, :room]
         factors[site] = U.T @ W, U
         shares[site] = (energies[:room] / whole).clamp(min=1e-12).log()
+    moments.release()
     spread = torch.cat(list(shares.values())).std().clamp(min=1e-6)
     clusters = []
     for site, (A, B) in factors.items():
