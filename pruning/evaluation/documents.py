@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pruning.data.files import TABLES, read_text, readable
+from pruning.data.files import TABLES, kind, read_text, readable
 from pruning.data.rows import Rows
 from pruning.evaluation.specs import LmEvalData
 from pruning.system.cache import Cache, file_sha256
@@ -57,7 +57,7 @@ def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
         text = read_text(path, f"{field}.{option}")
         key = {"version": 1, "articles": file_sha256(path)}
         return cache.stage("documents", key, partial(_articles, text)) / PAGES
-    if not path.is_dir() and not (path.is_file() and path.suffix in TABLES):
+    if not path.is_dir() and not (path.is_file() and kind(path) in TABLES):
         raise ValueError(
             f"{field}.{option}={given!r} is not there: give a datasets folder, a "
             f"{', '.join(TABLES)} file, or for wikitext a .raw file"
@@ -79,6 +79,11 @@ def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
                 f"{field}.{option}={given!r} holds several splits: give one, of {sorted(split)}"
             )
         for column, own in task.columns.items():
+            if "{" in own:
+                texts = _filled(own, split, f"{field}.columns.{column}")
+                split = split.remove_columns({column} & {*split.column_names})
+                split = split.add_column(column, texts)
+                continue
             if own not in split.column_names:
                 raise ValueError(
                     f"{field}.columns.{column}={own!r} is not a column of {given!r}: choose one of "
@@ -91,6 +96,17 @@ def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
     sums = {p.name: file_sha256(p) for p in files if p.is_file()}
     key = {"version": 1, "files": sums, "columns": task.columns}
     return cache.stage("documents", key, build) / "documents.parquet"
+
+
+def _filled(template: str, rows: Any, option: str) -> list[str]:
+    """Return what a template such as `{question[stem]} {hint}` makes of each row."""
+    try:
+        return [template.format(**row) for row in rows]
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{option}={template!r} cannot be filled with a row ({type(error).__name__}: {error}): "
+            f"name columns in braces, of {sorted(rows.column_names)}, parts of them in brackets"
+        ) from error
 
 
 def _articles(text: str, directory: Path) -> None:

@@ -26,7 +26,8 @@ class LmEvalData(Options):
     shots: int | None = None  # examples in front of each document; null: as lm-eval has it
     examples: str | None = None  # of the few shots, like path
     folder: str | None = None  # of lm-eval's tasks: all of them, pooled
-    columns: dict[str, str] = field(default_factory=dict)  # the task's name of one -> its name here
+    # the task's name of one -> its name here, or a text of several such as "{context} {answer}"
+    columns: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,5 +1,6 @@
 """Suites: their keys, agreement with lm-eval's own way, data without a hub, plain errors."""
 
+import gzip
 import json
 import math
 import socket
@@ -466,6 +467,27 @@ def test_composing_imports_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.job
+def test_a_column_of_several_and_a_packed_file(model, tokenizer, tmp_path, no_network):
+    """The last words of LAMBADA, from rows that keep them apart, against lm-eval's own columns."""
+    rows = [(f"w{i} w{2 * i} w{3 * i}", f" w{i + 1}") for i in range(1, 9)]
+    plain, packed = tmp_path / "plain.jsonl", tmp_path / "packed.jsonl.gz"
+    plain.write_text("".join(json.dumps({"text": a + b}) + "\n" for a, b in rows))
+    apart = [{"text": "other", "request": {"context": a, "word": b}} for a, b in rows]
+    with gzip.open(packed, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in apart)
+    filled = {"text": "{request[context]}{request[word]}"}
+    given = LmEvalTask(str(plain)), LmEvalTask(str(packed), columns=filled)
+    cache, measured = Cache(tmp_path / "cache"), []
+    for task in given:
+        measured.append(suite({"lambada_openai": task}).evaluate(model, tokenizer, cache).metrics)
+    assert measured[0] == measured[1]
+    assert any("perplexity" in name for name in measured[0])
+    given[1].columns = {"text": "{request[answer]}"}
+    with pytest.raises(ValueError, match=r"^suite\.tasks\.lambada_openai\.columns\.text='{request"):
+        suite({"lambada_openai": given[1]}).evaluate(model, tokenizer, cache)
 
 
 @pytest.mark.parametrize("columns", [{}, {"goal": "goal"}])
