@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pruning.results.report import is_metric, quantity
+from pruning.results.report import is_metric, quantity, rounded
 from pruning.results.result import Numbers, Result, config_group, read
 from pruning.system.environment import flatten
 
@@ -79,7 +79,7 @@ class Point:
             asked = any(metric in run.evaluation.pruned for run in self.runs)
             return "not finite" if asked else ""
         text, spread = quantity({metric: fmean(values)}, metric), self.spread(metric)
-        return text if spread is None else f"{text} ± {spread:.2g}"
+        return text if spread is None else f"{text} ± {rounded(spread)}"
 
 
 def read_results(study: Path) -> list[Result]:

@@ -137,6 +137,11 @@ def titled(values: Numbers, key: str) -> str:
     return key if chance is None else f"{key} (chance {chance:.3f})"
 
 
+def rounded(error: float) -> str:
+    """Write an error with two digits that count, and all in front of the point."""
+    return f"{error:.0f}" if 100 <= error < 1e5 else f"{error:.2g}"
+
+
 def quantity(values: Numbers, key: str) -> str:
     """Write a number with its standard error, if it has one."""
     if key not in values:
@@ -145,7 +150,8 @@ def quantity(values: Numbers, key: str) -> str:
     if value is None:
         return "not finite"
     if "perplexity" in key:
-        return f"{value:.2f}" if value < 1e5 else f"{value:.2e}"
+        text = f"{value:.2f}" if value < 1e5 else f"{value:.2e}"
+        return text if error is None else f"{text} ± {rounded(error)}"
     return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 

@@ -182,3 +182,16 @@ def test_each_row_of_the_table_is_one_line_of_80_columns(result):
         lines = console.export_text().rstrip().splitlines()
         assert len(lines) == drawn.row_count + len(["title", "head", "rule"])
         assert not any("…" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (635.98, 139.4, "635.98 ± 139"),
+        (31.4159, 0.5, "31.42 ± 0.5"),
+        (2.5e6, 2e6, "2.50e+06 ± 2e+06"),
+    ],
+)
+def test_a_perplexity_has_its_error_as_an_accuracy_has(value, error, said):
+    key = "quick/lambada_openai/perplexity"
+    assert quantity({key: value, f"{key}_stderr": error}, key) == said
