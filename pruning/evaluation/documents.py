@@ -81,7 +81,7 @@ def documents(task: LmEvalData, option: str, cache: Cache, field: str) -> Path:
         for column, own in task.columns.items():
             if "{" in own:
                 texts = _filled(own, split, f"{field}.columns.{column}")
-                split = split.remove_columns({column} & {*split.column_names})
+                split = split.remove_columns([n for n in split.column_names if n == column])
                 split = split.add_column(column, texts)
                 continue
             if own not in split.column_names:
