@@ -77,7 +77,7 @@ class Moments:
                 os.replace(file, directory / file.name)
             shutil.rmtree(kept.directory)
 
-        size = stored_bytes(sites, hidden, options.stored)
+        size = stored_bytes(sites, hidden, Stored.fit if drops else Stored.both)
         entry = cache.stage("moments", key, build, size)
         return cls(entry, drops, Retaken(*given) if drops else None, digest(whole))
 

@@ -5,7 +5,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -39,6 +39,8 @@ from pruning.solver.obs import least_squares
 from pruning.system.cache import Cache
 from pruning.system.files import to_json, whole_directory
 from pruning.system.progress import track
+
+Read = Callable[[Site, torch.device], Moment]  # onto a device
 
 
 def dear(loss: float | None) -> float:
@@ -218,15 +220,13 @@ class Levels(Mapping[Site, SiteLevels]):
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
     ) -> Float[Tensor, "rows kept"]:
         """Solve the weights of a level for dense W, from the moments of all calibration tokens."""
-        return self._solve(site, level, W, self._moments.all(site, W.device))
+        return self._solve(site, level, W, self._moments.all)
 
     def kept_bias(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
     ) -> Float[Tensor, " rows"] | None:
         """Return what a level adds to the bias of the output projection, if anything."""
-        if not self._of[site].bias:
-            return None
-        return self._shift(site, level, W, self._moments.all(site, W.device))
+        return self._shift(site, level, W, self._moments.all)
 
     def trial_weight(
         self, site: Site, level: int, W: Float[Tensor, "rows columns"]
@@ -236,7 +236,7 @@ class Levels(Mapping[Site, SiteLevels]):
         Solved without the held-out tokens, which searches judge by; these have a part only in the
         order in which units leave, and in the choice of the ridge.
         """
-        fit = self._moments.fit(site, W.device)
+        fit = self._moments.fit
         full = torch.zeros_like(W)
         full[:, self.columns(site, level).to(W.device)] = self._solve(site, level, W, fit)
         return full, self._shift(site, level, W, fit)
@@ -253,17 +253,19 @@ class Levels(Mapping[Site, SiteLevels]):
         assert isinstance(ridges, list)
         return ExpertSite(dense, site, self._moments), ridges
 
-    def _solve(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor:
+    def _solve(self, site: Site, level: int, W: Tensor, read: Read) -> Tensor:
         keep = self.columns(site, level).to(W.device)
         ridge = self._of[site].ridge
         assert isinstance(ridge, float), "experts have one each"
-        return least_squares(W.double(), moment.H, keep, ridge).to(W.dtype)
+        if math.isinf(ridge):  # what is kept stays as it is, whatever the moments
+            return W[:, keep]
+        return least_squares(W.double(), read(site, W.device).H, keep, ridge).to(W.dtype)
 
-    def _shift(self, site: Site, level: int, W: Tensor, moment: Moment) -> Tensor | None:
+    def _shift(self, site: Site, level: int, W: Tensor, read: Read) -> Tensor | None:
         keep = self.columns(site, level).to(W.device)
         if not self._of[site].bias or not keep.any():
             return None
-        return W[:, ~keep] @ moment.mean.to(W)[~keep]
+        return W[:, ~keep] @ read(site, W.device).mean.to(W)[~keep]
 
     def columns(self, site: Site, level: int) -> Bool[Tensor, " columns"]:
         """Return the kept columns of a level."""

@@ -189,3 +189,12 @@ def test_what_is_said_of_the_disk_is_what_is_written(tmp_path):
     written = sum(file.stat().st_size for file in moments.directory.glob("*.safetensors"))
     needed = stored_bytes(sites(model), 64, Stored.fit)
     assert needed <= written <= needed + 3 * 2000  # headers of three files
+
+
+def test_weights_that_stay_need_none(tmp_path, monkeypatch):
+    model = llama()
+    moments = collected(model, Stored.fit, tmp_path)
+    table, method = linear_table(model, 8), ziplm(Score.wanda, [INF])
+    levels = Levels.from_moments(model, moments, method, table, Cache(tmp_path))
+    monkeypatch.setattr(moments.retaken, "moment", lambda *_: pytest.fail("a pass for nothing"))
+    levels.cut(model, [1] * len(levels))
