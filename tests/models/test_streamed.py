@@ -202,8 +202,8 @@ def test_moments_go_on_at_the_block_where_they_were(two, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("case", "function", "each"),
     [
-        ("ziplm", "pruning.solver.levels.least_squares", 2),
-        ("flap", "pruning.solver.levels.least_squares", 2),
+        ("ziplm", "pruning.solver.levels.set_weight_", 2),
+        ("flap", "pruning.solver.levels.set_weight_", 2),
         ("slimgpt", "pruning.methods.sequential.check_finite", 2),
         ("behind", "pruning.methods.sequential.check_finite", 2),
         ("damped", "pruning.methods.sequential.check_finite", 2),
