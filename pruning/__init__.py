@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pruning.api import Pruned, load, profile, prune
     from pruning.calibration.calibration import Calibration, Wikipedia
+    from pruning.data.labelled import Labelled
+    from pruning.data.questions import Questions
     from pruning.data.text import Text
-    from pruning.evaluation.parts import Perplexity
+    from pruning.evaluation.parts import (
+        ClassificationBenchmark,
+        LmEvalTask,
+        Perplexity,
+        QABenchmark,
+    )
     from pruning.evaluation.suite import Suite
     from pruning.latency.cost_models import File, Proxy, Roofline
     from pruning.latency.local import Local
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
     from pruning.methods.ziplm import ZipLM
     from pruning.models.shrink import shrink_
     from pruning.recovery.recipe import Lora, Loss
-    from pruning.recovery.recovery import NoRecovery, Training
+    from pruning.recovery.recovery import LocalFirst, LocalReconstruction, NoRecovery, Training
     from pruning.results.frame import load_results
     from pruning.results.result import Result
     from pruning.runtimes.llama_cpp import LlamaCpp
@@ -54,11 +61,18 @@ _HOMES = {
     "pruning.runtimes.vllm": ("VLLM",),
     "pruning.calibration.calibration": ("Calibration", "Wikipedia"),
     "pruning.data.text": ("Text",),
+    "pruning.data.labelled": ("Labelled",),
+    "pruning.data.questions": ("Questions",),
     "pruning.search.search": ("Calibrated", "Spdy", "Uniform", "Schedule", "NoSearch"),
     "pruning.recovery.recipe": ("Loss", "Lora"),
-    "pruning.recovery.recovery": ("Training", "NoRecovery"),
+    "pruning.recovery.recovery": ("Training", "LocalReconstruction", "LocalFirst", "NoRecovery"),
     "pruning.evaluation.suite": ("Suite",),
-    "pruning.evaluation.parts": ("Perplexity",),
+    "pruning.evaluation.parts": (
+        "Perplexity",
+        "LmEvalTask",
+        "ClassificationBenchmark",
+        "QABenchmark",
+    ),
     "pruning.tasks.task": ("Classification", "QuestionAnswering"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -70,12 +84,17 @@ __all__ = [
     "Calibrated",
     "Calibration",
     "Classification",
+    "ClassificationBenchmark",
     "Dense",
     "Depth",
     "File",
     "Flap",
+    "Labelled",
     "LlamaCpp",
+    "LmEvalTask",
     "Local",
+    "LocalFirst",
+    "LocalReconstruction",
     "Lora",
     "Loss",
     "Magnitude",
@@ -86,7 +105,9 @@ __all__ = [
     "Perplexity",
     "Proxy",
     "Pruned",
+    "QABenchmark",
     "QuestionAnswering",
+    "Questions",
     "Random",
     "Result",
     "Roofline",

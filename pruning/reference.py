@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from io import StringIO
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from omegaconf import OmegaConf
@@ -22,8 +23,12 @@ This page is written by `make docs`. The dataclasses are the source: edit those.
 
 A job is an `Experiment`. Choose an option of a group with `group=option`, and set a field with
 `group.field=value`: `python launch.py method=slimgpt method.smallest=8 speedup=2`. In Python the
-same options are objects: `SlimGPT(smallest=8)`. A field that needs a value says so.
+same options are objects: `SlimGPT(smallest=8)`. A field that needs a value says so. Every option
+has a `name` too, by which results and directories are called: `model.name=mine`.
 """
+
+RECIPES = """Recipes set several groups, and what a multirun goes through:
+`python launch.py -m experiment=frontier`."""
 
 
 def reference() -> str:
@@ -37,6 +42,7 @@ def reference() -> str:
             if rows := _table(kind, skip={"name"}):
                 parts.append(rows)
             nested |= dict.fromkeys(_inner(kind))
+    parts += ["## experiment", RECIPES, _options("experiment")]
     parts.append("## Parts of options")
     for kind in _closure(nested):
         parts += [f"### {kind.__name__}", _summary(kind), _table(kind)]
@@ -47,13 +53,18 @@ def _options(group: str) -> str:
     """Tabulate the YAML files of a group, each with the comment that it begins with."""
     lines = ["| option | |", "|---|---|"]
     for path in sorted((CONF / group).glob("*.yaml")):
-        first = path.read_text().splitlines()[0]
-        said = first.removeprefix("# ") if first.startswith("# ") else ""
+        said = _first_comment(path)
         if group == "model" and not said:
             given = OmegaConf.load(path)
             said = f"`{given.base_model if 'base_model' in given else given.path}`"
         lines.append(f"| `{group}={path.stem}` | {_escaped(said)} |")
     return "\n".join(lines)
+
+
+def _first_comment(path: Path) -> str:
+    """Return the comment that a file begins with, behind what is for Hydra."""
+    first = next(line for line in path.read_text().splitlines() if line != "# @package _global_")
+    return first.removeprefix("# ") if first.startswith("# ") else ""
 
 
 def _table(kind: type, skip: set[str] = frozenset()) -> str:  # type: ignore[assignment]

