@@ -89,7 +89,7 @@ def picture(results: list[dict[str, Any]]) -> dict[str, Any]:
         "field": "measured",
         "type": "quantitative",
         "title": "measured speedup over the dense model, end to end",
-        "scale": {"domain": [0.97, 2.08], "nice": False},
+        "scale": {"domain": [0.97, 2.12], "nice": False},
         "axis": {"values": [1, 1.25, 1.5, 1.75, 2], "labelExpr": "datum.value + 'x'"},
     }
     y = {
