@@ -14,10 +14,10 @@ help:  ## Show this help
 run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (about 8 minutes on 2 cores)
 	$(BIN)/python launch.py $(ARGS)
 
-test: $(STAMP)  ## Install, then run the unit tests (two to three minutes on 2 cores)
+test: $(STAMP)  ## Install, then run the unit tests (two to five minutes on 2 cores)
 	$(BIN)/python -m pytest -m unit -n $(WORKERS) --dist loadfile $(ARGS)
 
-jobs: $(STAMP)  ## Run the tests that run launch.py, start processes, train or take seconds (10 to 15 minutes)
+jobs: $(STAMP)  ## Run the tests that run launch.py, start processes, train or take seconds (13 to 30 minutes)
 	$(BIN)/python -m pytest -m "job and not slow and not gpu" $(ARGS)
 
 slow: $(STAMP)  ## Run the further tests: on real weights, on submitit and ray

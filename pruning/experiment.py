@@ -42,7 +42,7 @@ class Experiment(Options):
     recovery: Recovery = MISSING  # training of the pruned model
     tracker: Tracker = MISSING  # where results are shown
     task: Task | None = None  # that an encoder is fine-tuned for
-    speedup: float | None = MISSING  # at least 1; null: method.ratio, method.sparsity
+    speedup: float | None = MISSING  # dense / pruned ms, at least 1; null: method.ratio, .sparsity
     seed: int = 0  # order of the calibration text, everything random
     study: str = "default"  # jobs that belong together: outputs/<study>/, one W&B group
     cache: str = field(default_factory=root)  # finished stages, shared by all jobs
