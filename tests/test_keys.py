@@ -46,6 +46,7 @@ from pruning.search.options import Objective
 from pruning.search.problem import build_problem
 from pruning.search.search import NoSearch
 from pruning.search.trial import CandidateEvaluator
+from pruning.solver.folds import Folds
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache, digest
 from pruning.system.precision import Precision
@@ -156,6 +157,10 @@ def levels(g: Given, cache: Cache) -> Any:
     return Levels.from_moments(g.model, moments(g, cache), g.method, g.table, cache)
 
 
+def folds(g: Given, cache: Cache) -> Any:
+    return Folds.collect(g.loaded(), g.batches, g.calibration, g.method.ridges, cache)
+
+
 def sensitivities(g: Given, cache: Cache) -> Any:
     solved = levels(g, cache)
     trial = CandidateEvaluator(g.model, solved, g.judged, g.objective)
@@ -167,7 +172,7 @@ def search(g: Given, cache: Cache) -> Any:
     trial = CandidateEvaluator(g.model, solved, g.judged, g.objective)
     posed = build_problem(solved, g.table, trial, cache, g.seed)
     budget = g.table.budget(g.speedup)
-    losses = posed.sensitivities(g.anchors)
+    losses = posed.losses(g.anchors)
     return calibrated(posed, budget, losses, g.balances, g.tried, g.mutation)
 
 
@@ -200,6 +205,7 @@ STAGES: dict[str, Callable[[Given, Cache], Any]] = {
     "vocabulary": lambda g, cache: g.here.slowdown(g.model, half(g.model), cache, g.runtime),
     "moments": moments,
     "levels": levels,
+    "folds": folds,
     "sensitivities": sensitivities,
     "search": search,
     "influence": lambda g, cache: influence(g.loaded(), g.batches, cache),
@@ -434,6 +440,7 @@ CASES: dict[str, dict[str, Change]] = {
     },
     "moments": {**MOMENTS, "inputs": lambda g: setattr(g, "method", g.flop)},
     "levels": LEVELS,
+    "folds": {**MOMENTS, "ridges": put("method.ridges", [0.5])},
     "sensitivities": {
         **LEVELS,
         "objective": put("objective", Objective.task),

@@ -48,24 +48,35 @@ class Leveled(Method):
     def cost(
         self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:
-        """Count the passes of moments and of the search, and of updates behind pruned blocks.
+        """Count the passes of moments, folds and the search, and of updates behind pruned blocks.
 
         Where held-out moments are not stored, levels and weights take them again.
         """
         from pruning.calibration.moments import stored_bytes
+        from pruning.methods.compensation import PASSES
         from pruning.methods.sequential import passes, updates_behind
 
         both = stored_bytes(self.sites(model), model.config.hidden_size)
         retaken = calibration.held_out * tokens if calibration.stored.drops(both) else 0.0
         behind = updates_behind(calibration, self.ridges)
-        updates = {"prune": passes(calibration) * tokens if behind else retaken}
-        return cost_of_levels(self, model, tokens, search) | {"levels": retaken} | updates
+        folded = self.searches_with_folds(model, search)
+        updates = passes(calibration) * tokens if behind else retaken
+        prune = {"prune": updates + (PASSES * tokens if folded else 0.0)}
+        return cost_of_levels(self, model, tokens, search, folded) | {"levels": retaken} | prune
+
+    def searches_with_folds(self, model: "PreTrainedModel", search: Search) -> bool:
+        """Tell whether the search measures what is gone with what takes it over."""
+        from pruning.models.gaps import outputs_add_up
+
+        measured = isinstance(search, LevelSearch) and search.measures
+        return self.compensate and measured and outputs_add_up(model)
 
     def plan(self, context: PruningContext) -> Plan:
         """Turn moments into levels; let the search prepare to choose among them."""
         from pruning.calibration.moments import Moments
         from pruning.methods.plans import LevelsPlan
         from pruning.search.problem import build_problem
+        from pruning.solver.folds import Folds
 
         c, dense, batches = context, context.dense.model, context.calibration.batches
         clock, cache = c.job.stopwatch, c.job.cache
@@ -76,6 +87,9 @@ class Leveled(Method):
             moments = Moments.collect(c.dense, batches, text, sites, cache)
         with clock("levels"):
             levels = self.levels().from_moments(dense, moments, self, c.table, cache)
+        if self.searches_with_folds(dense, c.search):
+            with clock("folds"):
+                levels.folds = Folds.collect(c.dense, batches, text, self.ridges, cache)
         with clock("search"), c.search.trial(dense, levels, batches) as trial:
             problem = build_problem(levels, c.table, trial, cache, c.job.seed)
             choose = c.search.prepare(problem, c.table.budget(c.speedup))
@@ -84,10 +98,12 @@ class Leveled(Method):
 
 
 def cost_of_levels(
-    method: Method, model: "PreTrainedModel", tokens: int, search: Search
+    method: Method, model: "PreTrainedModel", tokens: int, search: Search, folded: bool = False
 ) -> dict[str, float | None]:
     """Return the tokens of the stages up to the choice of levels, as `Method.cost` does."""
     from pruning.models.sites import blocks
+    from pruning.solver.folds import PASSES
 
-    searched = search.cost(method.sites(model), len(blocks(model)))
-    return {"moments": float(tokens), "levels": 0.0, **searched}
+    folds = {"folds": PASSES * tokens} if folded else {}
+    searched = search.cost(method.sites(model), len(blocks(model)), folded)
+    return {"moments": float(tokens), "levels": 0.0, **folds, **searched}

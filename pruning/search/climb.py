@@ -10,7 +10,7 @@ import numpy as np
 from pruning.models.sites import Kind
 from pruning.search.knapsack import Row
 from pruning.search.options import Chooser
-from pruning.search.problem import Problem, calibrate_priors
+from pruning.search.problem import Problem
 from pruning.solver.levels import dear
 from pruning.system.cache import digest
 from pruning.system.files import to_json
@@ -69,7 +69,7 @@ class _Climb:
         numbers = {"loss": self.loss, "ms": problem.ms}
         key = {
             "version": 2,
-            "problem": problem.identity,
+            "problem": problem.identity | problem.with_folds,
             "numbers": digest({name: [row.tolist() for row in r] for name, r in numbers.items()}),
             "rest": problem.rest,
             "budget": self.budget,
@@ -101,18 +101,16 @@ def spdy(problem: Problem, budget: float, inits: int, steps: int, mutation: floa
 def calibrated(
     problem: Problem,
     budget: float,
-    sensitivities: Sequence[dict[int, float]],
+    loss: Sequence[Row],
     balances: list[float],
     steps: int,
     mutation: float,
 ) -> Chooser:
-    """Solve on sensitivities of some levels; try mutants of the coefficients, factors e^(N/2).
+    """Solve on losses in nats; try mutants of the coefficients, factors e^(N/2).
 
     First the losses of all attentions are multiplied by each of `balances`, and the best is kept:
     the losses of several add up to more than their sum, and more so than those of FFNs.
     """
-    pairs = zip(problem.loss, sensitivities, strict=True)
-    loss = [calibrate_priors(prior, at) for prior, at in pairs]
     climb = _Climb(problem, loss, budget)
     attention = np.array([site.kind is Kind.ATTENTION for site in problem.sites])
     both = attention.any() and not attention.all()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pruning.models.blockwise import predict
 from pruning.models.sites import Kind, Site, architecture, blocks, norm_behind, projection
+from pruning.models.streamed import opened
 from pruning.search.trial import CandidateEvaluator
 from pruning.solver.levels import dear
 from pruning.system.precision import computing
@@ -30,9 +31,11 @@ class _Note:
 
 
 def fisher_losses(
-    trial: CandidateEvaluator, levels: Sequence[Sequence[int]], draws: int
+    trial: CandidateEvaluator, levels: Sequence[Sequence[int]], draws: int, folded: bool = False
 ) -> list[dict[int, float]]:
     """Estimate each site's loss increase at these levels, all other sites dense.
+
+    With `folded`, these are levels of which nothing is left, and what writes in front takes over.
 
         KL(p || p') ~ 1/2 E_y [(g . d)^2],   g = d(-log p(y)) / d out,   y ~ p
 
@@ -55,11 +58,16 @@ def fisher_losses(
     losses: list[dict[int, float]] = [{} for _ in trial.sites]
     for index in track([*reversed(range(len(entering)))], "search: sensitivities"):
         with trial.block(index) as block:
-            notes, gradients = _backward(trial, index, block, entering.pop(), gradients)
+            notes, gradients = _backward(trial, index, block, entering[index], gradients)
             for place, of_site in notes.items():
                 for level in levels[place]:
-                    squares = _squares(trial, place, level, of_site)
+                    if folded:
+                        instead = _taken_over(trial, place, entering)
+                    else:
+                        instead = _given(trial, place, level, of_site)
+                    squares = _squares(trial, of_site, instead)
                     losses[place][level] = dear(squares / (2 * draws * predictions))
+        entering.pop()
     return losses
 
 
@@ -159,9 +167,11 @@ def _noted(trial: CandidateEvaluator, places: Sequence[int]) -> Generator[dict[i
 
 
 @torch.no_grad()
-def _squares(trial: CandidateEvaluator, place: int, level: int, notes: Sequence[_Note]) -> float:
-    """Return the sum of (g . d)^2 over tokens, or rows of an encoder, and draws."""
-    site, rows, total = trial.sites[place], architecture(trial.model).encoder, 0.0
+def _given(
+    trial: CandidateEvaluator, place: int, level: int, notes: Sequence[_Note]
+) -> list[Tensor]:
+    """Return what a site gives to each batch at a level."""
+    site, given = trial.sites[place], list[Tensor]()
     trial.install(place, level)
     module, norm = _module(trial, site), _norm(trial, site)  # a level may bring others
     for state, note in zip(trial.states, notes, strict=True):
@@ -169,8 +179,40 @@ def _squares(trial: CandidateEvaluator, place: int, level: int, notes: Sequence[
             out = module(note.x)
             if norm is not None and note.normed is not None:
                 out = norm(note.normed + (out - note.given))
+        given.append(out)
+    trial.install(place, 0)
+    return given
+
+
+@torch.no_grad()
+def _taken_over(
+    trial: CandidateEvaluator, place: int, entering: Sequence[Sequence[Tensor]]
+) -> list[Tensor]:
+    """Return what stands in for a site that is gone, of each batch."""
+    folds = trial.levels.folds
+    assert folds is not None
+    writer, F = folds.writers[trial.sites[place]], folds[trial.sites[place]]
+    read, given = list[Tensor](), list[Tensor]()
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        read.append(args[0])
+
+    with opened(blocks(trial.model)[writer.block]) as block:
+        hook = projection(trial.model, writer).register_forward_pre_hook(note)
+        for state, hidden in zip(trial.states, entering[writer.block], strict=True):
+            state.run(writer.block, block, hidden)
+            x = read.pop()
+            given.append(x @ F.to(x).T)
+        hook.remove()
+    return given
+
+
+@torch.no_grad()
+def _squares(trial: CandidateEvaluator, notes: Sequence[_Note], instead: Sequence[Tensor]) -> float:
+    """Return the sum of (g . d)^2 over tokens, or rows of an encoder, and draws."""
+    rows, total = architecture(trial.model).encoder, 0.0
+    for state, note, out in zip(trial.states, notes, instead, strict=True):
         along = (note.gradients.float() * (out - note.out).float()).sum(-1)
         along = along.reshape(len(along), len(state.batch.ids), -1)
         total += float((along.sum(-1) if rows else along).double().square().sum())
-    trial.install(place, 0)
     return total

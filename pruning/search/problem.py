@@ -15,6 +15,7 @@ from pruning.models.sites import Site
 from pruning.search.fisher import fisher_losses
 from pruning.search.knapsack import Row, knapsack
 from pruning.search.trial import CandidateEvaluator
+from pruning.solver.folds import Folds
 from pruning.solver.levels import Levels, dear
 from pruning.system.cache import Cache
 from pruning.system.files import to_json
@@ -33,10 +34,16 @@ class Problem:
     trial: CandidateEvaluator | None  # for searches that measure
     cache: Cache
     identity: dict[str, Any]  # of everything that sensitivities depend on
+    folds: Folds | None = None  # that take over what is gone
     seed: int = 0  # of the candidates that a search draws
     history: list[dict[str, float]] = field(
         default_factory=list[dict[str, float]]
     )  # of what `evaluate` measured
+
+    @property
+    def with_folds(self) -> dict[str, str]:
+        """Return what names the folds, if there are any."""
+        return {} if self.folds is None else {"folds": self.folds.identity}
 
     def total(self, choice: Sequence[int]) -> float:
         """Return the predicted end-to-end milliseconds of a choice."""
@@ -57,6 +64,19 @@ class Problem:
         self.history.append({"step": len(self.history), "loss": loss, "best": best})
         return loss
 
+    def losses(self, anchors: list[float], draws: int | None = None) -> list[Row]:
+        """Return the loss of every level in nats, from sensitivities; of what is gone, folded.
+
+        Where folds take over what is gone, that is another model than one with a little left: the
+        loss of the last level then says nothing of those before it.
+        """
+        pairs = zip(self.loss, self.sensitivities(anchors, draws), strict=True)
+        rows = [calibrate_priors(prior, measured) for prior, measured in pairs]
+        for row, measured in zip(rows, self._folded(draws), strict=True):
+            for level, loss in measured.items():
+                row[level] = loss
+        return rows
+
     def sensitivities(
         self, anchors: list[float], draws: int | None = None
     ) -> list[dict[int, float]]:
@@ -68,18 +88,34 @@ class Problem:
             sorted({_nearest(row, anchor) for anchor in anchors}) if len(row) > 1 else []
             for row in self.kept
         ]
+        return self._increases(at, draws)
 
+    def _folded(self, draws: int | None) -> list[dict[int, float]]:
+        """Return each site's loss increase where it is gone and taken over; cached."""
+        folds = self.folds
+        if folds is None:
+            return [{} for _ in self.sites]
+        at = [
+            [level for level, share in enumerate(row) if share == 0 and site in folds.writers]
+            for site, row in zip(self.sites, self.kept, strict=True)
+        ]
+        return self._increases(at, draws, folded=True)
+
+    def _increases(
+        self, at: list[list[int]], draws: int | None, folded: bool = False
+    ) -> list[dict[int, float]]:
         def build(directory: Path) -> None:
             assert self.trial is not None
             kept = self.cache.checkpoints(key)  # of blocks that an earlier start has finished
             if draws is None:
-                losses = self.trial.sensitivities(at, kept)
+                losses = self.trial.sensitivities(at, kept, folded)
             else:
-                losses = fisher_losses(self.trial, at, draws)
+                losses = fisher_losses(self.trial, at, draws, folded)
             shutil.rmtree(kept, ignore_errors=True)
             (directory / "sensitivities.json").write_text(to_json(losses))
 
         key = {"of": self.identity, "at": at} | ({"draws": draws} if draws else {})
+        key |= self.with_folds if folded else {}
         entry = self.cache.stage("sensitivities", key, build)
         rows = json.loads((entry / "sensitivities.json").read_text())
         return [{int(level): dear(loss) for level, loss in row.items()} for row in rows]
@@ -110,6 +146,7 @@ def build_problem(
         trial,
         cache,
         identity,
+        levels.folds,
         seed,
     )
 

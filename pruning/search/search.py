@@ -35,8 +35,13 @@ class Search(Options):
     )
     name: str = MISSING  # that results name it by
 
-    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
-        """Return the tokens that its cached stages bring through a model of `depth` blocks."""
+    def cost(
+        self, sites: "Sequence[Site]", depth: int, folded: bool = False
+    ) -> dict[str, float | None]:
+        """Return the tokens that its cached stages bring through a model of `depth` blocks.
+
+        With `folded`, what is gone is judged with what takes it over.
+        """
         return {}
 
 
@@ -50,6 +55,8 @@ class NoSearch(Search):
 @dataclass
 class LevelSearch(Search, ABC):
     """A way to choose one level per site under a latency budget."""
+
+    measures: ClassVar[bool] = False  # losses of candidates
 
     def trial(
         self, model: "PreTrainedModel", levels: "Levels", batches: "list[Batch]"
@@ -135,6 +142,8 @@ class Schedule(LevelSearch):
 class Guided(LevelSearch):
     """A search that measures whole candidates on a slice of the held-out calibration text."""
 
+    measures: ClassVar[bool] = True
+
     objective: Objective = Objective.kl  # what a candidate is measured by
     tokens: int = 2048  # of the held-out calibration text per evaluation; rows for a classifier
     sequence_length: int | None = None  # tokens per sequence of them; null: the rows as they are
@@ -153,7 +162,9 @@ class Guided(LevelSearch):
         """Count the candidates that are measured."""
         return self.steps + 1
 
-    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
+    def cost(
+        self, sites: "Sequence[Site]", depth: int, folded: bool = False
+    ) -> dict[str, float | None]:
         """Count the text of every candidate."""
         return {"search": float(self.candidates() * self.tokens)}
 
@@ -234,15 +245,19 @@ class Calibrated(Guided):
         """Count a candidate for each balance too."""
         return self.steps + len(self.balances)
 
-    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
+    def cost(
+        self, sites: "Sequence[Site]", depth: int, folded: bool = False
+    ) -> dict[str, float | None]:
         """Count the text through the blocks from a site on, for every site and anchor.
 
-        For the Fisher information twice forward, and back once for every draw.
+        For the Fisher information twice forward, and back once for every draw; what is taken over
+        is measured, or estimated, by itself.
         """
         if self.sensitivity is Sensitivity.fisher:
-            passes = 2 + self.draws  # each back through what a block gives
+            passes = (2 + self.draws) * (1 + folded)  # each back through what a block gives
         else:
-            passes = len(self.anchors) * sum(1 - site.block / depth for site in sites)
+            measured = len(self.anchors) + folded
+            passes = measured * sum(1 - site.block / depth for site in sites)
         return {"sensitivities": passes * self.tokens, **super().cost(sites, depth)}
 
     def prepare(self, problem: "Problem", budget: float) -> Chooser:
@@ -250,5 +265,5 @@ class Calibrated(Guided):
         from pruning.search.climb import calibrated
 
         draws = self.draws if self.sensitivity is Sensitivity.fisher else None
-        losses = problem.sensitivities(self.anchors, draws)
+        losses = problem.losses(self.anchors, draws)
         return calibrated(problem, budget, losses, self.balances, self.steps, self.mutation)

@@ -94,8 +94,9 @@ class CandidateEvaluator:
         self.compared = draw_predictions(batches, predictions)
         self.sites = list(levels)
         self.states = [embed(model, batch, in_bfloat16) for batch in batches]
-        self.installed = [0] * len(self.sites)
+        self.installed: list[tuple[int, list[int]]] = [(0, [])] * len(self.sites)
         self.wanted = [0] * len(self.sites)
+        self.folded = False  # whether what is gone is taken over now
         self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
         self.routed: dict[Site, nn.Module] = {}  # routers with their experts, as they were
@@ -114,7 +115,7 @@ class CandidateEvaluator:
         closes = is_closed(block)
         with opened(block):
             for place in mine:
-                self.install(place, self.wanted[place])
+                self.install(place, self.wanted[place], self._taken_over(place))
             try:
                 yield block
             finally:
@@ -130,6 +131,23 @@ class CandidateEvaluator:
             [place for place, site in enumerate(self.sites) if site.block == index]
             for index in range(len(blocks(self.model)))
         ]
+
+    @cached_property
+    def takes_over(self) -> list[list[int]]:
+        """Return the places that each place takes over where they are gone."""
+        folds = self.levels.folds
+        writers = [folds.writers.get(site) if folds else None for site in self.sites]
+        return [[i for i, writer in enumerate(writers) if writer == site] for site in self.sites]
+
+    def _taken_over(self, place: int) -> list[int]:
+        """Return the places that a place takes over now."""
+        if not self.folded:
+            return []
+        return [i for i in self.takes_over[place] if self.is_gone(i, self.wanted[i])]
+
+    def is_gone(self, place: int, level: int) -> bool:
+        """Tell whether nothing is left of a site at a level."""
+        return level > 0 and not self.levels[self.sites[place]].keeps[level].any()
 
     @cached_property
     def dense(self) -> list[_Dense | _Numbers]:
@@ -149,22 +167,29 @@ class CandidateEvaluator:
     def evaluate(self, choice: Sequence[int]) -> float:
         """Return the calibration loss of one level per site, nats per token; finite or infinite."""
         assert self.dense  # before anything is installed
-        self.wanted = list(choice)
+        self.wanted, self.folded = list(choice), self.levels.folds is not None
         return self._loss(0, [state.hidden for state in self.states])
 
     @torch.no_grad()
     def sensitivities(
-        self, anchors: Sequence[Sequence[int]], scratch: Path | None = None
+        self,
+        anchors: Sequence[Sequence[int]],
+        scratch: Path | None = None,
+        folded: bool = False,
     ) -> list[dict[int, float]]:
         """Measure each site's loss increase at its anchor levels, all other sites dense.
 
-        The blocks before the site are not run again: the hidden states go along. Losses of a block
-        are kept in `scratch`, and are not measured again where an earlier start has done so.
+        With `folded`, what is gone is taken over by what writes in front of it. The blocks before
+        the first that changes are not run again: the hidden states go along. Losses of a block are
+        kept in `scratch`, and are not measured again where an earlier start has done so.
         """
         dense = self.evaluate([0] * len(self.sites))
+        self.folded = folded
         hidden = [state.hidden for state in self.states]
+        entering = dict[int, list[Tensor]]()  # blocks from which on passes may start
         losses: list[dict[int, float]] = [{} for _ in self.sites]
         for index in track(range(len(blocks(self.model))), "search: sensitivities"):
+            entering[index] = hidden
             kept = None if scratch is None else scratch / f"{index:04}.json"
             with self.block(index):
                 if kept is not None and kept.exists():
@@ -172,33 +197,45 @@ class CandidateEvaluator:
                         losses[int(i)] = {int(level): dear(loss) for level, loss in row.items()}
                 else:
                     for i in self.places[index]:
-                        losses[i] = self._measured(index, i, anchors[i], hidden, dense)
+                        losses[i] = self._measured(i, anchors[i], entering, dense)
                     if kept is not None:
                         rows = {i: losses[i] for i in self.places[index]}
                         write_text(to_json(rows), kept)
                 hidden = self.behind(index, hidden)
+            later = [self.first_changed(i) for ids in self.places[index + 1 :] for i in ids]
+            for passed in [block for block in entering if block < min(later, default=0)]:
+                del entering[passed]
         return losses
 
     def _measured(
-        self, index: int, place: int, levels: Sequence[int], hidden: Sequence[Tensor], dense: float
+        self, place: int, levels: Sequence[int], entering: dict[int, list[Tensor]], dense: float
     ) -> dict[int, float]:
-        """Return the loss increase of each level of a site, with `hidden` entering its block."""
-        increases: dict[int, float] = {}
+        """Return the loss increase of each level of a site, given what enters blocks."""
+        increases, start = dict[int, float](), self.first_changed(place)
         for level in levels:
             self.wanted[place] = level
-            increases[level] = max(0.0, self._loss(index, hidden) - dense)
+            increases[level] = max(0.0, self._loss(start, entering[start]) - dense)
         self.wanted[place] = 0
         return increases
 
+    def first_changed(self, place: int) -> int:
+        """Return the first block that changes with a site: its own, or that of what takes over."""
+        site, folds = self.sites[place], self.levels.folds
+        writer = folds.writers.get(site) if folds and self.folded else None
+        return (writer or site).block
+
     @torch.no_grad()
-    def install(self, index: int, level: int) -> None:
-        """Let a site, whose block is open, have the weights of a level; 0 is dense."""
-        if self.installed[index] == level:
+    def install(self, index: int, level: int, taken_over: Sequence[int] = ()) -> None:
+        """Let a site, whose block is open, have the weights of a level; 0 is dense.
+
+        It takes over the sites at some other places, which are gone.
+        """
+        if self.installed[index] == (level, [*taken_over]):
             return
         site = self.sites[index]
+        self.installed[index] = level, [*taken_over]
         if site.kind is Kind.EXPERTS:
             self._install_experts(site, level)
-            self.installed[index] = level
             return
         module: Any = projection(self.model, site)
         norm = norm_behind(self.model, site)
@@ -206,20 +243,20 @@ class CandidateEvaluator:
         if site not in self.original:
             own = block.get_submodule(norm) if norm else None
             self.original[site] = weight(module).clone(), module.bias, own
-        W, b, own = self.original[site]
-        gone = level > 0 and not self.levels[site].keeps[level].any()
+        dense, b, own = self.original[site]
+        gone, installed, shift = self.is_gone(index, level), dense, None
         if norm and own:
             replace_(block, norm, nn.Identity() if gone else own)
-        shift = None
         if level:
-            installed, shift = self.levels.trial_weight(site, level, W)
-            set_weight_(module, installed)
+            installed, shift = self.levels.trial_weight(site, level, dense)
             if gone and b is not None:
                 shift = -b
-        else:
-            set_weight_(module, W)
+        if taken_over:
+            assert self.levels.folds is not None
+            folds = (self.levels.folds[self.sites[i]] for i in taken_over)
+            installed = sum((fold.to(dense) for fold in folds), installed)
+        set_weight_(module, installed)
         module.bias = b if shift is None else _parameter(shift if b is None else b + shift)
-        self.installed[index] = level
 
     def _install_experts(self, site: Site, level: int) -> None:
         block = blocks(self.model)[site.block]

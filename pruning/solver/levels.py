@@ -35,6 +35,7 @@ from pruning.models.sites import (
 )
 from pruning.models.streamed import is_streamed, opened, rewritten, written_before
 from pruning.solver.experts import ExpertSite, expert_levels
+from pruning.solver.folds import Folds
 from pruning.solver.obs import least_squares
 from pruning.system.cache import Cache
 from pruning.system.files import to_json, whole_directory
@@ -98,6 +99,7 @@ class Levels(Mapping[Site, SiteLevels]):
 
     def __init__(self, by_site: dict[Site, SiteLevels], moments: Moments, identity: str = ""):
         self._of, self._moments, self.identity = by_site, moments, identity
+        self.folds: Folds | None = None  # that take over what is gone, where something does
 
     @classmethod
     def from_moments(

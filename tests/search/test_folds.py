@@ -1,0 +1,265 @@
+"""Folds against least squares on hooked inputs, and trials that have them against whole models."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pruning.methods.ziplm import Score
+from pruning.models.gaps import writers
+from pruning.models.loaded import LoadedModel
+from pruning.models.sites import Kind, projection, sites, weight
+from pruning.search.fisher import _taken_over, fisher_losses
+from pruning.search.options import Objective
+from pruning.search.problem import build_problem
+from pruning.search.search import Calibrated, Uniform
+from pruning.search.trial import CandidateEvaluator
+from pruning.solver.folds import Folds
+from pruning.system.cache import Cache
+from pruning.system.precision import Precision
+from tests.helpers.data import lstsq
+from tests.helpers.families import FAMILIES, ROUTING, bert, gemma2
+from tests.helpers.tiny import (
+    job_with,
+    linear_table,
+    padded_batches,
+    pruning_context,
+    solve_levels,
+    text,
+    word_tokenizer,
+    ziplm,
+)
+from tests.search.test_trial import OUTPUTS, masked, reference
+
+BATCHES = padded_batches(count=9)
+FIT = [batch for batch in BATCHES if not batch.held_out]
+RIDGE = 0.1
+SERIAL = ["llama", "gpt2", "opt", "granite"]
+
+
+def folds_of(model, directory, ridges=(RIDGE,)) -> Folds:
+    dense = LoadedModel(model, word_tokenizer())
+    return Folds.collect(dense, BATCHES, text(), ridges, Cache(directory))
+
+
+@pytest.fixture(params=["llama", "gpt2", "gpt_neox"], scope="module")
+def case(request, tmp_path_factory):
+    """Give a family, a model of it, and levels with dense weights and folds."""
+    model, directory = FAMILIES[request.param](), tmp_path_factory.mktemp(request.param)
+    table = linear_table(model, 8)
+    levels = solve_levels(model, BATCHES, directory / "moments", table, ridges=(float("inf"),))
+    levels.folds = folds_of(model, directory)
+    return request.param, model, levels
+
+
+@torch.no_grad()
+def read(model, site, what):
+    """Return what an output projection read, or gave, at the real tokens that are not held out."""
+    seen = []
+
+    def note(module, args, out) -> None:
+        seen.append(args[0] if what == "inputs" else out)
+
+    handle = projection(model, site).register_forward_hook(note)
+    for batch in FIT:
+        model(input_ids=batch.ids, attention_mask=batch.mask)
+    handle.remove()
+    rows = [
+        one.reshape(*batch.ids.shape, -1)[batch.mask.bool()]
+        for one, batch in zip(seen, FIT, strict=True)
+    ]
+    return torch.cat(rows).double()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", [*SERIAL, "gpt_neox"])
+def test_a_fold_is_the_least_squares_of_what_is_gone(family, tmp_path):
+    model = FAMILIES[family]()
+    folds = folds_of(model, tmp_path)
+    assert len(folds.writers) == sum(site.removable for site in sites(model)) > 3
+    for site, writer in folds.writers.items():
+        W, X = weight(projection(model, writer)).double(), read(model, writer, "inputs")
+        missing, live = read(model, site, "outputs"), X.any(0)
+        expected = lstsq(W, X, live, RIDGE, X @ W.T + missing) - W[:, live]
+        F = folds[site].double()  # stored in bfloat16
+        torch.testing.assert_close(F[:, live], expected, rtol=1e-2, atol=2e-3)
+        left = (X @ F.T - missing).square().sum() / missing.square().sum()
+        assert left < 0.9
+
+
+@pytest.mark.parametrize("family", SERIAL)
+def test_what_writes_in_front_of_a_site_takes_it_over(family):
+    model = FAMILIES[family]()
+    places = {(w.block, w.kind): (s.block, s.kind) for s, w in writers(model).items()}
+    for block in range(len(sites(model)) // 2):
+        assert places[block, Kind.ATTENTION] == (block, Kind.FFN)
+    assert places[0, Kind.FFN] == (1, Kind.ATTENTION)
+
+
+def test_of_parallel_sub_blocks_each_takes_over_the_other():
+    model = FAMILIES["gpt_neox"]()
+    for site, writer in writers(model).items():
+        assert site.block == writer.block
+        assert site.kind is not writer.kind
+
+
+@pytest.mark.parametrize("family", ROUTING)
+def test_experts_are_taken_over_and_take_over_nothing(family):
+    by = writers(FAMILIES[family]())
+    assert any(site.kind is Kind.EXPERTS for site in by)
+    assert not any(writer.kind is Kind.EXPERTS for writer in by.values())
+
+
+@pytest.mark.parametrize("make", [bert, gemma2])
+def test_nothing_takes_over_what_a_norm_reads_first(make):
+    assert writers(make()) == {}
+
+
+def test_folds_of_blocks_that_are_solved_are_not_solved_again(tmp_path, monkeypatch):
+    """A killed job goes on at the block where it was."""
+    model = FAMILIES["llama"]()
+    whole, solved = folds_of(model, tmp_path / "whole"), []
+    write = Folds._write
+
+    def killed(self, index, folds):
+        if index == 2 and len(solved) == 2:
+            raise KeyboardInterrupt
+        solved.append(index)
+        write(self, index, folds)
+
+    monkeypatch.setattr(Folds, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folds_of(model, tmp_path / "killed")
+    solved.append("again")
+    again = folds_of(model, tmp_path / "killed")
+    assert solved == [0, 1, "again", 2]
+    assert all(torch.equal(whole[site], again[site]) for site in whole.writers)
+
+
+@torch.no_grad()
+def folded(family, model, levels, choice):
+    """Return a copy with zeros for what is gone, and what takes it over."""
+    copy = masked(family, model, levels, choice)
+    layers, *paths = OUTPUTS[family]
+    for (site, of), level in zip(levels.items(), choice, strict=True):
+        if of.keeps[level].any() or site not in levels.folds.writers:
+            continue
+        writer = levels.folds.writers[site]
+        path = dict(zip((Kind.ATTENTION, Kind.FFN), paths, strict=True))[writer.kind]
+        module = copy.get_submodule(layers)[writer.block].get_submodule(path)
+        F = levels.folds[site].float()
+        module.weight += F.T if family == "gpt2" else F  # Conv1D stores [inputs, outputs]
+    return copy
+
+
+def last(levels):
+    """Return the level of which nothing is left, of every site."""
+    return [len(of.shapes) - 1 for of in levels.values()]
+
+
+def foldable(levels):
+    """Return that level of every site that something takes over, none of the others."""
+    pairs = zip(levels, last(levels), strict=True)
+    return [[level] if site in levels.folds.writers else [] for site, level in pairs]
+
+
+def test_losses_with_folds_are_those_of_whole_models(case):
+    family, model, levels = case
+    dense, gone = FAMILIES[family](), last(levels)
+    choices = [gone, [0, 0, gone[2], gone[3], 1, 0], [0, gone[1], gone[2], 1, gone[4], gone[5]]]
+    with CandidateEvaluator(model, levels, BATCHES, Objective.kl) as trial:
+        for choice in choices:
+            expected = reference(
+                Objective.kl, dense, folded(family, dense, levels, choice), BATCHES
+            )
+            plain = reference(Objective.kl, dense, masked(family, dense, levels, choice), BATCHES)
+            assert trial.evaluate(choice) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+            assert expected != pytest.approx(plain, rel=0.01)
+        places = foldable(levels)
+        losses = trial.sensitivities(places, folded=True)
+    for index, at in enumerate(places):
+        for level in at:
+            choice = [level if i == index else 0 for i in range(len(gone))]
+            whole = folded(family, dense, levels, choice)
+            expected = reference(Objective.kl, dense, whole, BATCHES)
+            assert losses[index][level] == pytest.approx(expected, rel=1e-4, abs=2e-4)
+
+
+def test_weights_are_back_bit_by_bit_behind_folds(case):
+    _, model, levels = case
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with CandidateEvaluator(model, levels, BATCHES[:1], Objective.kl) as trial:
+        trial.evaluate(last(levels))
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_an_estimate_sees_what_is_given_instead(case):
+    """By hand: F x at every place, x hooked in the dense model."""
+    family, model, levels = case
+    layers, *paths = OUTPUTS[family]
+    with CandidateEvaluator(model, levels, FIT[:1], Objective.kl) as trial:
+        entering = [[state.hidden for state in trial.states]]
+        for index in range(len(levels) // 2):
+            entering.append(trial.behind(index, entering[-1]))
+        for place, site in enumerate(levels):
+            if site not in levels.folds.writers:
+                continue
+            writer = levels.folds.writers[site]
+            path = dict(zip((Kind.ATTENTION, Kind.FFN), paths, strict=True))[writer.kind]
+            module, seen = model.get_submodule(layers)[writer.block].get_submodule(path), []
+            hook = module.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
+            model(input_ids=FIT[0].ids, attention_mask=FIT[0].mask)
+            hook.remove()
+            (given,) = _taken_over(trial, place, entering)
+            expected = seen[0] @ levels.folds[site].float().T
+            real = FIT[0].mask.bool()
+            torch.testing.assert_close(given[real], expected[real], rtol=1e-4, atol=1e-4)
+
+
+def test_estimates_with_folds_are_near_measured_losses(case):
+    _, model, levels = case
+    places = foldable(levels)
+    with CandidateEvaluator(model, levels, BATCHES, Objective.kl) as trial:
+        measured = trial.sensitivities(places, folded=True)
+        estimated = fisher_losses(trial, places, 200, folded=True)
+    for index, at in enumerate(places):
+        for level in at:  # of second order, for changes that are not small
+            assert 0.3 < estimated[index][level] / measured[index][level] < 3
+
+
+def test_only_what_is_gone_has_the_loss_of_its_fold(case, tmp_path):
+    _, model, levels = case
+    table, cache = linear_table(model, 8), Cache(tmp_path)
+    rows = []
+    for folds in (None, levels.folds):
+        bare = deepcopy(levels)
+        bare.folds = folds
+        with CandidateEvaluator(model, bare, BATCHES, Objective.kl) as trial:
+            rows.append(build_problem(bare, table, trial, cache).losses([0.5, 0.0]))
+    for site, plain, with_folds in zip(levels, *rows, strict=True):
+        assert (plain[:-1] == with_folds[:-1]).all()
+        assert (plain[-1] != with_folds[-1]) == (site in levels.folds.writers)
+
+
+@pytest.mark.parametrize(
+    ("make", "search", "compensates", "has_folds"),
+    [
+        (FAMILIES["llama"], Calibrated(tokens=40, precision=Precision.float32), True, True),
+        (FAMILIES["llama"], Calibrated(tokens=40, precision=Precision.float32), False, False),
+        (FAMILIES["llama"], Uniform(), True, False),  # it measures nothing
+        (gemma2, Calibrated(tokens=40, precision=Precision.float32), True, False),
+    ],
+)
+def test_a_method_that_compensates_searches_with_folds(
+    make, search, compensates, has_folds, tmp_path
+):
+    model, method = make(), replace(ziplm(Score.obs, [RIDGE]), compensate=compensates)
+    context = pruning_context(model, BATCHES, search, job_with(Cache(tmp_path)))
+    plan = method.plan(context)
+    assert (plan.levels.folds is not None) is has_folds
+    assert (tmp_path / "folds").exists() is has_folds
+    costs = method.cost(model, 100, context.calibration.options, search)
+    assert costs.get("folds", 0) == (200 if has_folds else 0)
+    assert next(iter(costs)) == "moments"
+    assert list(costs)[-1] == "prune"
