@@ -1,13 +1,14 @@
 """Local reconstruction: each pruned block learns what the dense block gives, one after the other.
 
-Block i of the pruned model reads the pruned stream s and is fitted to the outputs of the dense
-block on the dense stream h, so that errors do not add up with depth:
+Block i of the pruned model reads the pruned stream s and is fitted to the dense stream behind it,
+D_i(h), so that errors do not add up with depth:
 
-    min_theta  sum_t |B_i(s_t; theta) - D_i(h_t)|^2 / |D_i(h_t)|^2
+    min_theta  sum_t |B_i(s_t; theta) - y_t|^2 / |y_t|^2,   y = D_i(h)
 
-by AdamW, on the calibration text. Some of its batches are held out; of the epochs the one with the
-least error there is kept, and that may be none (local reconstruction of pruned models:
-arXiv:2510.14444).
+Where sub-blocks behind it are gone, nothing reads the stream there: y is the dense stream behind
+those, and the block takes them over. Training is by AdamW, on the calibration text. Some of its
+batches are held out; of the epochs the one with the least error there is kept, and that may be none
+(local reconstruction of pruned models: arXiv:2510.14444).
 """
 
 import json
@@ -24,7 +25,9 @@ from transformers import PreTrainedModel
 
 from pruning.data.batch import Batch
 from pruning.models.blockwise import advance, embed
-from pruning.models.sites import blocks
+from pruning.models.modeling_pruned import Architecture, block_shape
+from pruning.models.sites import architecture, blocks
+from pruning.models.streamed import opened
 from pruning.recovery.recipe import LocalRecipe
 from pruning.system.environment import resident
 from pruning.system.files import whole_directory
@@ -59,14 +62,49 @@ class _Streams:
     """The hidden states of both models in front of a block, and the targets behind it."""
 
     def __init__(self, given: Reconstruction, in_bfloat16: bool):
+        self.given = given
         with torch.no_grad():
             self.dense = [embed(given.teacher, batch, in_bfloat16) for batch in given.batches]
             self.pruned = [embed(given.student, batch, in_bfloat16) for batch in given.batches]
+        self.targets: list[Tensor] = []  # of the block whose turn it is, by batch
+
+    @torch.no_grad()
+    def aim(self, index: int) -> None:
+        """Take the dense states behind block `index`; let it aim at what is read next there."""
+        teacher, a = self.given.teacher, architecture(self.given.teacher)
+        advance(self.dense, index, blocks(teacher)[index])
+        self.targets = [state.hidden for state in self.dense]
+        for later, block in enumerate(blocks(self.given.student)[index + 1 :], index + 1):
+            groups, _, width, experts = block_shape(block, a)
+            if groups:
+                break
+            if width or experts:  # attention alone is gone
+                if not getattr(block, "use_parallel_residual", False):
+                    self.targets = self._run(later, a, until_ffn=True)
+                break
+            self.targets = self._run(later, a)
+
+    def _run(self, index: int, a: Architecture, until_ffn: bool = False) -> list[Tensor]:
+        """Return what a dense block makes of the targets: behind it, or where its FFN reads."""
+        read = list[Tensor]()
+
+        def behind(module: nn.Module, args: Any, out: Tensor) -> None:
+            read.append(out if a.post_norm else args[0])
+
+        with opened(blocks(self.given.teacher)[index]) as block:
+            norm = block.get_submodule(a.attention_norm if a.post_norm else a.ffn_norm)
+            hook = norm.register_forward_hook(behind)
+            pairs = zip(self.dense, self.targets, strict=True)
+            left = [state.run(index, block, hidden) for state, hidden in pairs]
+            hook.remove()
+        if not until_ffn:
+            return left
+        return [x.to(y.device).reshape(y.shape) for x, y in zip(read, left, strict=True)]
 
     def error(self, index: int, block: nn.Module, place: int) -> Float[Tensor, ""]:
         """Return the relative error of a pruned block on a batch, once the targets are there."""
         out = self.pruned[place].run(index, block)
-        return relative_error(out, self.dense[place].hidden, self.dense[place].batch)
+        return relative_error(out, self.targets[place], self.dense[place].batch)
 
 
 def reconstruct(
@@ -78,11 +116,10 @@ def reconstruct(
     """
     start, earlier = time.monotonic(), 0.0
     streams = _Streams(given, recipe.precision.is_bfloat16(given.student.device))
-    pairs = list(zip(blocks(given.student), blocks(given.teacher), strict=True))
     curve: list[dict[str, float]] = []
     peaks = resident()
-    for index, (block, dense) in enumerate(track(pairs, "recover: blocks")):
-        advance(streams.dense, index, dense)
+    for index, block in enumerate(track(blocks(given.student), "recover: blocks")):
+        streams.aim(index)
         kept = scratch / f"{index:04d}"
         if kept.exists():
             _set(block, load_file(kept / "parameters.safetensors"))

@@ -76,7 +76,7 @@ def reconstructed(recipe: LocalRecipe, given: Reconstruction, cache: Cache) -> R
     """Return the reconstructed model, from the cache if it is there; the student stays as it is."""
     pruned = given.student
     key = {
-        "version": 1,
+        "version": 2,
         "student": fingerprint(pruned),
         "teacher": fingerprint(given.teacher),
         "batches": [batch.digest() for batch in given.batches],

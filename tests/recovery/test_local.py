@@ -5,7 +5,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from pruning.models.sites import architecture, blocks
+from pruning.models.shrink import shrink_
+from pruning.models.sites import architecture, blocks, sites
 from pruning.recovery import local
 from pruning.recovery.local import Reconstruction
 from pruning.recovery.recipe import LocalRecipe
@@ -25,13 +26,37 @@ def recipe(**values) -> LocalRecipe:
     )
 
 
+READS = {  # what the FFN of block 1 reads, whose attention is gone: by a norm, behind it or before
+    "llama": ("model.layers.1.post_attention_layernorm", False),
+    "gpt2": ("transformer.h.1.ln_2", False),
+    "opt": ("model.decoder.layers.1.final_layer_norm", False),
+    "phi3": ("model.layers.1.post_attention_layernorm", False),
+    "gemma3": ("model.layers.1.pre_feedforward_layernorm", False),
+    "bert": ("bert.encoder.layer.1.attention.output.LayerNorm", True),
+    "distilbert": ("distilbert.transformer.layer.1.sa_layer_norm", True),
+}  # gpt_neox's reads what its attention does
+
+
 @torch.no_grad()
-def errors(student, teacher) -> list[float]:
-    """Return the mean relative error of the stream behind each block, but for the last."""
+def errors(family, student, teacher) -> list[float]:
+    """Return the mean relative error of the stream behind each block, but for the last.
+
+    Behind block 0 it is compared with the dense one where the FFN of block 1 reads it.
+    """
     totals: list[list[float]] = []
     for batch in (b for b in BATCHES if b.held_out):
-        given = batch.inputs(student.device) | {"output_hidden_states": True}
+        given, seen = batch.inputs(student.device) | {"output_hidden_states": True}, []
+        if family in READS:
+            path, behind = READS[family]
+            hook = teacher.get_submodule(path).register_forward_hook(
+                lambda m, args, out, seen=seen, behind=behind: seen.append(
+                    out if behind else args[0]
+                )
+            )
         y, x = (model(**given).hidden_states[1:] for model in (student, teacher))
+        if family in READS:
+            hook.remove()
+            x = [seen[0].reshape(x[0].shape), *x[1:]]
         real = batch.mask.bool()
         pairs = [(a[real].double(), b[real].double()) for a, b in zip(y, x, strict=True)]
         totals.append(
@@ -49,7 +74,7 @@ def test_each_block_comes_nearer_to_the_dense_stream(family, tmp_path):
     pruned = half(dense)
     before = parameters(pruned), parameters(dense)
     found = reconstructed(recipe(), Reconstruction(pruned, dense, BATCHES, 0), Cache(tmp_path))
-    after, at_first = errors(found.model, dense), errors(pruned, dense)
+    after, at_first = errors(family, found.model, dense), errors(family, pruned, dense)
     assert [entry["after"] for entry in found.curve][: len(after)] == pytest.approx(after, rel=1e-3)
     # the first block alone reads what it read before
     assert found.curve[0]["before"] == pytest.approx(at_first[0], rel=1e-3)
@@ -61,6 +86,33 @@ def test_each_block_comes_nearer_to_the_dense_stream(family, tmp_path):
     fit = [batch for batch in BATCHES if not batch.held_out]
     assert found.cost["tokens"] == 3 * sum(batch.tokens for batch in fit)
     assert found.cost["steps"] == 3 * len(fit)
+
+
+@torch.no_grad()
+def test_a_block_takes_over_all_that_is_gone_behind_it(tmp_path):
+    """Blocks 1 and 2 are gone: block 0 aims at the stream that leaves the last of them."""
+    dense = EVERY["llama"]()
+    left = {s: torch.full((s.units,), s.block == 0) for s in sites(dense)}
+    left[sites(dense)[1]][::2] = False
+    pruned = shrink_(deepcopy(dense), left)
+    given = Reconstruction(pruned, dense, BATCHES, 0)
+    with torch.enable_grad():
+        found = reconstructed(recipe(), given, Cache(tmp_path))
+    total = []
+    for batch in (b for b in BATCHES if b.held_out):
+        behind = []
+        hook = dense.model.layers[2].register_forward_hook(
+            lambda m, args, out, behind=behind: behind.append(out)
+        )
+        dense(**batch.inputs(dense.device))
+        hook.remove()
+        y = found.model(**batch.inputs(dense.device), output_hidden_states=True).hidden_states[1]
+        real = batch.mask.bool()
+        a, b = y[real].double(), behind[0][real].double()
+        total.append(float(((a - b).square().sum(1) / b.square().sum(1)).mean()))
+    assert found.curve[0]["after"] == pytest.approx(sum(total) / len(total), rel=1e-3)
+    assert found.curve[0]["after"] < found.curve[0]["before"]
+    assert [entry["epoch"] for entry in found.curve[1:]] == [0, 0]
 
 
 def test_what_does_not_help_on_held_out_text_is_not_kept(tmp_path):
