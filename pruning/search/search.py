@@ -147,6 +147,8 @@ class Guided(LevelSearch):
     objective: Objective = Objective.kl  # what a candidate is measured by
     tokens: int = 2048  # of the held-out calibration text per evaluation; rows for a classifier
     sequence_length: int | None = None  # tokens per sequence of them; null: the rows as they are
+    # share of the rows whose second half is the first again, so that copying is seen; of a decoder
+    repeated: float = 0.0
     predictions: int | None = 1024  # tokens whose predictions are compared, spread; null: all
     precision: Precision = Precision.auto  # of the passes; auto: bfloat16 where that is faster
     steps: int = 0  # local search: candidates tried
@@ -156,7 +158,7 @@ class Guided(LevelSearch):
         super().__post_init__()
         self.check_range("tokens", "sequence_length", "predictions", least=1)
         self.check_range("steps", least=0)
-        self.check_range("mutation", least=0, most=1)
+        self.check_range("mutation", "repeated", least=0, most=1)
 
     def candidates(self) -> int:
         """Count the candidates that are measured."""
@@ -173,11 +175,13 @@ class Guided(LevelSearch):
     ) -> "AbstractContextManager[CandidateEvaluator | None]":
         """Measure candidates on some of the held-out calibration text."""
         from pruning.models.sites import architecture
-        from pruning.search.text import evaluation_text
+        from pruning.search.text import evaluation_text, with_repeats
         from pruning.search.trial import CandidateEvaluator
 
         rows = architecture(model).encoder
         text = evaluation_text(batches, self.tokens, self.sequence_length, whole=rows)
+        if not rows:
+            text = with_repeats(text, self.repeated)
         in_bfloat16 = self.precision.is_bfloat16(model.device)
         compared = None if rows else self.predictions
         return CandidateEvaluator(model, levels, text, self.objective, in_bfloat16, compared)

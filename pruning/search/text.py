@@ -37,6 +37,26 @@ def evaluation_text(
     return cut
 
 
+def with_repeats(batches: list[Batch], share: float) -> list[Batch]:
+    """Let a share of the rows, spread evenly, say their first half again in the second.
+
+    What a model takes from its context is then most of what it knows of the second half, as of text
+    in which names come again (repeated tokens are how copying heads are found: Olsson et al., 2022,
+    arXiv:2209.11895). Heads of rows stay; padding too.
+    """
+    repeated, count = list[Batch](), 0
+    for batch in batches:
+        ids = batch.ids.clone()
+        for row, real in enumerate(batch.mask.sum(1)):
+            count += 1
+            if int(count * share) > int((count - 1) * share):
+                half = (int(real) - batch.head) // 2
+                first = slice(batch.head, batch.head + half)
+                ids[row, first.stop : first.stop + half] = ids[row, first]
+        repeated.append(replace(batch, ids=ids))
+    return repeated
+
+
 def draw_predictions(batches: list[Batch], most: int | None) -> list[Batch]:
     """Return the batches with a mask of at most `most` tokens, each batch with its share of them.
 

@@ -13,7 +13,7 @@ from pruning.models.sites import Kind
 from pruning.search.options import Objective
 from pruning.search.problem import build_problem
 from pruning.search.search import Calibrated, Spdy
-from pruning.search.text import draw_predictions, evaluation_text
+from pruning.search.text import draw_predictions, evaluation_text, with_repeats
 from pruning.search.trial import CandidateEvaluator, _Dense, _Numbers
 from pruning.system.cache import Cache
 from pruning.system.precision import Precision
@@ -233,6 +233,35 @@ def test_a_classifier_is_judged_on_whole_rows():
     known = [row for batch in BATCHES if batch.held_out for row in batch.rows()]
     assert len(rows) == 4
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(rows, known))  # noqa: B905
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0, 0), (0.25, 4), (0.5, 9), (1, 18)])
+def test_some_rows_say_their_first_half_again(share, expected):
+    """Rows are padded, and 18: what is repeated is what is real."""
+    given = [replace(batch, head=1) for batch in BATCHES]
+    again, count = with_repeats(given, share), 0
+    for batch, other in zip(given, again, strict=True):
+        assert torch.equal(batch.mask, other.mask)
+        for ids, row, real in zip(batch.ids, other.ids, batch.mask.sum(1).tolist(), strict=True):
+            half = (real - 1) // 2
+            changed = not torch.equal(ids, row)
+            count += changed
+            if changed:
+                assert torch.equal(row[1 : 1 + half], row[1 + half : 1 + 2 * half])
+            assert torch.equal(row[: 1 + half], ids[: 1 + half])
+            assert torch.equal(row[1 + 2 * half :], ids[1 + 2 * half :])
+    assert count == expected
+
+
+def test_a_search_reads_repeats_of_a_decoder_alone(case):
+    _, model, levels = case
+    search = Calibrated(tokens=40, precision=Precision.float32, repeated=0.5)
+    plain = replace(search, repeated=0.0)
+    texts = []
+    for one in (search, plain):
+        with one.trial(model, levels, BATCHES) as trial:
+            texts.append([state.batch.digest() for state in trial.states])
+    assert (texts[0] == texts[1]) == (case[0] == "bert")
 
 
 def fragile():
