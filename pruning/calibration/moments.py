@@ -1,7 +1,5 @@
 """The moments of a model on disk, a file per block."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Kind, Site
 from pruning.models.tensor_files import Place, described, places
 from pruning.system.cache import Cache, digest
-from pruning.system.files import SCRATCH
+from pruning.system.files import whole_file
 
 PARTS = ("fit", "held")  # of a split, on disk
 
@@ -53,32 +51,20 @@ class Moments:
         in_bfloat16 = options.precision.is_bfloat16(dense.model.device)
         given = dense.model, batches, options.weight, sites, in_bfloat16
         hidden = dense.model.config.hidden_size
-        whole = {
-            "version": 6,
-            "model": dense.fingerprint,
-            "batches": [batch.digest() for batch in batches],
-            "weight": options.weight,
-            "reads": sorted({site.reads for site in sites}),
-            "in_bfloat16": in_bfloat16,
-        }
+        reads = sorted({site.reads for site in sites})
+        whole = {"version": 6, **passes_key(dense, batches, options), "reads": reads}
         drops = options.stored.drops(stored_bytes(sites, hidden))
         drops = drops and not cache.has("moments", whole)
         key = whole | ({"drops": "held"} if drops else {})
 
-        def build(directory: Path) -> None:
-            # of blocks that an earlier start has finished
-            kept = cls(cache.checkpoints(key), drops)
-            kept.directory.mkdir(parents=True, exist_ok=True)
+        def fill(directory: Path) -> None:
             if options.launcher is None:
-                kept.fill(*given)
+                cls(directory, drops).fill(*given)
             else:
-                collect_in_processes(options.launcher, given, kept.directory, drops)
-            for file in kept.directory.glob("*.safetensors"):
-                os.replace(file, directory / file.name)
-            shutil.rmtree(kept.directory)
+                collect_in_processes(options.launcher, given, directory, drops)
 
         size = stored_bytes(sites, hidden, Stored.fit if drops else Stored.both)
-        entry = cache.stage("moments", key, build, size)
+        entry = cache.stage("moments", key, cache.in_files(key, fill), size)
         return cls(entry, drops, Retaken(*given) if drops else None, digest(whole))
 
     def fill(self, *given: Any, writes: bool = True) -> None:
@@ -103,9 +89,8 @@ class Moments:
                 stored = routed.stored(site.reads).items()
                 tensors |= {name: tensor.cpu().contiguous() for name, tensor in stored}
         shares = {f"{site.reads}.share": str(split.share) for site, split in splits.items()}
-        partial = self._file(index).with_suffix(SCRATCH)
-        save_file(tensors, partial, metadata=shares)
-        os.replace(partial, self._file(index))
+        with whole_file(self._file(index)) as partial:
+            save_file(tensors, partial, metadata=shares)
 
     def has(self, index: int) -> bool:
         """Tell whether the moments of block `index` are written."""
@@ -144,6 +129,16 @@ class Moments:
 
     def _file(self, index: int) -> Path:
         return self.directory / f"block-{index:03}.safetensors"
+
+
+def passes_key(dense: LoadedModel, batches: list[Batch], options: Calibration) -> dict[str, Any]:
+    """Return all that decides what passes of the text through a dense model give."""
+    return {
+        "model": dense.fingerprint,
+        "batches": [batch.digest() for batch in batches],
+        "weight": options.weight,
+        "in_bfloat16": options.precision.is_bfloat16(dense.model.device),
+    }
 
 
 def stored_bytes(sites: list[Site], hidden: int, stored: Stored = Stored.both) -> int:

@@ -55,13 +55,13 @@ def compensate_(
     states = [embed(pruned, batch, fast) for batch in batches]
     key = ["compensated", {site.name: keep.tolist() for site, keep in allocation.items()}]
     ahead = behind = 0  # blocks that the dense states, and the pruned ones, have passed
-    missing: list[Given] = [[] for _ in every]
-    for gap, given in track([*zip(every, missing, strict=True)], "compensate: gaps"):
+    pairs: list[tuple[Gap, Given]] = [(gap, []) for gap in every]
+    for gap, given in track(pairs, "compensate: gaps"):
         for index in range(behind, gap.writer.block):
             advance(states, index, blocks(pruned)[index])
         behind = gap.writer.block
         for index in range(ahead, gap.gone[-1].block + 1):
-            _add_outputs(dense, index, originals, [*zip(every, missing, strict=True)])
+            _add_outputs(dense, index, originals, pairs)
         ahead = max(ahead, gap.gone[-1].block + 1)
         reading = Reading([gap.writer], options.weight, {gap.writer: given})
         with rewritten(pruned, pruned, behind, key):
@@ -73,10 +73,10 @@ def compensate_(
 
 
 def _add_outputs(
-    dense: PreTrainedModel, index: int, states: list[State], every: list[tuple[Gap, Given]]
+    dense: PreTrainedModel, index: int, states: list[State], pairs: list[tuple[Gap, Given]]
 ) -> None:
     """Take the dense states behind a block; add what its sites gave to what gaps miss."""
-    missing_of = {site: given for gap, given in every for site in gap.gone if site.block == index}
+    missing_of = {site: given for gap, given in pairs for site in gap.gone if site.block == index}
     for site, given in given_by(dense, index, states, [*missing_of]).items():
         missing = missing_of[site]
         if missing:

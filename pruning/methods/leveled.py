@@ -61,15 +61,18 @@ class Leveled(Method):
         behind = updates_behind(calibration, self.ridges)
         folded = self.searches_with_folds(model, search)
         updates = passes(calibration) * tokens if behind else retaken
-        prune = {"prune": updates + (PASSES * tokens if folded else 0.0)}
+        prune = {"prune": updates + (PASSES * tokens if self.folds(model) else 0.0)}
         return cost_of_levels(self, model, tokens, search, folded) | {"levels": retaken} | prune
+
+    def folds(self, model: "PreTrainedModel") -> bool:
+        """Tell whether what is gone is compensated for in such a model."""
+        from pruning.models.gaps import outputs_add_up
+
+        return self.compensate and outputs_add_up(model)
 
     def searches_with_folds(self, model: "PreTrainedModel", search: Search) -> bool:
         """Tell whether the search measures what is gone with what takes it over."""
-        from pruning.models.gaps import outputs_add_up
-
-        measured = isinstance(search, LevelSearch) and search.measures
-        return self.compensate and measured and outputs_add_up(model)
+        return isinstance(search, LevelSearch) and search.measures and self.folds(model)
 
     def plan(self, context: PruningContext) -> Plan:
         """Turn moments into levels; let the search prepare to choose among them."""

@@ -5,7 +5,6 @@ the block; a call of the block opens it by itself. A resident block is always op
 loop over blocks is the same for both.
 """
 
-import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pruning.models.shrink import copy_sharing_weights
 from pruning.models.sites import architecture, blocks
 from pruning.models.tensor_files import Place, places
 from pruning.system.cache import digest
-from pruning.system.files import SCRATCH
+from pruning.system.files import whole_file
 
 BESIDE = "beside."  # begins the names of tensors in the file of a block that are none of it
 
@@ -159,10 +158,9 @@ def rewritten(
         yield beside
         file = _file(dense, index, key)
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(SCRATCH)
         named = changed.state_dict() | {f"{BESIDE}{name}": t for name, t in beside.items()}
-        save_file({name: tensor.contiguous() for name, tensor in named.items()}, partial)
-        os.replace(partial, file)
+        with whole_file(file) as partial:
+            save_file({name: tensor.contiguous() for name, tensor in named.items()}, partial)
         _attach_(changed, file)
 
 

@@ -80,25 +80,27 @@ class _Streams:
                 break
             if width or experts:  # attention alone is gone
                 if not getattr(block, "use_parallel_residual", False):
-                    self.targets = self._run(later, a, until_ffn=True)
+                    self.targets = self._read_by_ffn(later, a)
                 break
-            self.targets = self._run(later, a)
+            self.targets = self._behind(later)
 
-    def _run(self, index: int, a: Architecture, until_ffn: bool = False) -> list[Tensor]:
-        """Return what a dense block makes of the targets: behind it, or where its FFN reads."""
+    def _behind(self, index: int) -> list[Tensor]:
+        """Return what a dense block makes of the targets."""
+        with opened(blocks(self.given.teacher)[index]) as block:
+            pairs = zip(self.dense, self.targets, strict=True)
+            return [state.run(index, block, hidden) for state, hidden in pairs]
+
+    def _read_by_ffn(self, index: int, a: Architecture) -> list[Tensor]:
+        """Return the stream that the FFN of a dense block reads, or its norm, by the targets."""
         read = list[Tensor]()
 
-        def behind(module: nn.Module, args: Any, out: Tensor) -> None:
+        def note(module: nn.Module, args: Any, out: Tensor) -> None:
             read.append(out if a.post_norm else args[0])
 
-        with opened(blocks(self.given.teacher)[index]) as block:
-            norm = block.get_submodule(a.attention_norm if a.post_norm else a.ffn_norm)
-            hook = norm.register_forward_hook(behind)
-            pairs = zip(self.dense, self.targets, strict=True)
-            left = [state.run(index, block, hidden) for state, hidden in pairs]
-            hook.remove()
-        if not until_ffn:
-            return left
+        path = a.attention_norm if a.post_norm else a.ffn_norm
+        hook = blocks(self.given.teacher)[index].get_submodule(path).register_forward_hook(note)
+        left = self._behind(index)
+        hook.remove()
         return [x.to(y.device).reshape(y.shape) for x, y in zip(read, left, strict=True)]
 
     def error(self, index: int, block: nn.Module, place: int) -> Float[Tensor, ""]:

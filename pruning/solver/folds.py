@@ -4,8 +4,6 @@ Nothing reads the stream between the two, so what is gone can be replaced by a l
 that projection reads: its weight becomes W + F, with F x close to what the sub-block gave.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruning.calibration.calibration import Calibration, Weight
+from pruning.calibration.calibration import Calibration
 from pruning.calibration.moment import Moment, Split
+from pruning.calibration.moments import passes_key
 from pruning.calibration.passes import Outputs, Reading, block_moments, outputs
 from pruning.data.batch import Batch
 from pruning.models.blockwise import State, advance, embed
@@ -29,7 +28,7 @@ from pruning.models.tensor_files import places
 from pruning.solver.obs import least_squares
 from pruning.solver.ordering import HeldOut, choose_ridge
 from pruning.system.cache import Cache
-from pruning.system.files import SCRATCH
+from pruning.system.files import whole_file
 from pruning.system.progress import track
 
 PASSES = 2.0  # that all folds bring the text through the model, about
@@ -43,8 +42,11 @@ def given_by(model: PreTrainedModel, index: int, states: list[State], sites: lis
         given = outputs(model, index, states, sites)
         for site, batches in given.items():
             module: Any = projection(model, site)
-            if (bias := getattr(module, "bias", None)) is not None:  # experts have none
-                given[site] = [one.float() + bias.to(one.device) for one in batches]
+            bias = getattr(module, "bias", None)  # experts have none
+            given[site] = [
+                one.float() if bias is None else one.float() + bias.to(one.device)
+                for one in batches
+            ]
     return given
 
 
@@ -90,30 +92,15 @@ class Folds:
         cache: Cache,
     ) -> "Folds":
         """Solve the folds of a model, or find them in the cache."""
-        fast = options.precision.is_bfloat16(dense.model.device)
-        key = {
-            "version": 1,
-            "model": dense.fingerprint,
-            "batches": [batch.digest() for batch in batches],
-            "weight": options.weight,
-            "in_bfloat16": fast,
-            "ridges": [*ridges],
-        }
-        by_site = writers(dense.model)
+        model, by_site = dense.model, writers(dense.model)
+        key = {"version": 1, **passes_key(dense, batches, options), "ridges": [*ridges]}
 
-        def build(directory: Path) -> None:
-            # of blocks that an earlier start has finished
-            kept = cls(cache.checkpoints(key), by_site)
-            kept.directory.mkdir(parents=True, exist_ok=True)
-            kept._fill(dense.model, batches, options.weight, ridges, fast)
-            for file in kept.directory.glob("*.safetensors"):
-                os.replace(file, directory / file.name)
-            shutil.rmtree(kept.directory)
+        def fill(directory: Path) -> None:
+            cls(directory, by_site)._fill(model, batches, options, ridges)
 
-        size = sum(
-            2 * dense.model.config.hidden_size * writer.columns for writer in by_site.values()
-        )
-        return cls(cache.stage("folds", key, build, size), by_site)
+        columns = sum(writer.columns for writer in by_site.values())
+        size = 2 * model.config.hidden_size * columns  # bfloat16
+        return cls(cache.stage("folds", key, cache.in_files(key, fill), size), by_site)
 
     def __getitem__(self, site: Site) -> Matrix:
         """Read F, of [hidden size, columns of the writer], of a site that something takes over."""
@@ -124,11 +111,11 @@ class Folds:
         self,
         model: PreTrainedModel,
         batches: list[Batch],
-        how: Weight,
+        options: Calibration,
         ridges: Sequence[float],
-        in_bfloat16: bool,
     ) -> None:
         """Solve the folds of the blocks that have no file."""
+        in_bfloat16 = options.precision.is_bfloat16(model.device)
         ahead, behind = ([embed(model, batch, in_bfloat16) for batch in batches] for _ in range(2))
         at = 0  # the block that `behind` is in front of
         for index in track(range(len(blocks(model))), "folds: blocks"):
@@ -142,7 +129,7 @@ class Folds:
                 for passed in range(at, writer.block):
                     advance(behind, passed, blocks(model)[passed])
                 at = writer.block
-                reading = Reading([writer], how, {writer: given})
+                reading = Reading([writer], options.weight, {writer: given})
                 with opened(blocks(model)[at]):
                     split = block_moments(model, at, behind, reading, advance=False)[writer]
                     assert isinstance(split, Split), "a writer is one projection"
@@ -153,9 +140,8 @@ class Folds:
 
     def _write(self, index: int, folds: dict[str, Matrix]) -> None:
         """Write the folds of a block, in bfloat16: they are for losses alone."""
-        partial = self._file(index).with_suffix(SCRATCH)
-        save_file({name: F.bfloat16().cpu() for name, F in folds.items()}, partial)
-        os.replace(partial, self._file(index))
+        with whole_file(self._file(index)) as partial:
+            save_file({name: F.bfloat16().cpu() for name, F in folds.items()}, partial)
 
     def _file(self, index: int) -> Path:
         return self.directory / f"block-{index:03}.safetensors"

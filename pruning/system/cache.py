@@ -118,6 +118,22 @@ class Cache:
                 shutil.rmtree(scratch, ignore_errors=True)
         return entry
 
+    def in_files(self, key: Any, fill: Callable[[Path], None]) -> Callable[[Path], None]:
+        """Return what builds the stage of `key` from safetensors that outlast a killed job.
+
+        `fill(directory)` writes those that are not there yet.
+        """
+
+        def build(directory: Path) -> None:
+            kept = self.checkpoints(key)
+            kept.mkdir(parents=True, exist_ok=True)
+            fill(kept)
+            for file in kept.glob("*.safetensors"):
+                os.replace(file, directory / file.name)
+            shutil.rmtree(kept)
+
+        return build
+
     def has(self, name: str, key: Any) -> bool:
         """Say whether stage `name` is finished for `key`."""
         return (self.root / name / digest(key)).exists()

@@ -78,6 +78,14 @@ def whole_directory(path: Path) -> Generator[Path]:
     shutil.rmtree(former, ignore_errors=True)
 
 
+@contextmanager
+def whole_file(path: Path) -> Generator[Path]:
+    """Give a file to write, that takes the place of `path` once all is written."""
+    partial = path.with_suffix(SCRATCH)
+    yield partial
+    os.replace(partial, path)
+
+
 def to_json(value: Any, **options: Any) -> str:
     """Write JSON, null for NaN and infinity, which it does not have; options of json.dumps."""
     return json.dumps(finite(value), allow_nan=False, **options)

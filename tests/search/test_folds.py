@@ -20,6 +20,7 @@ from pruning.system.cache import Cache
 from pruning.system.precision import Precision
 from tests.helpers.data import lstsq
 from tests.helpers.families import FAMILIES, ROUTING, bert, gemma2
+from tests.helpers.observed import observed
 from tests.helpers.tiny import (
     job_with,
     linear_table,
@@ -54,33 +55,16 @@ def case(request, tmp_path_factory):
 
 
 @torch.no_grad()
-def read(model, site, what):
-    """Return what an output projection read, or gave, at the real tokens that are not held out."""
-    seen = []
-
-    def note(module, args, out) -> None:
-        seen.append(args[0] if what == "inputs" else out)
-
-    handle = projection(model, site).register_forward_hook(note)
-    for batch in FIT:
-        model(input_ids=batch.ids, attention_mask=batch.mask)
-    handle.remove()
-    rows = [
-        one.reshape(*batch.ids.shape, -1)[batch.mask.bool()]
-        for one, batch in zip(seen, FIT, strict=True)
-    ]
-    return torch.cat(rows).double()
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("family", [*SERIAL, "gpt_neox"])
 def test_a_fold_is_the_least_squares_of_what_is_gone(family, tmp_path):
     model = FAMILIES[family]()
     folds = folds_of(model, tmp_path)
     assert len(folds.writers) == sum(site.removable for site in sites(model)) > 3
+    rows = observed(model, FIT)
     for site, writer in folds.writers.items():
-        W, X = weight(projection(model, writer)).double(), read(model, writer, "inputs")
-        missing, live = read(model, site, "outputs"), X.any(0)
+        W, X = weight(projection(model, writer)).double(), rows[writer].X
+        bias, live = projection(model, site).bias, X.any(0)
+        missing = rows[site].Y if bias is None else rows[site].Y + bias.double()
         expected = lstsq(W, X, live, RIDGE, X @ W.T + missing) - W[:, live]
         F = folds[site].double()  # stored in bfloat16
         torch.testing.assert_close(F[:, live], expected, rtol=1e-2, atol=2e-3)
