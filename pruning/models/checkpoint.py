@@ -27,6 +27,7 @@ from pruning.models.streamed import is_streamed
 from pruning.models.weights import loaded
 from pruning.system.cache import file_sha256
 from pruning.system.files import whole_directory
+from pruning.system.progress import without_bars
 
 CODE = Path(modeling_pruned.__file__)
 FORMER = (  # sha256 sums of what it was in checkpoints before
@@ -81,7 +82,8 @@ def _write(
         own, model.config = model.config, deepcopy(model.config)
         try:
             # which notes in the config what it wrote
-            model.save_pretrained(directory, save_original_format=not stacked)
+            with without_bars():
+                model.save_pretrained(directory, save_original_format=not stacked)
         finally:
             model.config = own
     for file in directory.glob("*.py"):  # of a model that was itself loaded with remote code

@@ -6,7 +6,7 @@ transformers draws at random what a file lacks, and drops what it has too much.
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruning.models.files import listed, reading
 from pruning.models.sites import architecture
 from pruning.models.streamed import weights
+from pruning.system.progress import without_bars
 
 OLD_BUFFERS = re.compile(r"\.attn\.masked_bias$")  # of gpt2, in files of transformers 3 and 4
 
@@ -27,7 +28,8 @@ def loaded(kind: Any, where: str | Path, said: str, **options: Any) -> PreTraine
     encoder: for other tasks than this one, and a new one where its class is not in the config.
     ValueError, which begins with `said`, names anything else, and weights that are not finite.
     """
-    with reading(where, said, options.get("revision")), _unreported():
+    unseen = without_bars() if Path(where).is_dir() else nullcontext()  # a download shows its bars
+    with reading(where, said, options.get("revision")), _unreported(), unseen:
         try:
             model, info = kind.from_pretrained(
                 where, output_loading_info=True, ignore_mismatched_sizes=True, **options

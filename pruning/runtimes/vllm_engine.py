@@ -2,8 +2,6 @@
 
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from itertools import cycle
@@ -14,7 +12,6 @@ from weakref import finalize
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from pruning.models.checkpoint import save, size_of_head
 from pruning.models.sites import blocks
@@ -105,7 +102,7 @@ class Loaded:
         values, times = options | limits(model, work), loads if size(model) < LARGE else 1
         with tempfile.TemporaryDirectory(prefix="pruning-vllm-") as directory:
             path = Path(directory) / "model"
-            with quietly(), without_progress_bars():
+            with quietly():
                 save(model, None, path, "")
             order = {"path": str(path), "work": asdict(work), "options": values}
             self.numbers = [self.engine.ask("load", **order)["number"] for _ in range(times)]
@@ -125,18 +122,6 @@ class Loaded:
 def size(module: nn.Module) -> int:
     """Return the bytes of a module's weights."""
     return sum(weight.nbytes for weight in module.parameters())
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Have transformers show none."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def limits(model: PreTrainedModel, work: Workload) -> dict[str, int]:

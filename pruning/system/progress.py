@@ -1,6 +1,7 @@
 """Progress bars for everything that takes longer than a few seconds."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -31,6 +32,20 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
             rest()
             more = max(done, progress.tasks[0].total or 0)  # what is timed may take more rounds
             progress.update(task, completed=done, total=more)
+
+
+@contextmanager
+def without_bars() -> Generator[None]:
+    """Let transformers show no bar of its own, as for files of this machine, which take seconds."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def expected(items: Iterable[object], total: int | None) -> int | None:

@@ -16,6 +16,7 @@ from transformers import (
     Phi3Config,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from pruning.models.checkpoint import describe, load, older, save
 from pruning.models.modeling_pruned import head_size
@@ -431,3 +432,18 @@ def test_every_layer_says_its_heads_in_words_of_transformers(family, tmp_path):
     assert not again.is_heterogeneous
     assert again.attribute_map == type(config).attribute_map
     assert again.pruned_blocks == config.pruned_blocks
+
+
+def test_files_of_this_machine_have_no_bars(tmp_path, capfd, monkeypatch):
+    """transformers draws one for weights that it reads, another for those that it writes."""
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    model = FAMILIES["llama"]()
+    model.save_pretrained(tmp_path / "theirs")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
+    theirs = capfd.readouterr().err
+    assert "Writing" in theirs
+    assert "Loading" in theirs
+    save(model, word_tokenizer(), tmp_path / "ours", "")
+    load(tmp_path / "ours", *HERE)
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()
