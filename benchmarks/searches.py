@@ -56,7 +56,7 @@ def main() -> None:
     moments = Moments.collect(loaded, batches, experiment.calibration, sites, cache)
     levels = Levels.from_moments(model, moments, experiment.method, table, cache)
     held_out = [batch for batch in batches if batch.held_out]
-    fresh = evaluation_text(held_out[1:], JUDGE_TOKENS, 512)  # searches read the first batch
+    fresh = evaluation_text(held_out[2:], JUDGE_TOKENS, [None])  # searches read the first two
     own = tempfile.TemporaryDirectory()  # a search that is found in a cache takes no time
     rows = []
     for target in arguments.targets:

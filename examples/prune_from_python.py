@@ -43,7 +43,7 @@ def toy() -> tuple[Any, Any, dict[str, Any]]:
             sequence_length=64, alignment=64, repetitions=5, tolerance=0.5, noise=None
         ),
         "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence_length=32),
-        "search": Calibrated(tokens=64, sequence_length=32),
+        "search": Calibrated(tokens=64, sequence_length=[32]),
     }
     return LlamaForCausalLM(config).eval(), tokenizer, choices
 

@@ -106,7 +106,9 @@ def _default(field: Field) -> str:
         return "needed" if field.name != "speedup" else "`1.25`; of `method=dense` `1`"
     if is_dataclass(value):
         return "see there"
-    text = str(value).replace("inf", ".inf") if isinstance(value, list) else str(value)
+    text = str(value)
+    if isinstance(value, list):
+        text = text.replace("inf", ".inf").replace("None", "null")
     text = {"None": "null", "True": "true", "False": "false"}.get(text, text)
     return f"`{text}`" if text else '`""`'
 

@@ -32,7 +32,7 @@ def text(tmp_path):
 def test_the_blocks_of_the_page_run_in_their_order(text, tmp_path, monkeypatch):
     small = {
         "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence_length=32),
-        "search": pruning.Calibrated(tokens=64, sequence_length=32),
+        "search": pruning.Calibrated(tokens=64, sequence_length=[32]),
         "hardware": pruning.Local(sequence_length=64, repetitions=3, tolerance=0.9, noise=None),
     }
     monkeypatch.chdir(tmp_path)
@@ -105,7 +105,7 @@ def test_a_method_outside_of_the_package(text, tmp_path, monkeypatch):
     choices = {
         "hardware": pruning.Proxy(counts=Counted.parameters, sequence_length=16),
         "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence_length=32),
-        "search": pruning.Calibrated(tokens=64, sequence_length=32),
+        "search": pruning.Calibrated(tokens=64, sequence_length=[32]),
         "cache": tmp_path / "cache",
     }
     pruned = prune(llama(), word_tokenizer(), 1.2, method=Largest(power=2.0), **choices)

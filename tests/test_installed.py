@@ -81,7 +81,11 @@ def test_an_installed_package_prunes_from_any_directory(place):
         entry,
         *("model=local", "model.name=toy", "model.path=dense", "speedup=1.2", "hardware=params"),
         *("hardware.sequence_length=16", "calibration=text", f"calibration.text.path={text}"),
-        *("calibration.tokens=1024", "calibration.sequence_length=32", "search.sequence_length=32"),
+        *(
+            "calibration.tokens=1024",
+            "calibration.sequence_length=32",
+            "search.sequence_length=[32]",
+        ),
         *("search.tokens=64", "suite=none", "tracker=none"),
     )
     assert len(list((place / "outputs" / "default").glob("toy-ziplm-*/result.json"))) == 1

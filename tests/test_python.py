@@ -59,7 +59,7 @@ def choices(tmp_path):
     return {
         "hardware": Proxy(name="params", counts="parameters", sequence_length=16, alignment=16),
         "calibration": Calibration(text=Text(str(text)), tokens=1024, sequence_length=32),
-        "search": Calibrated(tokens=64, sequence_length=32),
+        "search": Calibrated(tokens=64, sequence_length=[32]),
         "cache": tmp_path / "cache",
     }
 

@@ -12,7 +12,6 @@ from pruning.experiment import Experiment
 from pruning.job.memory import check_memory, check_streamed
 from pruning.models.sites import architecture, positions
 from pruning.recovery.recovery import Training
-from pruning.search.search import Guided
 from pruning.system.cache import Cache
 
 
@@ -80,17 +79,14 @@ def check_ids(
 def _check_lengths(experiment: Experiment, model: PreTrainedModel) -> None:
     """Raise ValueError where rows of text are longer than the positions of the model.
 
-    Rows of a task are not text: `task.max_length` is checked when the model is loaded.
+    Rows of a task are not text: `task.max_length` is checked when the model is loaded. Those of the
+    search are cut from rows of calibration.
     """
     longest, given = positions(model), {}
     if experiment.calibration.text is not None:
         given["calibration.sequence_length"] = experiment.calibration.sequence_length
-    if experiment.task is None:
-        search = experiment.search
-        if isinstance(search, Guided) and search.sequence_length is not None:
-            given["search.sequence_length"] = search.sequence_length
-        if isinstance(experiment.recovery, Training):
-            given["recovery.max_length"] = experiment.recovery.max_length
+    if experiment.task is None and isinstance(experiment.recovery, Training):
+        given["recovery.max_length"] = experiment.recovery.max_length
     for option, length in given.items():
         if longest and length > longest:
             raise ValueError(

@@ -146,9 +146,10 @@ class Guided(LevelSearch):
 
     objective: Objective = Objective.kl  # what a candidate is measured by
     tokens: int = 2048  # of the held-out calibration text per evaluation; rows for a classifier
-    sequence_length: int | None = None  # tokens per sequence of them; null: the rows as they are
+    # tokens per row of them, shared equally among several lengths; null: the rows as they are
+    sequence_length: list[int | None] = field(default_factory=lambda: [None, 128])
     # share of the rows whose second half is the first again, so that copying is seen; of a decoder
-    repeated: float = 0.0
+    repeated: float = 0.5
     predictions: int | None = 1024  # tokens whose predictions are compared, spread; null: all
     precision: Precision = Precision.auto  # of the passes; auto: bfloat16 where that is faster
     steps: int = 0  # local search: candidates tried
@@ -159,6 +160,10 @@ class Guided(LevelSearch):
         self.check_range("tokens", "sequence_length", "predictions", least=1)
         self.check_range("steps", least=0)
         self.check_range("mutation", "repeated", least=0, most=1)
+        if not self.sequence_length:
+            raise ValueError(
+                "search.sequence_length=[] must hold a length: give [null] for rows as they are"
+            )
 
     def candidates(self) -> int:
         """Count the candidates that are measured."""
@@ -197,6 +202,8 @@ class Spdy(Guided):
 
     name: str = "spdy"
     tokens: int = 512
+    sequence_length: list[int | None] = field(default_factory=lambda: [None])
+    repeated: float = 0.0
     steps: int = 1000
     inits: int = 100  # random coefficients to start from
 

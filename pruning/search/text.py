@@ -1,5 +1,6 @@
 """Which text candidates are measured on, and where in it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -8,21 +9,38 @@ from pruning.data.batch import Batch
 
 
 def evaluation_text(
-    batches: list[Batch], tokens: int, sequence: int | None, whole: bool = False
+    batches: list[Batch], tokens: int, sequences: Sequence[int | None], whole: bool = False
 ) -> list[Batch]:
-    """Take `tokens` (or a little more) of the held-out rows, `sequence` of each at a time, or all.
+    """Take `tokens` (or a little more) of the held-out rows, shared equally among row lengths.
+
+    `sequences` are the lengths that rows are cut to; None leaves them as they are. What a model
+    takes from far away shows in long rows alone, and how it begins weighs most in short ones. With
+    `whole`, for a classifier, it is `tokens` rows, uncut: what a token is to a decoder, a row is to
+    a classifier.
+    """
+    held_out = [batch for batch in batches if batch.held_out]
+    width = max((batch.ids.shape[1] for batch in held_out), default=0)
+    lengths = {width if whole or length is None else min(length, width) for length in sequences}
+    share = -(-tokens // len(lengths))
+    return [
+        batch
+        for length in sorted(lengths, reverse=True)
+        for batch in _beginnings(held_out, share, length, whole)
+    ]
+
+
+def _beginnings(held_out: list[Batch], tokens: int, sequence: int, whole: bool) -> list[Batch]:
+    """Take `tokens` (or a little more) of rows, `sequence` of each at a time.
 
     As many rows as possible take part: one passage alone says too little of a model. Rows of one
     batch are kept together, and where rows have a head (a beginning-of-sequence token) so has every
-    piece of them, as one of its `sequence` tokens. With `whole`, for a classifier, it is that many
-    rows, uncut: what a token is to a decoder, a row is to a classifier.
+    piece of them, as one of its `sequence` tokens.
     """
-    held_out = [batch for batch in batches if batch.held_out]
     width = max((batch.ids.shape[1] for batch in held_out), default=0)
     cut: list[Batch] = []
     taken = 0
     head = max((batch.head for batch in held_out), default=0)
-    step = width if whole or sequence is None else max(1, sequence - head)
+    step = max(1, sequence - head)
     for start in range(head, width, step):
         columns = slice(start, start + step)
         for batch in held_out:

@@ -109,11 +109,11 @@ def test_no_token_to_begin_with(path, cache):
 def test_pieces_for_the_search_keep_the_token(path, cache, sequence):
     batches = calibration(path, Bos.auto).batches(tokenizer(True), cache, seed=0)
     held = [row for batch in batches if batch.held_out for row in batch.ids.tolist()]
-    pieces = [row for b in evaluation_text(batches, 10_000, sequence) for row in b.ids.tolist()]
+    pieces = [row for b in evaluation_text(batches, 10_000, [sequence]) for row in b.ids.tolist()]
     width = min(sequence, 8) - 1
     expected = [[BOS, *row[k : k + width]] for row in held for k in range(1, 8, width)]
     assert sorted(pieces) == sorted(expected)
-    few = evaluation_text(batches, 12, sequence)
+    few = evaluation_text(batches, 12, [sequence])
     assert 12 <= sum(batch.tokens for batch in few) < 12 + min(sequence, 8)
 
 

@@ -28,7 +28,7 @@ def check(tmp_path, model, *overrides: str, words: str = "w1 w2 w3", size: int =
                 f"calibration.text.path={path}",
                 "calibration.sequence_length=64",
             ),
-            *("suite=wikitext", f"suite.perplexity.text.path={path}", "search.sequence_length=64"),
+            *("suite=wikitext", f"suite.perplexity.text.path={path}"),
             *("suite.perplexity.window=[32]", *overrides),
         ]
     )
@@ -45,14 +45,6 @@ def check(tmp_path, model, *overrides: str, words: str = "w1 w2 w3", size: int =
             ["calibration.sequence_length=129"],
             r"^calibration\.sequence_length=129 goes beyond the 128 positions",
         ),
-        (
-            ["search.sequence_length=129"],
-            r"^search\.sequence_length=129 goes beyond the 128 positions",
-        ),
-        (
-            ["search=spdy", "search.sequence_length=129"],
-            r"^search\.sequence_length=129 goes beyond the 128",
-        ),
         (["recovery=distill", "recovery.max_length=129"], r"^recovery\.max_length=129 goes beyond"),
         (["suite.perplexity.window=[32,129]"], r"^suite\.perplexity\.window=\[32, 129\] goes bey"),
     ],
@@ -61,13 +53,7 @@ def test_lengths_beyond_the_positions(tmp_path, family, overrides, said):
     model = FAMILIES[family]()
     model.config.max_position_embeddings = 128  # rotary positions would go on without a word
     if said is None:
-        check(
-            tmp_path,
-            model,
-            "calibration.sequence_length=128",
-            "search.sequence_length=128",
-            *overrides,
-        )
+        check(tmp_path, model, "calibration.sequence_length=128", *overrides)
     else:
         with pytest.raises(ValueError, match=said):
             check(tmp_path, model, *overrides)
@@ -102,7 +88,6 @@ def test_tokens_of_labelled_rows(tmp_path, size):
     with pytest.raises(ValueError, match=r"^task\.train: token 128, 'w125'"):
         preflight(experiment, suite, *given)
     experiment.task = None
-    experiment.search.sequence_length = 64
     with pytest.raises(ValueError, match=r"^suite\.labelled\.mine: token 128, 'w125'"):
         preflight(experiment, suite, *given)
 

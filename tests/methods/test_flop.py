@@ -356,7 +356,7 @@ def test_what_training_of_a_bfloat16_model_learned_is_what_its_plan_counts(tmp_p
     dense = llama().to(torch.bfloat16)
     method = flop(sparsity=0.4, steps=4)
     search = Spdy(
-        "spdy", Objective.kl, tokens=24, sequence_length=12, steps=0, mutation=0.1, inits=1
+        "spdy", Objective.kl, tokens=24, sequence_length=[12], steps=0, mutation=0.1, inits=1
     )
     options = Calibration("tiny", weight=Weight.none, sequence_length=12, held_out=0.3)
     context = pruning_context(dense, BATCHES, search, job_with(Cache(tmp_path)), options)

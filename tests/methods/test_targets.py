@@ -38,7 +38,10 @@ BATCHES = padded_batches(count=18)
 RIDGES = [0.01, 0.1, 1, INF]
 exact = {"precision": Precision.float32}
 CASES: dict[str, tuple[Method, Search]] = {
-    "ziplm": (ziplm(Score.obs, RIDGES), Calibrated(tokens=64, balances=[1.0], steps=0, **exact)),
+    "ziplm": (
+        ziplm(Score.obs, RIDGES),
+        Calibrated(tokens=64, repeated=0.0, balances=[1.0], steps=0, **exact),
+    ),
     "uniform_ffn": (ziplm(Score.wanda, RIDGES), Uniform()),
     "slimgpt": (SlimGPT(smallest=8, decay=0, ridges=RIDGES), Schedule()),
 }

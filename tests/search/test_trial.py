@@ -196,7 +196,7 @@ def test_solved_weights_are_what_is_evaluated(tmp_path):
 @pytest.mark.parametrize("tokens", [1, 12, 13, 30, 10_000])
 def test_evaluation_text_is_held_out_and_enough(tokens, sequence):
     held = [row for b in BATCHES if b.held_out for row in b.split(1)]
-    found = [row for b in evaluation_text(BATCHES, tokens, sequence) for row in b.split(1)]
+    found = [row for b in evaluation_text(BATCHES, tokens, [sequence]) for row in b.split(1)]
     count = sum(row.tokens for row in found)
     assert count >= min(tokens, sum(row.tokens for row in held))
     assert count - found[-1].tokens < tokens
@@ -206,9 +206,31 @@ def test_evaluation_text_is_held_out_and_enough(tokens, sequence):
         assert torch.equal(row.mask, whole.mask[:, :sequence])
 
 
+def test_row_lengths_share_the_tokens():
+    """Half of the tokens, or a little more, in rows of each length; the longest first."""
+    held = [row["input_ids"] for batch in BATCHES if batch.held_out for row in batch.rows()]
+    found = [row["input_ids"] for b in evaluation_text(BATCHES, 24, [3, 12]) for row in b.rows()]
+    expected = list[torch.Tensor]()
+    for length in (12, 3):
+        taken = 0
+        for row in held:
+            if taken < 12:
+                expected.append(row[:length])
+                taken += len(row[:length])
+    assert len(found) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_rows_shorter_than_all_lengths_are_taken_once():
+    as_they_are = evaluation_text(BATCHES, 40, [None])
+    for lengths in ([1000], [None, 128]):
+        cut = evaluation_text(BATCHES, 40, lengths)
+        assert [b.digest() for b in cut] == [b.digest() for b in as_they_are]
+
+
 def test_all_of_the_held_out_text_when_more_is_asked_for():
     held = [b for b in BATCHES if b.held_out]
-    found = evaluation_text(BATCHES, 10_000, 5)
+    found = evaluation_text(BATCHES, 10_000, [5])
     for of in (held, found):
         assert all(b.held_out for b in of)
     both = ([b.ids[b.mask.bool()] for b in of] for of in (held, found))
@@ -228,7 +250,7 @@ def test_divergence_of_near_twins_is_not_lost_in_rounding():
 
 
 def test_a_classifier_is_judged_on_whole_rows():
-    found = evaluation_text(BATCHES, 4, 5, whole=True)
+    found = evaluation_text(BATCHES, 4, [5], whole=True)
     rows = [row for batch in found for row in batch.rows()]
     known = [row for batch in BATCHES if batch.held_out for row in batch.rows()]
     assert len(rows) == 4
@@ -294,7 +316,9 @@ def test_what_overflows_is_infinitely_dear(tmp_path):
     assert not pruned(BATCHES[2].ids, attention_mask=BATCHES[2].mask).logits.isfinite().all()
 
     cache = Cache(tmp_path / "cache")
-    with CandidateEvaluator(model, levels, evaluation_text(BATCHES, 64, 12), Objective.kl) as trial:
+    with CandidateEvaluator(
+        model, levels, evaluation_text(BATCHES, 64, [12]), Objective.kl
+    ) as trial:
         problem = build_problem(levels, table, trial, cache)
         found = problem.sensitivities([0.5, 0.0])
         assert found[2][last[2]] == INF
@@ -303,7 +327,7 @@ def test_what_overflows_is_infinitely_dear(tmp_path):
         assert problem.evaluate([0] * len(last)) == pytest.approx(0, abs=1e-6)
         assert problem.evaluate(gone) == INF
         assert problem.history[-1]["best"] == pytest.approx(0, abs=1e-6)
-        search = Calibrated(tokens=64, sequence_length=12, steps=2, precision=Precision.float32)
+        search = Calibrated(tokens=64, sequence_length=[12], steps=2, precision=Precision.float32)
         budget = 0.5 * table.dense
         choice = search.prepare(problem, budget)(budget)
     assert choice[2] != last[2]
@@ -321,7 +345,7 @@ def test_a_dense_model_that_overflows_is_no_reference(tmp_path):
 
 def test_a_job_draws_its_candidates_by_its_seed(tmp_path):
     model, method = EVERY["llama"](), ziplm(Score.obs, [INF])
-    search = Spdy(tokens=24, sequence_length=12, steps=2, mutation=0.5, inits=3)
+    search = Spdy(tokens=24, sequence_length=[12], steps=2, mutation=0.5, inits=3)
 
     def tried(seed: int) -> list[float]:
         job = replace(job_with(Cache(tmp_path)), seed=seed)
