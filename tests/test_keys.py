@@ -158,7 +158,8 @@ def levels(g: Given, cache: Cache) -> Any:
 
 
 def folds(g: Given, cache: Cache) -> Any:
-    return Folds.collect(g.loaded(), g.batches, g.calibration, g.method.ridges, cache)
+    given = g.loaded(), g.batches, g.calibration, g.method.ridges
+    return Folds.collect(*given, moments(g, cache), cache)
 
 
 def sensitivities(g: Given, cache: Cache) -> Any:

@@ -13,7 +13,7 @@ from pruning.calibration.calibration import Weight
 from pruning.calibration.moment import Accumulator, Split
 from pruning.calibration.routed import Routed, RoutedSums
 from pruning.data.batch import Batch
-from pruning.models.blockwise import State, advance, embed
+from pruning.models.blockwise import State, embed
 from pruning.models.sites import Kind, Site, a_norm, blocks, dividing_norms, projection, sub_block
 from pruning.models.sites import weight as matrix
 from pruning.models.streamed import opened
@@ -38,7 +38,7 @@ class _Seen(Exception):
 
 
 @contextmanager
-def _inputs(
+def inputs_of(
     model: PreTrainedModel, sites: list[Site], stop: bool
 ) -> Iterator[dict[Site, tuple[Tensor, ...]]]:
     """Note the first inputs of each site's projection; with `stop` leave the block by _Seen then.
@@ -120,7 +120,7 @@ def block_moments(
     }
     known = not advance and all(state.weights is not None for state in states)
     read_by = [*sums, *filter(None, [routed])]
-    with _inputs(model, read_by, stop=known) as inputs, _divided(model, index) as divided:
+    with inputs_of(model, read_by, stop=known) as inputs, inputs_of_norms(model, index) as divided:
         for number, state in enumerate(states):
             inputs.clear()
             w = state.weights or {}
@@ -130,11 +130,8 @@ def block_moments(
             else:
                 hidden = state.advance(index, block) if advance else state.run(index, block)
                 if sites:
-                    read = {
-                        kind: [hidden if h is None else h for h in of_kind]
-                        for kind, of_kind in divided.items()
-                    }
-                    w = _weights(a_norm(model, index), state.batch, read, reading.weight)
+                    norm = a_norm(model, index)
+                    w = token_weights(norm, state.batch, divided, hidden, reading.weight)
                 if not advance:
                     state.weights = w
             for site, (fit, held) in sums.items():
@@ -164,7 +161,9 @@ def block_moments(
 
 
 @contextmanager
-def _divided(model: PreTrainedModel, index: int) -> Iterator[dict[Kind, list[Tensor | None]]]:
+def inputs_of_norms(
+    model: PreTrainedModel, index: int
+) -> Iterator[dict[Kind, list[Tensor | None]]]:
     """Note what the norms read that divide what the sub-blocks of block `index` give.
 
     None stands for what leaves the block, which a later one divides.
@@ -188,18 +187,24 @@ def _divided(model: PreTrainedModel, index: int) -> Iterator[dict[Kind, list[Ten
         yield seen
 
 
-def _weights(
-    norm: nn.Module, batch: Batch, read: dict[Kind, list[Tensor]], weight: Weight
+def token_weights(
+    norm: nn.Module,
+    batch: Batch,
+    divided: dict[Kind, list[Tensor | None]],
+    leaving: Tensor,
+    weight: Weight,
 ) -> dict[Kind, Float[Tensor, "batch sequence"]]:
     """Say how much every token counts for each sub-block, padding not at all.
 
-    `read` is what the norms divide that see the sub-block's error; `norm` is like them.
+    `divided` is what the norms divide that see the sub-block's error, None what is `leaving` the
+    block; `norm` is like them.
     """
-    mask = batch.mask.float()
-    weights = {kind: mask.to(inputs[0].device) for kind, inputs in read.items()}
-    if weight is Weight.residual:
-        for kind, inputs in read.items():
-            for h in inputs:
+    mask, weights = batch.mask.float(), dict[Kind, Tensor]()
+    for kind, inputs in divided.items():
+        read = [leaving if h is None else h for h in inputs]
+        weights[kind] = mask.to(read[0].device)
+        if weight is Weight.residual:
+            for h in read:
                 weights[kind] = weights[kind] / _divisor(norm, h).reshape(mask.shape)
     return weights
 
@@ -213,22 +218,33 @@ def _divisor(norm: nn.Module, h: Float[Tensor, "*tokens hidden"]) -> Float[Tenso
     return (h.square().mean(-1) + eps).clamp(min=1e-12)
 
 
-@torch.no_grad()
-def outputs(model: PreTrainedModel, index: int, states: list[State], sites: list[Site]) -> Outputs:
-    """Take every state behind block `index`; return what its sites gave, without their biases."""
-    given: Outputs = {site: [] for site in sites}
-    home = states[0].hidden.device
+@contextmanager
+def outputs_of(
+    model: PreTrainedModel, sites: list[Site]
+) -> Iterator[dict[Site, Float[Tensor, "tokens rows"]]]:
+    """Note what each site's projection gives, with its bias."""
+    given: dict[Site, Tensor] = {}
 
     def note(site: Site):
         def hook(module, args, out: Tensor) -> None:
-            b = getattr(module, "bias", None)  # experts have none
-            own = out if b is None else out - b
-            given[site].append(own.reshape(-1, out.shape[-1]).to(home))
+            given[site] = out.reshape(-1, out.shape[-1])
 
         return hook
 
     with ExitStack() as hooks:
         for site in sites:
             hooks.enter_context(projection(model, site).register_forward_hook(note(site)))
-        advance(states, index, blocks(model)[index])
+        yield given
+
+
+@torch.no_grad()
+def outputs(model: PreTrainedModel, index: int, states: list[State], sites: list[Site]) -> Outputs:
+    """Take every state behind block `index`; return what its sites gave, without their biases."""
+    given: Outputs = {site: [] for site in sites}
+    with outputs_of(model, sites) as seen:
+        for state in states:
+            home = state.advance(index, blocks(model)[index]).device
+            for site, of_site in given.items():
+                b = getattr(projection(model, site), "bias", None)  # experts have none
+                of_site.append((seen[site] if b is None else seen[site] - b).to(home))
     return given

@@ -3,29 +3,22 @@
 Nothing reads the stream between the two, so in the stream behind both the fold is exact.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.calibration.moment import Split
-from pruning.calibration.passes import Reading, block_moments
+from pruning.calibration.moment import Moment, Split
+from pruning.calibration.passes import Reading, block_moments, outputs_of
 from pruning.methods.method import PruningContext
 from pruning.models.blockwise import State, advance, embed
 from pruning.models.gaps import Gap, gaps, outputs_add_up
-from pruning.models.sites import (
-    Allocation,
-    Site,
-    blocks,
-    projection,
-    replace_weight_,
-    sites,
-    weight,
-)
-from pruning.models.streamed import rewritten
-from pruning.solver.folds import given_by, ridge_of, taken_over
+from pruning.models.sites import Allocation, blocks, projection, replace_weight_, weight
+from pruning.models.streamed import opened, rewritten
+from pruning.solver.folds import best_fold, fold
 from pruning.system.progress import track
 
 PASSES = 2.0  # that `compensate_` brings the text through the model, about
@@ -68,7 +61,7 @@ def compensate_(
             split = block_moments(pruned, behind, states, reading, advance=False)[gap.writer]
             assert isinstance(split, Split), "a writer is one projection"
             with context.job.stopwatch("solve"):
-                _solve_(pruned, gap.writer, split, ridges)
+                _solve_(projection(pruned, gap.writer), split, ridges)
         given.clear()
 
 
@@ -77,16 +70,23 @@ def _add_outputs(
 ) -> None:
     """Take the dense states behind a block; add what its sites gave to what gaps miss."""
     missing_of = {site: given for gap, given in pairs for site in gap.gone if site.block == index}
-    for site, given in given_by(dense, index, states, [*missing_of]).items():
-        missing = missing_of[site]
-        if missing:
-            given = [a + b for a, b in zip(missing, given, strict=True)]
-        missing[:] = given
+    with opened(blocks(dense)[index]) as block, outputs_of(dense, [*missing_of]) as given:
+        for number, state in enumerate(states):
+            home = state.advance(index, block).device
+            for site, missing in missing_of.items():
+                one = given[site].float().to(home)
+                if number < len(missing):
+                    missing[number] = missing[number] + one
+                else:
+                    missing.append(one)
 
 
-def _solve_(pruned: PreTrainedModel, writer: Site, split: Split, ridges: Sequence[float]) -> None:
-    """Solve a projection from all tokens once its ridge is chosen."""
-    module = projection(pruned, writer)
-    (site,) = (s for s in sites(pruned) if (s.block, s.kind) == (writer.block, writer.kind))
-    ridge = ridge_of(site, weight(module), split, ridges)
-    replace_weight_(module, taken_over(weight(module), split.all, ridge))
+def _solve_(module: nn.Module, split: Split, ridges: Sequence[float]) -> None:
+    """Solve a projection from all tokens, in float64, once its ridge is chosen."""
+    _, ridge, _ = best_fold(split, ridges)
+    if math.isinf(ridge):
+        return
+    W, every = weight(module), split.merged_()
+    assert every.target is not None
+    F = fold(Moment(every.H.double(), every.mean, every.target.double()), ridge)
+    replace_weight_(module, (W.double() + F).to(W.dtype))

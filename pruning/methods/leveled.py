@@ -62,7 +62,8 @@ class Leveled(Method):
         folded = self.searches_with_folds(model, search)
         updates = passes(calibration) * tokens if behind else retaken
         prune = {"prune": updates + (PASSES * tokens if self.folds(model) else 0.0)}
-        return cost_of_levels(self, model, tokens, search, folded) | {"levels": retaken} | prune
+        costs = cost_of_levels(self, model, tokens, search, folded) | {"levels": retaken} | prune
+        return costs | ({"folds": costs["folds"] + retaken} if folded else {})
 
     def folds(self, model: "PreTrainedModel") -> bool:
         """Tell whether what is gone is compensated for in such a model."""
@@ -92,7 +93,7 @@ class Leveled(Method):
             levels = self.levels().from_moments(dense, moments, self, c.table, cache)
         if self.searches_with_folds(dense, c.search):
             with clock("folds"):
-                levels.folds = Folds.collect(c.dense, batches, text, self.ridges, cache)
+                levels.folds = Folds.collect(c.dense, batches, text, self.ridges, moments, cache)
         with clock("search"), c.search.trial(dense, levels, batches) as trial:
             problem = build_problem(levels, c.table, trial, cache, c.job.seed)
             choose = c.search.prepare(problem, c.table.budget(c.speedup))

@@ -67,14 +67,21 @@ class Problem:
     def losses(self, anchors: list[float], draws: int | None = None) -> list[Row]:
         """Return the loss of every level in nats, from sensitivities; of what is gone, folded.
 
-        Where folds take over what is gone, that is another model than one with a little left: the
-        loss of the last level then says nothing of those before it.
+        A site that is gone and taken over is measured as such alone. What its fold leaves of the
+        output is a relative error as the priors are, so the levels before it learn from that too.
         """
-        pairs = zip(self.loss, self.sensitivities(anchors, draws), strict=True)
-        rows = [calibrate_priors(prior, measured) for prior, measured in pairs]
-        for row, measured in zip(rows, self._folded(draws), strict=True):
-            for level, loss in measured.items():
+        taken_over, rows = self._taken_over(), list[Row]()
+        folded = self._increases(taken_over, draws, folded=True) if self.folds else None
+        measured = self.sensitivities(anchors, draws)
+        for place, (site, prior) in enumerate(zip(self.sites, self.loss, strict=True)):
+            points = [(prior[level], loss) for level, loss in measured[place].items()]
+            with_fold = folded[place] if folded else {}
+            if self.folds:
+                points += [(self.folds.error(site), loss) for loss in with_fold.values()]
+            row = calibrate_priors(prior, points)
+            for level, loss in with_fold.items():
                 row[level] = loss
+            rows.append(row)
         return rows
 
     def sensitivities(
@@ -82,24 +89,25 @@ class Problem:
     ) -> list[dict[int, float]]:
         """Return each site's loss increase at the levels nearest `anchors`; cached.
 
-        Measured, or estimated by the Fisher information of so many draws.
+        Not of what is gone where a fold takes it over. Measured, or estimated by the Fisher
+        information of so many draws.
         """
         at = [
             sorted({_nearest(row, anchor) for anchor in anchors}) if len(row) > 1 else []
             for row in self.kept
         ]
-        return self._increases(at, draws)
+        pairs = zip(at, self._taken_over(), strict=True)
+        return self._increases(
+            [[s for s in levels if s not in gone] for levels, gone in pairs], draws
+        )
 
-    def _folded(self, draws: int | None) -> list[dict[int, float]]:
-        """Return each site's loss increase where it is gone and taken over; cached."""
-        folds = self.folds
-        if folds is None:
-            return [{} for _ in self.sites]
-        at = [
-            [level for level, share in enumerate(row) if share == 0 and site in folds.writers]
+    def _taken_over(self) -> list[list[int]]:
+        """Return, for every site, the levels of which nothing is left that a fold takes over."""
+        writers = self.folds.writers if self.folds else {}
+        return [
+            [level for level, share in enumerate(row) if share == 0 and site in writers]
             for site, row in zip(self.sites, self.kept, strict=True)
         ]
-        return self._increases(at, draws, folded=True)
 
     def _increases(
         self, at: list[list[int]], draws: int | None, folded: bool = False
@@ -156,26 +164,24 @@ def _nearest(kept: Row, share: float) -> int:
     return 1 + int(np.abs(kept[1:] - share).argmin())
 
 
-def calibrate_priors(prior: Row, measured: dict[int, float]) -> Row:
-    """Scale prior losses so that they meet the losses measured at a few levels.
+def calibrate_priors(prior: Row, measured: Sequence[tuple[float, float]]) -> Row:
+    """Scale prior losses so that they meet measured ones, pairs of a prior and its loss.
 
     The ratio measured / prior is interpolated in the logarithm of the prior between the measured
-    levels and constant beyond them. Levels that leave the output as it is stay free. A level that
-    was measured as infinite is infinitely dear, and so is what has at least its prior; a site of
-    which nothing finite was measured stays whole.
+    ones and constant beyond them. Levels that leave the output as it is stay free. What has at
+    least the prior of an infinite loss is infinitely dear; a site of which nothing finite was
+    measured stays whole.
     """
     at_least = 1e-12
     dense = np.arange(len(prior)) == 0
-    broken = [prior[s] for s, loss in measured.items() if not np.isfinite(loss)]
-    beyond = ~np.isfinite(prior) | (prior >= min(broken, default=np.inf))
-    if broken and len(broken) == len(measured):
+    broken = min((p for p, loss in measured if not np.isfinite(loss)), default=np.inf)
+    beyond = ~np.isfinite(prior) | (prior >= broken)
+    pairs = sorted(
+        (p, loss / p) for p, loss in measured if p < broken and np.isfinite(p) and p > at_least
+    )
+    if measured and not any(np.isfinite(loss) for _, loss in measured):
         beyond = ~dense
     prior = np.where(beyond, at_least, prior)  # of no meaning
-    pairs = sorted(
-        (prior[s], loss / prior[s])
-        for s, loss in measured.items()
-        if not beyond[s] and prior[s] > at_least
-    )
     scaled = prior
     if pairs:
         errors, ratios = (np.array(column) for column in zip(*pairs, strict=True))

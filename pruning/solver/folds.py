@@ -4,78 +4,72 @@ Nothing reads the stream between the two, so what is gone can be replaced by a l
 that projection reads: its weight becomes W + F, with F x close to what the sub-block gave.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from pruning.calibration.calibration import Calibration
+from pruning.calibration.crossed import crossed
 from pruning.calibration.moment import Moment, Split
-from pruning.calibration.moments import passes_key
-from pruning.calibration.passes import Outputs, Reading, block_moments, outputs
+from pruning.calibration.moments import Moments
 from pruning.data.batch import Batch
-from pruning.models.blockwise import State, advance, embed
 from pruning.models.gaps import writers
 from pruning.models.loaded import LoadedModel
-from pruning.models.sites import Site, blocks, projection, weight
-from pruning.models.streamed import opened
-from pruning.models.tensor_files import places
-from pruning.solver.obs import least_squares
-from pruning.solver.ordering import HeldOut, choose_ridge
+from pruning.models.sites import Site
+from pruning.models.tensor_files import described, places
+from pruning.solver.obs import cholesky, damped, energy
 from pruning.system.cache import Cache
 from pruning.system.files import whole_file
-from pruning.system.progress import track
 
-PASSES = 2.0  # that all folds bring the text through the model, about
+PASSES = 1.0  # that all folds bring the text through the model
 
 Matrix = Float[Tensor, "rows columns"]
 
 
-def given_by(model: PreTrainedModel, index: int, states: list[State], sites: list[Site]) -> Outputs:
-    """Take every state behind block `index`; return what its sites gave, with their biases."""
-    with opened(blocks(model)[index]):
-        given = outputs(model, index, states, sites)
-        for site, batches in given.items():
-            module: Any = projection(model, site)
-            bias = getattr(module, "bias", None)  # experts have none
-            given[site] = [
-                one.float() if bias is None else one.float() + bias.to(one.device)
-                for one in batches
-            ]
-    return given
+def fold(moment: Moment, ridge: float) -> Matrix:
+    """Return F = T (H + ridge diag(H))^-1, which minimises E|F x - y|^2 + ridge |F|^2_diag(H).
 
-
-def ridge_of(site: Site, W: Matrix, split: Split, ridges: Sequence[float]) -> float:
-    """Return the ridge of the least held-out error of a projection that takes over the targets.
-
-    It goes on giving what it does: these become targets too.
+    T = E[y x^T] is the moment's target, y what is gone; zeros of an infinite ridge.
     """
-    own = W.to(split.fit.H.dtype)
-    for moment in (split.fit, split.held):
-        assert moment.target is not None
-        moment.target += own @ moment.H
-    every = torch.ones(site.units, dtype=torch.bool)
-    return choose_ridge(HeldOut(site, own, split), [every], ridges)
+    T = moment.target
+    assert T is not None
+    if math.isinf(ridge):
+        return torch.zeros_like(T)
+    return torch.cholesky_solve(T.T, cholesky(damped(moment.H, ridge))).T
 
 
-def taken_over(W: Matrix, moment: Moment, ridge: float) -> Matrix:
-    """Return the weight that also gives the targets, solved in float64."""
-    assert moment.target is not None
-    every = torch.ones(W.shape[1], dtype=torch.bool, device=W.device)
-    given = W.double(), moment.H.double(), every, ridge, moment.target.double()
-    return least_squares(*given).to(W.dtype)
+def error(F: Matrix, held: Moment) -> float:
+    """Return E|F x - y|^2 - E|y|^2 on the held-out tokens; infinite where it is not finite."""
+    assert held.target is not None
+    left = energy(F, held.H) - 2 * float(torch.sum(held.target * F))
+    return left if math.isfinite(left) else math.inf
+
+
+def best_fold(split: Split, ridges: Sequence[float]) -> tuple[Matrix, float, float]:
+    """Return the fold of the tokens to solve with that has the least held-out error.
+
+    Beside it its ridge, of equal ones the largest, and its `error`.
+    """
+    best: tuple[Matrix, float, float] | None = None
+    for ridge in reversed(ridges):
+        F = fold(split.fit, ridge)
+        left = error(F, split.held)
+        if best is None or left < best[2]:
+            best = F, ridge, left
+    assert best is not None, "there are ridges"
+    return best
 
 
 class Folds:
     """The fold of every sub-block that may go, each behind the dense model; on disk, for trials.
 
     As levels that are tried, they are solved without the held-out tokens, which searches judge by;
-    these have a part in the ridge alone.
+    these have a part in the ridge alone, and in the error.
     """
 
     def __init__(self, directory: Path, writers: dict[Site, Site]):
@@ -89,59 +83,59 @@ class Folds:
         batches: list[Batch],
         options: Calibration,
         ridges: Sequence[float],
+        moments: Moments,
         cache: Cache,
     ) -> "Folds":
-        """Solve the folds of a model, or find them in the cache."""
-        model, by_site = dense.model, writers(dense.model)
-        key = {"version": 1, **passes_key(dense, batches, options), "ridges": [*ridges]}
+        """Solve the folds of a model from its moments, or find them in the cache."""
+        by_site = writers(dense.model)
+        key = {"version": 2, "moments": moments.identity, "ridges": [*ridges]}
 
         def fill(directory: Path) -> None:
-            cls(directory, by_site)._fill(model, batches, options, ridges)
+            cls(directory, by_site)._fill(dense, batches, options, ridges, moments)
 
         columns = sum(writer.columns for writer in by_site.values())
-        size = 2 * model.config.hidden_size * columns  # bfloat16
+        size = 2 * dense.model.config.hidden_size * columns  # bfloat16
         return cls(cache.stage("folds", key, cache.in_files(key, fill), size), by_site)
 
     def __getitem__(self, site: Site) -> Matrix:
         """Read F, of [hidden size, columns of the writer], of a site that something takes over."""
         return places(self._file(site.block))[site.name].read()
 
+    def error(self, site: Site) -> float:
+        """Read E|F x - y|^2 / E|y|^2, on the held-out tokens, of such a site."""
+        return float(described(self._file(site.block))[1][site.name])
+
     @torch.no_grad()
     def _fill(
         self,
-        model: PreTrainedModel,
+        dense: LoadedModel,
         batches: list[Batch],
         options: Calibration,
         ridges: Sequence[float],
+        moments: Moments,
     ) -> None:
         """Solve the folds of the blocks that have no file."""
-        in_bfloat16 = options.precision.is_bfloat16(model.device)
-        ahead, behind = ([embed(model, batch, in_bfloat16) for batch in batches] for _ in range(2))
-        at = 0  # the block that `behind` is in front of
-        for index in track(range(len(blocks(model))), "folds: blocks"):
+        device, weight = dense.model.device, options.weight
+        fast = options.precision.is_bfloat16(device)
+        given = dense.model, batches, weight, self.writers, fast, lambda i: self._file(i).exists()
+        for index, block in enumerate(crossed(*given)):
             if self._file(index).exists():
-                advance(ahead, index, blocks(model)[index])
                 continue
-            mine = {site: w for site, w in self.writers.items() if site.block == index}
-            folds: dict[str, Matrix] = {}
-            for site, given in given_by(model, index, ahead, [*mine]).items():
-                writer = mine[site]
-                for passed in range(at, writer.block):
-                    advance(behind, passed, blocks(model)[passed])
-                at = writer.block
-                reading = Reading([writer], options.weight, {writer: given})
-                with opened(blocks(model)[at]):
-                    split = block_moments(model, at, behind, reading, advance=False)[writer]
-                    assert isinstance(split, Split), "a writer is one projection"
-                    W = weight(projection(model, writer))
-                    ridge = ridge_of(writer, W, split, ridges)
-                    folds[site.name] = taken_over(W, split.fit, ridge) - W
-            self._write(index, folds)
+            folds, errors = dict[Site, Matrix](), dict[Site, float]()
+            for site, cross in block.items():
+                split = moments.split(self.writers[site], device)
+                split.fit.target, split.held.target = cross.fit, cross.held
+                folds[site], _, left = best_fold(split, ridges)
+                errors[site] = 1 + left / max(cross.energy, 1e-30)
+            self._write(index, folds, errors)
+        moments.release()
 
-    def _write(self, index: int, folds: dict[str, Matrix]) -> None:
+    def _write(self, index: int, folds: dict[Site, Matrix], errors: dict[Site, float]) -> None:
         """Write the folds of a block, in bfloat16: they are for losses alone."""
+        tensors = {site.name: F.bfloat16().contiguous().cpu() for site, F in folds.items()}
+        rest = {site.name: repr(error) for site, error in errors.items()}
         with whole_file(self._file(index)) as partial:
-            save_file({name: F.bfloat16().cpu() for name, F in folds.items()}, partial)
+            save_file(tensors, partial, metadata=rest)
 
     def _file(self, index: int) -> Path:
         return self.directory / f"block-{index:03}.safetensors"

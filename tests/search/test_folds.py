@@ -1,18 +1,19 @@
 """Folds against least squares on hooked inputs, and trials that have them against whole models."""
 
-from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from pruning.calibration.moments import Moments
 from pruning.methods.ziplm import Score
 from pruning.models.gaps import writers
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Kind, projection, sites, weight
 from pruning.search.fisher import _taken_over, fisher_losses
 from pruning.search.options import Objective
-from pruning.search.problem import build_problem
+from pruning.search.problem import build_problem, calibrate_priors
 from pruning.search.search import Calibrated, Uniform
 from pruning.search.trial import CandidateEvaluator
 from pruning.solver.folds import Folds
@@ -35,13 +36,15 @@ from tests.search.test_trial import OUTPUTS, masked, reference
 
 BATCHES = padded_batches(count=9)
 FIT = [batch for batch in BATCHES if not batch.held_out]
+HELD_OUT = [batch for batch in BATCHES if batch.held_out]
 RIDGE = 0.1
 SERIAL = ["llama", "gpt2", "opt", "granite"]
 
 
 def folds_of(model, directory, ridges=(RIDGE,)) -> Folds:
-    dense = LoadedModel(model, word_tokenizer())
-    return Folds.collect(dense, BATCHES, text(), ridges, Cache(directory))
+    dense, cache = LoadedModel(model, word_tokenizer()), Cache(directory)
+    moments = Moments.collect(dense, BATCHES, text(), sites(model), cache)
+    return Folds.collect(dense, BATCHES, text(), ridges, moments, cache)
 
 
 @pytest.fixture(params=["llama", "gpt2", "gpt_neox"], scope="module")
@@ -70,6 +73,24 @@ def test_a_fold_is_the_least_squares_of_what_is_gone(family, tmp_path):
         torch.testing.assert_close(F[:, live], expected, rtol=1e-2, atol=2e-3)
         left = (X @ F.T - missing).square().sum() / missing.square().sum()
         assert left < 0.9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
+def test_a_fold_has_the_ridge_that_leaves_least_of_held_out_outputs(family, tmp_path):
+    model, ridges = FAMILIES[family](), (0.01, 0.1, 1.0, float("inf"))
+    rows = observed(model, HELD_OUT)
+    chosen = folds_of(model, tmp_path / "chosen", ridges)
+    alone = [folds_of(model, tmp_path / str(ridge), [ridge]) for ridge in ridges]
+    for site, writer in chosen.writers.items():
+        bias = projection(model, site).bias
+        gone = rows[site].Y if bias is None else rows[site].Y + bias.double()
+        for folds in (chosen, *alone):
+            left = rows[writer].X @ folds[site].double().T - gone  # F as stored, in bfloat16
+            expected = float(left.square().sum() / gone.square().sum())
+            assert folds.error(site) == pytest.approx(expected, rel=2e-3, abs=2e-3)
+        assert chosen.error(site) == min(folds.error(site) for folds in alone)
+    assert all(alone[-1].error(site) == pytest.approx(1) for site in chosen.writers)
 
 
 @pytest.mark.parametrize("family", SERIAL)
@@ -106,11 +127,11 @@ def test_folds_of_blocks_that_are_solved_are_not_solved_again(tmp_path, monkeypa
     whole, solved = folds_of(model, tmp_path / "whole"), []
     write = Folds._write
 
-    def killed(self, index, folds):
+    def killed(self, index, *given):
         if index == 2 and len(solved) == 2:
             raise KeyboardInterrupt
         solved.append(index)
-        write(self, index, folds)
+        write(self, index, *given)
 
     monkeypatch.setattr(Folds, "_write", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -212,18 +233,25 @@ def test_estimates_with_folds_are_near_measured_losses(case):
             assert 0.3 < estimated[index][level] / measured[index][level] < 3
 
 
-def test_only_what_is_gone_has_the_loss_of_its_fold(case, tmp_path):
+def test_what_is_gone_is_measured_with_its_fold_alone(case, tmp_path):
+    """Levels before it learn from what the fold leaves of the output, a relative error too."""
     _, model, levels = case
-    table, cache = linear_table(model, 8), Cache(tmp_path)
-    rows = []
-    for folds in (None, levels.folds):
-        bare = deepcopy(levels)
-        bare.folds = folds
-        with CandidateEvaluator(model, bare, BATCHES, Objective.kl) as trial:
-            rows.append(build_problem(bare, table, trial, cache).losses([0.5, 0.0]))
-    for site, plain, with_folds in zip(levels, *rows, strict=True):
-        assert (plain[:-1] == with_folds[:-1]).all()
-        assert (plain[-1] != with_folds[-1]) == (site in levels.folds.writers)
+    places = foldable(levels)
+    with CandidateEvaluator(model, levels, BATCHES, Objective.kl) as trial:
+        problem = build_problem(levels, linear_table(model, 8), trial, Cache(tmp_path))
+        rows, measured = problem.losses([0.5, 0.0]), problem.sensitivities([0.5, 0.0])
+        folded = trial.sensitivities(places, folded=True)
+    for place, (site, of) in enumerate(levels.items()):
+        points = [(of.loss[level], loss) for level, loss in measured[place].items()]
+        last = len(of.shapes) - 1
+        assert (last in measured[place]) == (places[place] == [])
+        row = calibrate_priors(np.array(of.loss), points)
+        if places[place]:
+            points.append((levels.folds.error(site), folded[place][last]))
+            assert len(points) == 2
+            row = calibrate_priors(np.array(of.loss), points)
+            row[last] = folded[place][last]
+        np.testing.assert_allclose(rows[place], row, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -244,6 +272,6 @@ def test_a_method_that_compensates_searches_with_folds(
     assert (plan.levels.folds is not None) is has_folds
     assert (tmp_path / "folds").exists() is has_folds
     costs = method.cost(model, 100, context.calibration.options, search)
-    assert costs.get("folds", 0) == (200 if has_folds else 0)
+    assert costs.get("folds", 0) == (100 if has_folds else 0)
     assert next(iter(costs)) == "moments"
     assert list(costs)[-1] == "prune"
