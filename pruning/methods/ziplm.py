@@ -52,7 +52,7 @@ class ZipLM(Leveled):
     damp: float = 0.01  # ridge of the obs score, as a share of each input's energy
     # candidates for the ridge of the update, ascending; per site by held-out error
     ridges: list[float] = field(default_factory=default_ridges)
-    compensate: bool = False  # the projection in front of what is gone takes over what that gave
+    compensate: bool = True  # the projection in front of what is gone takes over what that gave
 
     def __post_init__(self) -> None:
         super().__post_init__()

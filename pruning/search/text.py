@@ -1,11 +1,14 @@
 """Which text candidates are measured on, and where in it."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from pruning.data.batch import Batch
+
+log = logging.getLogger(__name__)
 
 
 def evaluation_text(
@@ -20,6 +23,14 @@ def evaluation_text(
     """
     held_out = [batch for batch in batches if batch.held_out]
     width = max((batch.ids.shape[1] for batch in held_out), default=0)
+    longer = [length for length in sequences if length is not None and length > width > 0]
+    if longer and not whole:
+        log.warning(
+            "search.sequence_length: %d is longer than calibration.sequence_length=%d, whose rows "
+            "are read: they stay as they are",
+            max(longer),
+            width,
+        )
     lengths = {width if whole or length is None else min(length, width) for length in sequences}
     share = -(-tokens // len(lengths))
     return [

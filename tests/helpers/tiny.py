@@ -80,7 +80,8 @@ def linear_table(model: PreTrainedModel, alignment: int = 1, rest: float = 2.0) 
 
 def ziplm(score: Score, ridges: list[float]) -> ZipLM:
     """Make a method with one score for attention and FFN."""
-    return ZipLM("ziplm", attention_score=score, ffn_score=score, damp=0.01, ridges=ridges)
+    of = {"attention_score": score, "ffn_score": score, "ridges": ridges}
+    return ZipLM("ziplm", damp=0.01, compensate=False, **of)
 
 
 def text(target: Target = Target.local) -> Calibration:
