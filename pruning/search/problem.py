@@ -65,49 +65,31 @@ class Problem:
         return loss
 
     def losses(self, anchors: list[float], draws: int | None = None) -> list[Row]:
-        """Return the loss of every level in nats, from sensitivities; of what is gone, folded.
-
-        A site that is gone and taken over is measured as such alone. What its fold leaves of the
-        output is a relative error as the priors are, so the levels before it learn from that too.
-        """
-        taken_over, rows = self._taken_over(), list[Row]()
-        folded = self._increases(taken_over, draws, folded=True) if self.folds else None
-        measured = self.sensitivities(anchors, draws)
-        for place, (site, prior) in enumerate(zip(self.sites, self.loss, strict=True)):
-            points = [(prior[level], loss) for level, loss in measured[place].items()]
-            with_fold = folded[place] if folded else {}
-            if self.folds:
-                points += [(self.folds.error(site), loss) for loss in with_fold.values()]
-            row = calibrate_priors(prior, points)
-            for level, loss in with_fold.items():
-                row[level] = loss
-            rows.append(row)
-        return rows
+        """Return the loss of every level in nats, from `sensitivities`."""
+        pairs = zip(self.loss, self.sensitivities(anchors, draws), strict=True)
+        return [calibrate_priors(prior, measured) for prior, measured in pairs]
 
     def sensitivities(
         self, anchors: list[float], draws: int | None = None
     ) -> list[dict[int, float]]:
         """Return each site's loss increase at the levels nearest `anchors`; cached.
 
-        Not of what is gone where a fold takes it over. Measured, or estimated by the Fisher
-        information of so many draws.
+        What is gone is measured with the fold that takes it over, where there is one, and never
+        without. Measured, or estimated by the Fisher information of so many draws.
         """
         at = [
             sorted({_nearest(row, anchor) for anchor in anchors}) if len(row) > 1 else []
             for row in self.kept
         ]
-        pairs = zip(at, self._taken_over(), strict=True)
-        return self._increases(
-            [[s for s in levels if s not in gone] for levels, gone in pairs], draws
-        )
-
-    def _taken_over(self) -> list[list[int]]:
-        """Return, for every site, the levels of which nothing is left that a fold takes over."""
-        writers = self.folds.writers if self.folds else {}
-        return [
-            [level for level, share in enumerate(row) if share == 0 and site in writers]
+        if self.folds is None:
+            return self._increases(at, draws)
+        gone = [
+            [level for level, share in enumerate(row) if share == 0 and site in self.folds.writers]
             for site, row in zip(self.sites, self.kept, strict=True)
         ]
+        rest = [[s for s in levels if s not in g] for levels, g in zip(at, gone, strict=True)]
+        both = self._increases(rest, draws), self._increases(gone, draws, folded=True)
+        return [plain | folded for plain, folded in zip(*both, strict=True)]
 
     def _increases(
         self, at: list[list[int]], draws: int | None, folded: bool = False
@@ -147,7 +129,7 @@ def build_problem(
     return Problem(
         sites,
         [site_levels.shapes for site_levels in levels.values()],
-        [np.array(site_levels.loss) for site_levels in levels.values()],
+        [_priors(levels, site) for site in sites],
         [np.array([table.ms(s, shape) for shape in levels[s].shapes]) for s in sites],
         [site_levels.keeps.float().mean(1).numpy() for site_levels in levels.values()],
         table.rest,
@@ -159,29 +141,40 @@ def build_problem(
     )
 
 
+def _priors(levels: Levels, site: Site) -> Row:
+    """Return the relative output error of every level; of what is gone, what its fold leaves."""
+    row, folds = np.array(levels[site].loss), levels.folds
+    if folds is not None and site in folds.writers:
+        gone = ~levels[site].keeps.any(1).numpy()
+        row[gone] = folds.error(site)
+    return row
+
+
 def _nearest(kept: Row, share: float) -> int:
     """Return the level below dense whose kept share is nearest `share`."""
     return 1 + int(np.abs(kept[1:] - share).argmin())
 
 
-def calibrate_priors(prior: Row, measured: Sequence[tuple[float, float]]) -> Row:
-    """Scale prior losses so that they meet measured ones, pairs of a prior and its loss.
+def calibrate_priors(prior: Row, measured: dict[int, float]) -> Row:
+    """Scale prior losses so that they meet the losses measured at a few levels.
 
     The ratio measured / prior is interpolated in the logarithm of the prior between the measured
-    ones and constant beyond them. Levels that leave the output as it is stay free. What has at
-    least the prior of an infinite loss is infinitely dear; a site of which nothing finite was
-    measured stays whole.
+    levels and constant beyond them. Levels that leave the output as it is stay free. A level that
+    was measured as infinite is infinitely dear, and so is what has at least its prior; a site of
+    which nothing finite was measured stays whole.
     """
     at_least = 1e-12
     dense = np.arange(len(prior)) == 0
-    broken = min((p for p, loss in measured if not np.isfinite(loss)), default=np.inf)
-    beyond = ~np.isfinite(prior) | (prior >= broken)
-    pairs = sorted(
-        (p, loss / p) for p, loss in measured if p < broken and np.isfinite(p) and p > at_least
-    )
-    if measured and not any(np.isfinite(loss) for _, loss in measured):
+    broken = [prior[s] for s, loss in measured.items() if not np.isfinite(loss)]
+    beyond = ~np.isfinite(prior) | (prior >= min(broken, default=np.inf))
+    if broken and len(broken) == len(measured):
         beyond = ~dense
     prior = np.where(beyond, at_least, prior)  # of no meaning
+    pairs = sorted(
+        (prior[s], loss / prior[s])
+        for s, loss in measured.items()
+        if not beyond[s] and prior[s] > at_least
+    )
     scaled = prior
     if pairs:
         errors, ratios = (np.array(column) for column in zip(*pairs, strict=True))

@@ -234,24 +234,25 @@ def test_estimates_with_folds_are_near_measured_losses(case):
 
 
 def test_what_is_gone_is_measured_with_its_fold_alone(case, tmp_path):
-    """Levels before it learn from what the fold leaves of the output, a relative error too."""
+    """What the fold leaves of the output is its prior, so levels before it learn from its loss."""
     _, model, levels = case
     places = foldable(levels)
     with CandidateEvaluator(model, levels, BATCHES, Objective.kl) as trial:
         problem = build_problem(levels, linear_table(model, 8), trial, Cache(tmp_path))
         rows, measured = problem.losses([0.5, 0.0]), problem.sensitivities([0.5, 0.0])
         folded = trial.sensitivities(places, folded=True)
+        plain = trial.sensitivities([[1, len(of.shapes) - 1] for of in levels.values()])
     for place, (site, of) in enumerate(levels.items()):
-        points = [(of.loss[level], loss) for level, loss in measured[place].items()]
-        last = len(of.shapes) - 1
-        assert (last in measured[place]) == (places[place] == [])
-        row = calibrate_priors(np.array(of.loss), points)
+        last, prior = len(of.shapes) - 1, np.array(of.loss)
+        expected = plain[place][last]
         if places[place]:
-            points.append((levels.folds.error(site), folded[place][last]))
-            assert len(points) == 2
-            row = calibrate_priors(np.array(of.loss), points)
-            row[last] = folded[place][last]
-        np.testing.assert_allclose(rows[place], row, rtol=1e-6)
+            assert folded[place][last] != pytest.approx(expected, rel=1e-3)
+            prior[last], expected = levels.folds.error(site), folded[place][last]
+        assert measured[place][last] == pytest.approx(expected, rel=1e-6)
+        (half,) = set(measured[place]) - {last}
+        assert measured[place][half] > 0
+        assert rows[place] == pytest.approx(calibrate_priors(prior, measured[place]))
+        assert rows[place][last] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

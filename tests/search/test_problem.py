@@ -71,15 +71,10 @@ def test_uniform_is_the_widest_schedule_that_fits(tmp_path):
     assert choose(dense - BLOCKS - 0.01) is None
 
 
-def at(prior, measured):
-    """Return the pairs of prior and loss of levels that were measured."""
-    return [(prior[level], loss) for level, loss in measured.items()]
-
-
 def test_scaled_meets_what_was_measured():
     prior = np.array([0.0, 0.02, 0.1, 0.35, 0.6, 1.0])
     measured = {1: 0.5, 3: 0.9, 5: 4.0}
-    found = calibrate_priors(prior, at(prior, measured))
+    found = calibrate_priors(prior, measured)
     for level, loss in measured.items():
         assert found[level] == pytest.approx(loss, rel=1e-12)
     assert found[0] == 0
@@ -90,7 +85,7 @@ def test_scaled_meets_what_was_measured():
 
 def test_scaled_beyond_what_was_measured_keeps_the_ratio():
     prior = np.array([0.0, 0.02, 0.1, 0.35, 0.6, 1.0])
-    found = calibrate_priors(prior, at(prior, {3: 0.7}))
+    found = calibrate_priors(prior, {3: 0.7})
     np.testing.assert_allclose(found, 2 * prior, rtol=1e-12)
 
 
@@ -98,7 +93,7 @@ def test_scaled_beyond_what_was_measured_keeps_the_ratio():
 @pytest.mark.parametrize("prior", [np.zeros(4), np.array([0.0, 0.0, 0.5, 1.0])])
 def test_scaled_survives_a_site_that_costs_nothing(prior):
     """A site that is always zero (a block added by depth up-scaling) has priors of zero."""
-    found = calibrate_priors(prior, at(prior, {1: 0.0, 3: 0.0}))
+    found = calibrate_priors(prior, {1: 0.0, 3: 0.0})
     assert np.isfinite(found).all()
     assert (found >= 0).all()
     assert (np.diff(found) >= 0).all()
@@ -108,16 +103,14 @@ def test_scaled_survives_a_site_that_costs_nothing(prior):
 def test_what_was_measured_as_infinite_is_infinitely_dear():
     """And so is whatever takes more away; dense is free, and what is finite is as it was."""
     prior = np.array([0.0, 0.02, 0.1, 0.35, 0.6, 1.0])
-    found = calibrate_priors(prior, at(prior, {1: 0.5, 3: np.inf, 5: np.inf}))
+    found = calibrate_priors(prior, {1: 0.5, 3: np.inf, 5: np.inf})
     np.testing.assert_allclose(found, [0, 0.5, 2.5, np.inf, np.inf, np.inf], rtol=1e-12)
     np.testing.assert_allclose(
-        calibrate_priors(prior, at(prior, {3: 0.7, 5: np.inf})),
-        [0, 0.04, 0.2, 0.7, 1.2, np.inf],
-        rtol=1e-12,
+        calibrate_priors(prior, {3: 0.7, 5: np.inf}), [0, 0.04, 0.2, 0.7, 1.2, np.inf], rtol=1e-12
     )
-    nothing = calibrate_priors(prior, at(prior, {3: np.inf, 5: np.inf}))
+    nothing = calibrate_priors(prior, {3: np.inf, 5: np.inf})
     assert nothing.tolist() == [0, *[np.inf] * 5]
-    at_once = calibrate_priors(np.array([0.0, np.inf, 1.0]), [(1.0, 3.0)])
+    at_once = calibrate_priors(np.array([0.0, np.inf, 1.0]), {2: 3.0})
     np.testing.assert_allclose(at_once, [0, np.inf, 3], rtol=1e-12)
 
 
@@ -287,4 +280,4 @@ def test_a_site_that_can_only_stay_is_left_alone(tmp_path):
     found = posed.sensitivities([0.5])
     assert found[3] == {}
     assert all(len(row) == 1 for index, row in enumerate(found) if index != 3)
-    assert calibrate_priors(posed.loss[3], []).tolist() == [0]
+    assert calibrate_priors(posed.loss[3], found[3]).tolist() == [0]
