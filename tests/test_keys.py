@@ -101,6 +101,7 @@ class Given:
     anchors: list[float] = field(default_factory=lambda: [0.5])
     balances: list[float] = field(default_factory=lambda: [1.0])
     draws: int | None = None
+    folded: bool = False
     tried: int = 1
     mutation: float = 0.1
     here: Any = field(default_factory=hardware)
@@ -162,14 +163,20 @@ def folds(g: Given, cache: Cache) -> Any:
     return Folds.collect(*given, moments(g, cache), cache)
 
 
-def sensitivities(g: Given, cache: Cache) -> Any:
+def solved_levels(g: Given, cache: Cache) -> Any:
     solved = levels(g, cache)
+    solved.folds = folds(g, cache) if g.folded else None
+    return solved
+
+
+def sensitivities(g: Given, cache: Cache) -> Any:
+    solved = solved_levels(g, cache)
     trial = CandidateEvaluator(g.model, solved, g.judged, g.objective)
     return build_problem(solved, g.table, trial, cache).sensitivities(g.anchors, g.draws)
 
 
 def search(g: Given, cache: Cache) -> Any:
-    solved = levels(g, cache)
+    solved = solved_levels(g, cache)
     trial = CandidateEvaluator(g.model, solved, g.judged, g.objective)
     posed = build_problem(solved, g.table, trial, cache, g.seed)
     budget = g.table.budget(g.speedup)
@@ -448,6 +455,7 @@ CASES: dict[str, dict[str, Change]] = {
         "text": lambda g: g.judged.pop(),
         "anchors": put("anchors", [0.25, 0.75]),
         "Fisher information": put("draws", 2),
+        "folds": put("folded", True),
     },
     "search": {
         **LEVELS,
@@ -455,6 +463,7 @@ CASES: dict[str, dict[str, Change]] = {
         "text": lambda g: g.judged.pop(),
         "sensitivities": put("anchors", [0.25, 0.75]),
         "candidates": put("tried", 2),
+        "folds": put("folded", True),
         "balances": put("balances", [1.0, 2.0]),
         "mutation": put("mutation", 0.2),
         "budget": put("speedup", 2.0),

@@ -28,7 +28,9 @@ from tests.helpers.tiny import word_tokenizer
 
 pytestmark = pytest.mark.job
 
-STAGES = ("profile", "evaluate", "overlap", "moments", "levels", "sensitivities", "search")
+STAGES = (
+    *("profile", "evaluate", "overlap", "moments", "levels", "folds", "sensitivities", "search"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -214,12 +216,13 @@ KILLS = {  # where: what is being called, which call, and the stages finished be
     "overlap": ("pruning.evaluation.suite:Suite.shared", 1, 2),
     "moments": ("pruning.calibration.moments:Moments.write", 2, 3),
     "levels": ("pruning.methods.ziplm:ZipLM.site_levels", 3, 4),
-    "sensitivities": ("pruning.search.trial:CandidateEvaluator._loss", 4, 5),
-    "local search": ("pruning.search.problem:Problem.evaluate", 1, 6),
-    "measure": ("pruning.latency.measurement:Measurement.compare", 1, 7),
-    "evaluate pruned": ("pruning.evaluation.suite:Suite.evaluate", 1, 7),
-    "allocation": ("pruning.job.run:write_allocation", 1, 7),
-    "result": ("os:replace", 2, 7),  # allocation.json, then result.json, which is all there
+    "folds": ("pruning.solver.folds:Folds._write", 2, 5),
+    "sensitivities": ("pruning.search.trial:CandidateEvaluator._loss", 4, 6),
+    "local search": ("pruning.search.problem:Problem.evaluate", 1, 7),
+    "measure": ("pruning.latency.measurement:Measurement.compare", 1, 8),
+    "evaluate pruned": ("pruning.evaluation.suite:Suite.evaluate", 1, 8),
+    "allocation": ("pruning.job.run:write_allocation", 1, 8),
+    "result": ("os:replace", 2, 8),  # allocation.json, then result.json, which is all there
 }
 
 

@@ -48,9 +48,9 @@ class _Sums:
             self.energy += float(w.double() @ Y.square().sum(1).double())
 
     def mean(self) -> Crossed:
-        """Return the weighted means."""
+        """Return the weighted means; the sums are used up."""
         fit, held = (max(weight, 1e-30) for weight in self.weights)
-        return Crossed(self.products[0] / fit, self.products[1] / held, self.energy / held)
+        return Crossed(self.products[0].div_(fit), self.products[1].div_(held), self.energy / held)
 
 
 @torch.no_grad()
@@ -64,41 +64,42 @@ def crossed(
 ) -> Iterator[dict[Site, Crossed]]:
     """Yield the moments of the sites of one block after the other with what their readers read.
 
-    `readers` has, for a site, another one that stands in front of it or beside it. Tokens count as
-    they do in the reader's own moments, so that both go together. It is one pass of the text.
-    Beyond the model, memory holds the hidden states of every batch, and what a reader reads until
-    the last of its sites is behind. Of blocks that are `done` there is nothing.
+    `readers` has, for a site, another one that stands in front of it or beside it: of a fold, the
+    projection that takes the site over. Tokens count as they do in the reader's own moments, so
+    that both go together. It is one pass of the text. Beyond the model, memory holds the hidden
+    states of every batch, and what a reader reads until the last of its sites has given its part.
+    Of blocks that are `done` there is nothing.
     """
     states = [embed(model, batch, in_bfloat16) for batch in batches]
     readers = {site: reader for site, reader in readers.items() if not done(site.block)}
     last = dict.fromkeys(readers.values(), 0)  # block up to which a reader's inputs are needed
     for site, reader in readers.items():
         last[reader] = max(last[reader], site.block)
-    read: dict[Site, list[tuple[Tensor, Tensor]]] = {}  # inputs and weights, of every state
+    read: list[dict[Site, tuple[Tensor, Tensor]]] = [{} for _ in states]  # inputs, and weights
     for index in track(range(len(blocks(model))), "folds: blocks"):
         block, norm = blocks(model)[index], a_norm(model, index)
         mine = {site: reader for site, reader in readers.items() if site.block == index}
-        rows = model.config.hidden_size
-        sums = {site: _Sums(rows, reader.columns, model.device) for site, reader in mine.items()}
         here = [reader for reader in last if reader.block == index]
-        read |= {reader: [] for reader in here}
-        hooks = inputs_of(model, here, stop=False), inputs_of_norms(model, index)
+        sums = {
+            site: _Sums(model.config.hidden_size, reader.columns, model.device)
+            for site, reader in mine.items()
+        }
         with (
             opened(block),
-            hooks[0] as inputs,
-            hooks[1] as divided,
+            inputs_of(model, here, stop=False) as inputs,
+            inputs_of_norms(model, index) as divided,
             outputs_of(model, [*mine]) as given,
         ):
-            for number, state in enumerate(states):
+            for state, known in zip(states, read, strict=True):
                 inputs.clear()
                 leaving = state.advance(index, block)
                 w = token_weights(norm, state.batch, divided, leaving, weight)
                 for reader in here:
                     X = inputs[reader][0].flatten(0, -2)
-                    own = w[sub_block(model, reader)].flatten().to(X.device)
-                    read[reader].append((X.to(leaving.device), own))
+                    known[reader] = X.to(leaving.device), w[sub_block(model, reader)].flatten()
                 for site, reader in mine.items():
-                    X, own = read[reader][number]
-                    sums[site].add_(given[site], X.to(own.device), own, state.batch.held_out)
-        read = {reader: rows for reader, rows in read.items() if last[reader] > index}
-        yield {site: of_site.mean() for site, of_site in sums.items()}
+                    X, own = (one.to(model.device) for one in known[reader])
+                    sums[site].add_(given[site], X, own, state.batch.held_out)
+                for reader in [reader for reader in known if last[reader] <= index]:
+                    del known[reader]
+        yield {site: sums.pop(site).mean() for site in mine}

@@ -52,7 +52,14 @@ class Moments:
         given = dense.model, batches, options.weight, sites, in_bfloat16
         hidden = dense.model.config.hidden_size
         reads = sorted({site.reads for site in sites})
-        whole = {"version": 6, **passes_key(dense, batches, options), "reads": reads}
+        whole = {
+            "version": 6,
+            "model": dense.fingerprint,
+            "batches": [batch.digest() for batch in batches],
+            "weight": options.weight,
+            "in_bfloat16": in_bfloat16,
+            "reads": reads,
+        }
         drops = options.stored.drops(stored_bytes(sites, hidden))
         drops = drops and not cache.has("moments", whole)
         key = whole | ({"drops": "held"} if drops else {})
@@ -129,16 +136,6 @@ class Moments:
 
     def _file(self, index: int) -> Path:
         return self.directory / f"block-{index:03}.safetensors"
-
-
-def passes_key(dense: LoadedModel, batches: list[Batch], options: Calibration) -> dict[str, Any]:
-    """Return all that decides what passes of the text through a dense model give."""
-    return {
-        "model": dense.fingerprint,
-        "batches": [batch.digest() for batch in batches],
-        "weight": options.weight,
-        "in_bfloat16": options.precision.is_bfloat16(dense.model.device),
-    }
 
 
 def stored_bytes(sites: list[Site], hidden: int, stored: Stored = Stored.both) -> int:

@@ -137,11 +137,11 @@ def block_moments(
             for site, (fit, held) in sums.items():
                 X = inputs[site][0].flatten(0, -2)
                 Y = None if targets is None else targets[site][number].to(device)
-                own = w[sub_block(model, site)].flatten()
+                own = w[sub_block(model, site)].flatten().to(X.device)
                 (held if state.batch.held_out else fit).add_(X, own, Y)
             if routed and to_experts:
-                own = w[sub_block(model, routed)].flatten()
                 hidden, chosen, gates = inputs[routed]
+                own = w[sub_block(model, routed)].flatten().to(hidden.device)
                 with computing(state.in_bfloat16, device):
                     to_experts.add_(hidden, chosen, gates, own, state.batch.held_out)
     for both in sums.values():
@@ -199,13 +199,13 @@ def token_weights(
     `divided` is what the norms divide that see the sub-block's error, None what is `leaving` the
     block; `norm` is like them.
     """
-    mask, weights = batch.mask.float(), dict[Kind, Tensor]()
-    for kind, inputs in divided.items():
-        read = [leaving if h is None else h for h in inputs]
-        weights[kind] = mask.to(read[0].device)
-        if weight is Weight.residual:
-            for h in read:
-                weights[kind] = weights[kind] / _divisor(norm, h).reshape(mask.shape)
+    mask = batch.mask.float().to(leaving.device)
+    weights = dict.fromkeys(divided, mask)
+    if weight is Weight.residual:
+        for kind, inputs in divided.items():
+            for h in inputs:
+                divisor = _divisor(norm, leaving if h is None else h).to(leaving.device)
+                weights[kind] = weights[kind] / divisor.reshape(mask.shape)
     return weights
 
 
@@ -239,7 +239,10 @@ def outputs_of(
 
 @torch.no_grad()
 def outputs(model: PreTrainedModel, index: int, states: list[State], sites: list[Site]) -> Outputs:
-    """Take every state behind block `index`; return what its sites gave, without their biases."""
+    """Take every state behind block `index`; return what its sites gave, without their biases.
+
+    The block is open.
+    """
     given: Outputs = {site: [] for site in sites}
     with outputs_of(model, sites) as seen:
         for state in states:

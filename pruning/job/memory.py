@@ -3,6 +3,7 @@
 from transformers import PreTrainedModel
 
 from pruning.experiment import Experiment
+from pruning.methods.leveled import Leveled
 from pruning.models.sites import blocks, sites
 from pruning.models.streamed import is_streamed
 from pruning.search.search import Guided
@@ -25,12 +26,15 @@ def memory(model: PreTrainedModel, tokens: int) -> int:
 def of_blocks(experiment: Experiment, model: PreTrainedModel) -> int:
     """Return bytes that a streamed model takes beyond what is there once it is loaded.
 
-    A block, dense and pruned; the text in front of it; moments and what solves them, or logits.
+    A block, dense and pruned; the text in front of it, and what folds read of the one before;
+    moments and what solves them, or logits.
     """
     tokens, search = experiment.calibration.tokens, experiment.search
     numbers = max(sum(p.numel() for p in block.parameters()) for block in blocks(model))
     stream = tokens * model.config.hidden_size
     columns = max((site.columns for site in sites(model)), default=0)
+    if isinstance(experiment.method, Leveled) and experiment.method.folds(model):
+        stream += tokens * columns
     solver = (4 * FLOATS + 8 * DOUBLES) * columns**2
     solver += (4 + 8) * columns * model.config.hidden_size  # of the weights
     logits = 0

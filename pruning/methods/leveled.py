@@ -50,20 +50,21 @@ class Leveled(Method):
     ) -> dict[str, float | None]:
         """Count the passes of moments, folds and the search, and of updates behind pruned blocks.
 
-        Where held-out moments are not stored, levels and weights take them again.
+        Where held-out moments are not stored, levels, folds and weights take them again.
         """
         from pruning.calibration.moments import stored_bytes
         from pruning.methods.compensation import PASSES
         from pruning.methods.sequential import passes, updates_behind
+        from pruning.solver.folds import PASSES as PASSES_OF_FOLDS
 
         both = stored_bytes(self.sites(model), model.config.hidden_size)
         retaken = calibration.held_out * tokens if calibration.stored.drops(both) else 0.0
         behind = updates_behind(calibration, self.ridges)
         folded = self.searches_with_folds(model, search)
+        folds = PASSES_OF_FOLDS * tokens + retaken if folded else 0.0
         updates = passes(calibration) * tokens if behind else retaken
         prune = {"prune": updates + (PASSES * tokens if self.folds(model) else 0.0)}
-        costs = cost_of_levels(self, model, tokens, search, folded) | {"levels": retaken} | prune
-        return costs | ({"folds": costs["folds"] + retaken} if folded else {})
+        return cost_of_levels(self, model, tokens, search, folds) | {"levels": retaken} | prune
 
     def folds(self, model: "PreTrainedModel") -> bool:
         """Tell whether what is gone is compensated for in such a model."""
@@ -97,17 +98,19 @@ class Leveled(Method):
         with clock("search"), c.search.trial(dense, levels, batches) as trial:
             problem = build_problem(levels, c.table, trial, cache, c.job.seed)
             choose = c.search.prepare(problem, c.table.budget(c.speedup))
-        options = self.ridges, self.compensate
+        options = self.ridges, self.folds(dense)
         return LevelsPlan(c, levels, choose, *options, problem.history)
 
 
 def cost_of_levels(
-    method: Method, model: "PreTrainedModel", tokens: int, search: Search, folded: bool = False
+    method: Method, model: "PreTrainedModel", tokens: int, search: Search, folds: float = 0.0
 ) -> dict[str, float | None]:
-    """Return the tokens of the stages up to the choice of levels, as `Method.cost` does."""
-    from pruning.models.sites import blocks
-    from pruning.solver.folds import PASSES
+    """Return the tokens of the stages up to the choice of levels, as `Method.cost` does.
 
-    folds = {"folds": PASSES * tokens} if folded else {}
-    searched = search.cost(method.sites(model), len(blocks(model)), folded)
-    return {"moments": float(tokens), "levels": 0.0, **folds, **searched}
+    `folds` are those of the folds, where there are any.
+    """
+    from pruning.models.sites import blocks
+
+    searched = search.cost(method.sites(model), len(blocks(model)))
+    stages = {"moments": float(tokens), "levels": 0.0} | ({"folds": folds} if folds else {})
+    return stages | searched

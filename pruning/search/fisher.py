@@ -31,11 +31,9 @@ class _Note:
 
 
 def fisher_losses(
-    trial: CandidateEvaluator, levels: Sequence[Sequence[int]], draws: int, folded: bool = False
+    trial: CandidateEvaluator, levels: Sequence[Sequence[int]], draws: int
 ) -> list[dict[int, float]]:
     """Estimate each site's loss increase at these levels, all other sites dense.
-
-    With `folded`, these are levels of which nothing is left, and what writes in front takes over.
 
         KL(p || p') ~ 1/2 E_y [(g . d)^2],   g = d(-log p(y)) / d out,   y ~ p
 
@@ -61,7 +59,7 @@ def fisher_losses(
             notes, gradients = _backward(trial, index, block, entering[index], gradients)
             for place, of_site in notes.items():
                 for level in levels[place]:
-                    if folded:
+                    if trial.writer(place, level) is not None:
                         instead = _taken_over(trial, place, entering)
                     else:
                         instead = _given(trial, place, level, of_site)
@@ -212,7 +210,8 @@ def _squares(trial: CandidateEvaluator, notes: Sequence[_Note], instead: Sequenc
     """Return the sum of (g . d)^2 over tokens, or rows of an encoder, and draws."""
     rows, total = architecture(trial.model).encoder, 0.0
     for state, note, out in zip(trial.states, notes, instead, strict=True):
-        along = (note.gradients.float() * (out - note.out).float()).sum(-1)
+        d = out.reshape(note.out.shape) - note.out  # opt's FFN works on [tokens, hidden]
+        along = (note.gradients.float() * d.float()).sum(-1)
         along = along.reshape(len(along), len(state.batch.ids), -1)
         total += float((along.sum(-1) if rows else along).double().square().sum())
     return total

@@ -74,38 +74,26 @@ class Problem:
     ) -> list[dict[int, float]]:
         """Return each site's loss increase at the levels nearest `anchors`; cached.
 
-        What is gone is measured with the fold that takes it over, where there is one, and never
-        without. Measured, or estimated by the Fisher information of so many draws.
+        What is gone is measured with the fold that takes it over, where there is one. Measured, or
+        estimated by the Fisher information of so many draws.
         """
         at = [
             sorted({_nearest(row, anchor) for anchor in anchors}) if len(row) > 1 else []
             for row in self.kept
         ]
-        if self.folds is None:
-            return self._increases(at, draws)
-        gone = [
-            [level for level, share in enumerate(row) if share == 0 and site in self.folds.writers]
-            for site, row in zip(self.sites, self.kept, strict=True)
-        ]
-        rest = [[s for s in levels if s not in g] for levels, g in zip(at, gone, strict=True)]
-        both = self._increases(rest, draws), self._increases(gone, draws, folded=True)
-        return [plain | folded for plain, folded in zip(*both, strict=True)]
 
-    def _increases(
-        self, at: list[list[int]], draws: int | None, folded: bool = False
-    ) -> list[dict[int, float]]:
         def build(directory: Path) -> None:
             assert self.trial is not None
             kept = self.cache.checkpoints(key)  # of blocks that an earlier start has finished
             if draws is None:
-                losses = self.trial.sensitivities(at, kept, folded)
+                losses = self.trial.sensitivities(at, kept)
             else:
-                losses = fisher_losses(self.trial, at, draws, folded)
+                losses = fisher_losses(self.trial, at, draws)
             shutil.rmtree(kept, ignore_errors=True)
             (directory / "sensitivities.json").write_text(to_json(losses))
 
-        key = {"of": self.identity, "at": at} | ({"draws": draws} if draws else {})
-        key |= self.with_folds if folded else {}
+        key = {"of": self.identity, "at": at, **self.with_folds}
+        key |= {"draws": draws} if draws else {}
         entry = self.cache.stage("sensitivities", key, build)
         rows = json.loads((entry / "sensitivities.json").read_text())
         return [{int(level): dear(loss) for level, loss in row.items()} for row in rows]

@@ -35,13 +35,8 @@ class Search(Options):
     )
     name: str = MISSING  # that results name it by
 
-    def cost(
-        self, sites: "Sequence[Site]", depth: int, folded: bool = False
-    ) -> dict[str, float | None]:
-        """Return the tokens that its cached stages bring through a model of `depth` blocks.
-
-        With `folded`, what is gone is judged with what takes it over.
-        """
+    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
+        """Return the tokens that its cached stages bring through a model of `depth` blocks."""
         return {}
 
 
@@ -169,9 +164,7 @@ class Guided(LevelSearch):
         """Count the candidates that are measured."""
         return self.steps + 1
 
-    def cost(
-        self, sites: "Sequence[Site]", depth: int, folded: bool = False
-    ) -> dict[str, float | None]:
+    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
         """Count the text of every candidate."""
         return {"search": float(self.candidates() * self.tokens)}
 
@@ -256,19 +249,15 @@ class Calibrated(Guided):
         """Count a candidate for each balance too."""
         return self.steps + len(self.balances)
 
-    def cost(
-        self, sites: "Sequence[Site]", depth: int, folded: bool = False
-    ) -> dict[str, float | None]:
+    def cost(self, sites: "Sequence[Site]", depth: int) -> dict[str, float | None]:
         """Count the text through the blocks from a site on, for every site and anchor.
 
-        For the Fisher information twice forward, and back once for every draw; what is taken over
-        is measured, or estimated, by itself.
+        For the Fisher information twice forward, and back once for every draw.
         """
         if self.sensitivity is Sensitivity.fisher:
-            passes = (2 + self.draws) * (1 + folded)  # each back through what a block gives
+            passes = 2 + self.draws  # each back through what a block gives
         else:
-            measured = len(self.anchors) + folded
-            passes = measured * sum(1 - site.block / depth for site in sites)
+            passes = len(self.anchors) * sum(1 - site.block / depth for site in sites)
         return {"sensitivities": passes * self.tokens, **super().cost(sites, depth)}
 
     def prepare(self, problem: "Problem", budget: float) -> Chooser:

@@ -25,11 +25,11 @@ def evaluation_text(
     width = max((batch.ids.shape[1] for batch in held_out), default=0)
     longer = [length for length in sequences if length is not None and length > width > 0]
     if longer and not whole:
-        log.warning(
-            "search.sequence_length: %d is longer than calibration.sequence_length=%d, whose rows "
-            "are read: they stay as they are",
-            max(longer),
+        log.info(
+            "search.sequence_length: held-out rows have at most %d tokens, %d are asked for; for "
+            "longer rows raise calibration.sequence_length",
             width,
+            max(longer),
         )
     lengths = {width if whole or length is None else min(length, width) for length in sequences}
     share = -(-tokens // len(lengths))

@@ -96,7 +96,6 @@ class CandidateEvaluator:
         self.states = [embed(model, batch, in_bfloat16) for batch in batches]
         self.installed: list[tuple[int, list[int]]] = [(0, [])] * len(self.sites)
         self.wanted = [0] * len(self.sites)
-        self.folded = False  # whether what is gone is taken over now
         self.evaluations = 0  # of the objective, whole model or part of it
         self.original: dict[Site, tuple[Tensor, nn.Parameter | None, nn.Module | None]] = {}
         self.routed: dict[Site, nn.Module] = {}  # routers with their experts, as they were
@@ -141,8 +140,6 @@ class CandidateEvaluator:
 
     def _taken_over(self, place: int) -> list[int]:
         """Return the places that a place takes over now."""
-        if not self.folded:
-            return []
         return [i for i in self.takes_over[place] if self.is_gone(i, self.wanted[i])]
 
     def is_gone(self, place: int, level: int) -> bool:
@@ -167,7 +164,7 @@ class CandidateEvaluator:
     def evaluate(self, choice: Sequence[int]) -> float:
         """Return the calibration loss of one level per site, nats per token; finite or infinite."""
         assert self.dense  # before anything is installed
-        self.wanted, self.folded = list(choice), self.levels.folds is not None
+        self.wanted = list(choice)
         return self._loss(0, [state.hidden for state in self.states])
 
     @torch.no_grad()
@@ -175,16 +172,14 @@ class CandidateEvaluator:
         self,
         anchors: Sequence[Sequence[int]],
         scratch: Path | None = None,
-        folded: bool = False,
     ) -> list[dict[int, float]]:
         """Measure each site's loss increase at its anchor levels, all other sites dense.
 
-        With `folded`, what is gone is taken over by what writes in front of it. The blocks before
-        the first that changes are not run again: the hidden states go along. Losses of a block are
-        kept in `scratch`, and are not measured again where an earlier start has done so.
+        The blocks before the first that changes are not run again: the hidden states go along.
+        Losses of a block are kept in `scratch`, and are not measured again where an earlier start
+        has done so.
         """
         dense = self.evaluate([0] * len(self.sites))
-        self.folded = folded
         hidden = [state.hidden for state in self.states]
         entering = dict[int, list[Tensor]]()  # blocks from which on passes may start
         losses: list[dict[int, float]] = [{} for _ in self.sites]
@@ -202,7 +197,8 @@ class CandidateEvaluator:
                         rows = {i: losses[i] for i in self.places[index]}
                         write_text(to_json(rows), kept)
                 hidden = self.behind(index, hidden)
-            later = [self.first_changed(i) for ids in self.places[index + 1 :] for i in ids]
+            rest = [i for ids in self.places[index + 1 :] for i in ids]
+            later = [self.first_changed(i, level) for i in rest for level in anchors[i]]
             for passed in [block for block in entering if block < min(later, default=0)]:
                 del entering[passed]
         return losses
@@ -211,18 +207,23 @@ class CandidateEvaluator:
         self, place: int, levels: Sequence[int], entering: dict[int, list[Tensor]], dense: float
     ) -> dict[int, float]:
         """Return the loss increase of each level of a site, given what enters blocks."""
-        increases, start = dict[int, float](), self.first_changed(place)
+        increases = dict[int, float]()
         for level in levels:
-            self.wanted[place] = level
+            self.wanted[place], start = level, self.first_changed(place, level)
             increases[level] = max(0.0, self._loss(start, entering[start]) - dense)
         self.wanted[place] = 0
         return increases
 
-    def first_changed(self, place: int) -> int:
+    def writer(self, place: int, level: int) -> Site | None:
+        """Return what takes a site over at a level, if anything does."""
+        folds = self.levels.folds
+        return (
+            folds.writers.get(self.sites[place]) if folds and self.is_gone(place, level) else None
+        )
+
+    def first_changed(self, place: int, level: int) -> int:
         """Return the first block that changes with a site: its own, or that of what takes over."""
-        site, folds = self.sites[place], self.levels.folds
-        writer = folds.writers.get(site) if folds and self.folded else None
-        return (writer or site).block
+        return (self.writer(place, level) or self.sites[place]).block
 
     @torch.no_grad()
     def install(self, index: int, level: int, taken_over: Sequence[int] = ()) -> None:

@@ -22,11 +22,12 @@ from pruning.models.gaps import writers
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Site
 from pruning.models.tensor_files import described, places
-from pruning.solver.obs import cholesky, damped, energy
+from pruning.solver.obs import damped, energy, factored
 from pruning.system.cache import Cache
 from pruning.system.files import whole_file
 
 PASSES = 1.0  # that all folds bring the text through the model
+LEAST = 1e-6  # error of a fold: below it lies the rounding of its two parts
 
 Matrix = Float[Tensor, "rows columns"]
 
@@ -40,7 +41,7 @@ def fold(moment: Moment, ridge: float) -> Matrix:
     assert T is not None
     if math.isinf(ridge):
         return torch.zeros_like(T)
-    return torch.cholesky_solve(T.T, cholesky(damped(moment.H, ridge))).T
+    return torch.cholesky_solve(T.T, factored(lambda: damped(moment.H, ridge))).T
 
 
 def error(F: Matrix, held: Moment) -> float:
@@ -115,18 +116,18 @@ class Folds:
         moments: Moments,
     ) -> None:
         """Solve the folds of the blocks that have no file."""
-        device, weight = dense.model.device, options.weight
+        device = dense.model.device
         fast = options.precision.is_bfloat16(device)
-        given = dense.model, batches, weight, self.writers, fast, lambda i: self._file(i).exists()
-        for index, block in enumerate(crossed(*given)):
-            if self._file(index).exists():
+        given = dense.model, batches, options.weight, self.writers, fast
+        for index, block in enumerate(crossed(*given, done=self.has)):
+            if self.has(index):
                 continue
             folds, errors = dict[Site, Matrix](), dict[Site, float]()
             for site, cross in block.items():
                 split = moments.split(self.writers[site], device)
                 split.fit.target, split.held.target = cross.fit, cross.held
                 folds[site], _, left = best_fold(split, ridges)
-                errors[site] = 1 + left / max(cross.energy, 1e-30)
+                errors[site] = max(LEAST, 1 + left / max(cross.energy, 1e-30))
             self._write(index, folds, errors)
         moments.release()
 
@@ -136,6 +137,10 @@ class Folds:
         rest = {site.name: repr(error) for site, error in errors.items()}
         with whole_file(self._file(index)) as partial:
             save_file(tensors, partial, metadata=rest)
+
+    def has(self, index: int) -> bool:
+        """Tell whether the folds of block `index` are written."""
+        return self._file(index).exists()
 
     def _file(self, index: int) -> Path:
         return self.directory / f"block-{index:03}.safetensors"

@@ -100,7 +100,7 @@ def cholesky(H: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
         )
 
 
-def _factored(make: Callable[[], Moment]) -> Moment:
+def factored(make: Callable[[], Moment]) -> Moment:
     """Factor the symmetric matrix that a call makes, in its own memory; as `cholesky` does."""
     H = make()
     if H.sum().isfinite():
@@ -152,7 +152,7 @@ def least_squares(
         missing = target[:, K].to(W.dtype) - W[:, K] @ H_KK()
         if share < 1:
             missing = torch.lerp(local(), missing, share)
-    L = _factored(lambda: _damped_(H_KK(), ridge))
+    L = factored(lambda: _damped_(H_KK(), ridge))
     halfway = _forward(L, missing.T)
     return W[:, K] + cast(Tensor, torch.linalg.solve_triangular(L.mT, halfway, upper=True)).T
 
@@ -304,7 +304,7 @@ class _Pass:
 
 def _prepared(W: Matrix, H: Moment, damp: float) -> tuple[Matrix, Moment]:
     """Return W without the weights on dead inputs, and inv(H + damp diag(H)), in float64."""
-    L = _factored(lambda: _damped_(H.to(torch.float64, copy=True), damp))
+    L = factored(lambda: _damped_(H.to(torch.float64, copy=True), damp))
     Hinv = torch.cholesky_inverse(L, out=L).mT  # symmetric, and contiguous so
     W = W.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     return W.masked_fill_(~live(H), 0.0), Hinv

@@ -42,8 +42,9 @@ def test_before_the_first_job_and_after_it(place, jobs):
     assert place.results() == []
     assert set(states(dry.stdout).values()) == {"to compute"}
     assert set(states(dry.stdout)) == {
-        *("profile", "evaluate the dense model", "moments", "levels", "sensitivities", "search"),
-        *("prune", "measure", "evaluate the pruned model"),
+        *("profile", "evaluate the dense model", "moments", "levels", "folds"),
+        *("sensitivities", "search", "prune"),
+        *("measure", "evaluate the pruned model"),
     }
     assert re.search(r"about \d+ minutes.*GiB", dry.stdout)
     assert seconds(dry.stdout)["profile"] != ""
@@ -53,7 +54,7 @@ def test_before_the_first_job_and_after_it(place, jobs):
     dry = jobs(*place.arguments("speedup=1.5", "dry_run=true"))
     cached = {stage for stage, state in states(dry.stdout).items() if state == "cached"}
     assert cached == {
-        *("profile", "evaluate the dense model", "moments", "levels", "sensitivities")
+        *("profile", "evaluate the dense model", "moments", "levels", "folds", "sensitivities")
     }
     assert place.entries() == before
     told = seconds(dry.stdout)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ class Case:
 
 CASES = {
     "ziplm": lambda: Case(ziplm(Score.obs, [0.1, INF]), search()),
+    "compensated": lambda: Case(replace(ziplm(Score.obs, [0.1]), compensate=True), search()),
     "behind": lambda: Case(ziplm(Score.obs, [0.1]), search(), Target.dense),
     "damped": lambda: Case(ziplm(Score.obs, [0.1, 1, INF]), search(), Target.damped),
     "slimgpt": lambda: Case(SlimGPT(smallest=8, decay=0, ridges=[0.1]), Schedule()),

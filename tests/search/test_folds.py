@@ -1,11 +1,14 @@
 """Folds against least squares on hooked inputs, and trials that have them against whole models."""
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from pruning.calibration.calibration import Stored
+from pruning.calibration.moment import Moment, Split
 from pruning.calibration.moments import Moments
 from pruning.methods.ziplm import Score
 from pruning.models.gaps import writers
@@ -16,7 +19,7 @@ from pruning.search.options import Objective
 from pruning.search.problem import build_problem, calibrate_priors
 from pruning.search.search import Calibrated, Uniform
 from pruning.search.trial import CandidateEvaluator
-from pruning.solver.folds import Folds
+from pruning.solver.folds import Folds, best_fold
 from pruning.system.cache import Cache
 from pruning.system.precision import Precision
 from tests.helpers.data import lstsq
@@ -47,7 +50,7 @@ def folds_of(model, directory, ridges=(RIDGE,)) -> Folds:
     return Folds.collect(dense, BATCHES, text(), ridges, moments, cache)
 
 
-@pytest.fixture(params=["llama", "gpt2", "gpt_neox"], scope="module")
+@pytest.fixture(params=["llama", "gpt2", "opt", "gpt_neox"], scope="module")
 def case(request, tmp_path_factory):
     """Give a family, a model of it, and levels with dense weights and folds."""
     model, directory = FAMILIES[request.param](), tmp_path_factory.mktemp(request.param)
@@ -58,7 +61,7 @@ def case(request, tmp_path_factory):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", [*SERIAL, "gpt_neox"])
+@pytest.mark.parametrize("family", [*SERIAL, "gpt_neox", "mixtral"])
 def test_a_fold_is_the_least_squares_of_what_is_gone(family, tmp_path):
     model = FAMILIES[family]()
     folds = folds_of(model, tmp_path)
@@ -119,6 +122,34 @@ def test_experts_are_taken_over_and_take_over_nothing(family):
 @pytest.mark.parametrize("make", [bert, gemma2])
 def test_nothing_takes_over_what_a_norm_reads_first(make):
     assert writers(make()) == {}
+
+
+def test_held_out_moments_that_are_taken_again_give_the_same_folds(tmp_path):
+    model = FAMILIES["llama"]()
+    dense, ridges, made = LoadedModel(model, word_tokenizer()), (0.1, 1.0), []
+    for stored in (Stored.both, Stored.fit):
+        given, cache = replace(text(), stored=stored), Cache(tmp_path / stored)
+        moments = Moments.collect(dense, BATCHES, given, sites(model), cache)
+        assert (moments.retaken is None) is (stored is Stored.both)
+        made.append(Folds.collect(dense, BATCHES, given, ridges, moments, cache))
+    for site in made[0].writers:
+        assert torch.equal(*(folds[site] for folds in made))
+        assert made[0].error(site) == made[1].error(site)
+
+
+def test_what_is_the_same_map_of_the_same_inputs_leaves_next_to_nothing():
+    """Of the numbers that say so nothing but rounding is left: a prior is above zero."""
+    generator = torch.Generator().manual_seed(0)
+    X, W = (torch.randn(n, 8, generator=generator) for n in (200, 5))
+    both = [
+        Moment(rows.T @ rows / len(rows), rows.mean(0), (rows @ W.T).T @ rows / len(rows))
+        for rows in (X[:150], X[150:])
+    ]
+    F, ridge, left = best_fold(Split(*both, 0.25), [0.0, 0.1, float("inf")])
+    assert ridge == 0
+    torch.testing.assert_close(F, W, rtol=1e-4, atol=1e-4)
+    energy = float((X[150:] @ W.T).square().sum(1).mean())
+    assert left / energy == pytest.approx(-1, abs=1e-5)
 
 
 def test_folds_of_blocks_that_are_solved_are_not_solved_again(tmp_path, monkeypatch):
@@ -182,7 +213,7 @@ def test_losses_with_folds_are_those_of_whole_models(case):
             assert trial.evaluate(choice) == pytest.approx(expected, rel=1e-4, abs=1e-4)
             assert expected != pytest.approx(plain, rel=0.01)
         places = foldable(levels)
-        losses = trial.sensitivities(places, folded=True)
+        losses = trial.sensitivities(places)
     for index, at in enumerate(places):
         for level in at:
             choice = [level if i == index else 0 for i in range(len(gone))]
@@ -226,8 +257,8 @@ def test_estimates_with_folds_are_near_measured_losses(case):
     _, model, levels = case
     places = foldable(levels)
     with CandidateEvaluator(model, levels, BATCHES, Objective.kl) as trial:
-        measured = trial.sensitivities(places, folded=True)
-        estimated = fisher_losses(trial, places, 200, folded=True)
+        measured = trial.sensitivities(places)
+        estimated = fisher_losses(trial, places, 200)
     for index, at in enumerate(places):
         for level in at:  # of second order, for changes that are not small
             assert 0.3 < estimated[index][level] / measured[index][level] < 3
@@ -236,23 +267,25 @@ def test_estimates_with_folds_are_near_measured_losses(case):
 def test_what_is_gone_is_measured_with_its_fold_alone(case, tmp_path):
     """What the fold leaves of the output is its prior, so levels before it learn from its loss."""
     _, model, levels = case
-    places = foldable(levels)
+    places, bare = foldable(levels), copy(levels)
+    bare.folds = None
     with CandidateEvaluator(model, levels, BATCHES, Objective.kl) as trial:
         problem = build_problem(levels, linear_table(model, 8), trial, Cache(tmp_path))
         rows, measured = problem.losses([0.5, 0.0]), problem.sensitivities([0.5, 0.0])
-        folded = trial.sensitivities(places, folded=True)
-        plain = trial.sensitivities([[1, len(of.shapes) - 1] for of in levels.values()])
+        folded = trial.sensitivities(places)
+    with CandidateEvaluator(model, bare, BATCHES, Objective.kl) as trial:
+        plain = trial.sensitivities([[gone] for gone in last(levels)])
     for place, (site, of) in enumerate(levels.items()):
-        last, prior = len(of.shapes) - 1, np.array(of.loss)
-        expected = plain[place][last]
+        gone, prior = len(of.shapes) - 1, np.array(of.loss)
+        expected = plain[place][gone]
         if places[place]:
-            assert folded[place][last] != pytest.approx(expected, rel=1e-3)
-            prior[last], expected = levels.folds.error(site), folded[place][last]
-        assert measured[place][last] == pytest.approx(expected, rel=1e-6)
-        (half,) = set(measured[place]) - {last}
+            assert folded[place][gone] != pytest.approx(expected, rel=1e-3)
+            prior[gone], expected = levels.folds.error(site), folded[place][gone]
+        assert measured[place][gone] == pytest.approx(expected, rel=1e-6)
+        (half,) = set(measured[place]) - {gone}
         assert measured[place][half] > 0
         assert rows[place] == pytest.approx(calibrate_priors(prior, measured[place]))
-        assert rows[place][last] == pytest.approx(expected, rel=1e-6)
+        assert rows[place][gone] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -271,6 +304,7 @@ def test_a_method_that_compensates_searches_with_folds(
     context = pruning_context(model, BATCHES, search, job_with(Cache(tmp_path)))
     plan = method.plan(context)
     assert (plan.levels.folds is not None) is has_folds
+    assert plan.compensate is (compensates and bool(writers(model)))  # else nothing is a draft
     assert (tmp_path / "folds").exists() is has_folds
     costs = method.cost(model, 100, context.calibration.options, search)
     assert costs.get("folds", 0) == (100 if has_folds else 0)

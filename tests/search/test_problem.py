@@ -41,7 +41,7 @@ class Measured:
         losses = [row[s] for row, s in zip(self.of.loss, choice, strict=True)]
         return float(self.factors @ np.array(losses))
 
-    def sensitivities(self, levels, scratch=None, folded=False) -> list[dict[int, float]]:
+    def sensitivities(self, levels, scratch=None) -> list[dict[int, float]]:
         return [
             {s: float(factor * row[s]) for s in of}
             for factor, row, of in zip(self.factors, self.of.loss, levels, strict=True)
