@@ -39,7 +39,8 @@ class ZipLM(Leveled):
 
     Differs from the paper where few calibration tokens make it overfit: the ridge of the weight
     update and (with score auto) the order are chosen per site by the error on held-out tokens, and
-    the losses of all levels are held-out errors.
+    the losses of all levels are held-out errors. And with `compensate`, what is gone leaves
+    something behind.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2302.04089"

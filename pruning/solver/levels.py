@@ -65,7 +65,7 @@ class SiteLevels:
 
     shapes: list[Shape]
     keeps: Bool[Tensor, "levels units"]
-    loss: list[float]  # held-out relative output error, 0 dense and 1 gone
+    loss: list[float]  # held-out relative output error, 0 dense and 1 gone (before any fold)
     # of the weight update, chosen by held-out error; of experts a list, one of each
     ridge: float | list[float]
     score: str  # the score that ordered the units
