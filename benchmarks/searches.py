@@ -24,6 +24,7 @@ from pruning.search.problem import build_problem
 from pruning.search.search import LevelSearch
 from pruning.search.text import evaluation_text
 from pruning.search.trial import CandidateEvaluator
+from pruning.solver.folds import Folds
 from pruning.solver.levels import Levels
 from pruning.system.cache import Cache
 
@@ -55,6 +56,9 @@ def main() -> None:
     loaded = LoadedModel(model, tokenizer)
     moments = Moments.collect(loaded, batches, experiment.calibration, sites, cache)
     levels = Levels.from_moments(model, moments, experiment.method, table, cache)
+    if experiment.method.folds(model):
+        given = loaded, batches, experiment.calibration, experiment.method.ridges
+        levels.folds = Folds.collect(*given, moments, cache)
     held_out = [batch for batch in batches if batch.held_out]
     fresh = evaluation_text(held_out[2:], JUDGE_TOKENS, [None])  # searches read the first two
     own = tempfile.TemporaryDirectory()  # a search that is found in a cache takes no time
