@@ -40,7 +40,8 @@ def observed(model: PreTrainedModel, batches: list[Batch]) -> dict[Site, Rows]:
 
     def note(site: Site):
         def hook(module, args, out: Tensor) -> None:
-            gave = out if module.bias is None else out - module.bias
+            bias = getattr(module, "bias", None)  # experts have none
+            gave = out if bias is None else out - bias
             for rows, one in zip(seen[site], (args[0], gave), strict=True):
                 rows.append(one.reshape(-1, one.shape[-1]))  # opt's FFN reads [tokens, hidden]
 

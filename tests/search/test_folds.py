@@ -65,11 +65,13 @@ def case(request, tmp_path_factory):
 def test_a_fold_is_the_least_squares_of_what_is_gone(family, tmp_path):
     model = FAMILIES[family]()
     folds = folds_of(model, tmp_path)
-    assert len(folds.writers) == sum(site.removable for site in sites(model)) > 3
+    removable = sum(site.removable for site in sites(model))
+    experts = {"mixtral": 2}.get(family, 0)  # in front of attention: they take over nothing
+    assert len(folds.writers) == removable - experts >= 3
     rows = observed(model, FIT)
     for site, writer in folds.writers.items():
         W, X = weight(projection(model, writer)).double(), rows[writer].X
-        bias, live = projection(model, site).bias, X.any(0)
+        bias, live = getattr(projection(model, site), "bias", None), X.any(0)
         missing = rows[site].Y if bias is None else rows[site].Y + bias.double()
         expected = lstsq(W, X, live, RIDGE, X @ W.T + missing) - W[:, live]
         F = folds[site].double()  # stored in bfloat16
@@ -128,7 +130,8 @@ def test_held_out_moments_that_are_taken_again_give_the_same_folds(tmp_path):
     model = FAMILIES["llama"]()
     dense, ridges, made = LoadedModel(model, word_tokenizer()), (0.1, 1.0), []
     for stored in (Stored.both, Stored.fit):
-        given, cache = replace(text(), stored=stored), Cache(tmp_path / stored)
+        given, cache = text(), Cache(tmp_path / stored)
+        given.stored = stored
         moments = Moments.collect(dense, BATCHES, given, sites(model), cache)
         assert (moments.retaken is None) is (stored is Stored.both)
         made.append(Folds.collect(dense, BATCHES, given, ridges, moments, cache))
@@ -250,6 +253,7 @@ def test_an_estimate_sees_what_is_given_instead(case):
             (given,) = _taken_over(trial, place, entering)
             expected = seen[0] @ levels.folds[site].float().T
             real = FIT[0].mask.bool()
+            given, expected = (one.view(*real.shape, -1) for one in (given, expected))
             torch.testing.assert_close(given[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
