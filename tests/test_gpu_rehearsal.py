@@ -30,6 +30,6 @@ def test_the_parts_of_a_gpu_day_run_on_small_shapes(tmp_path):
     (table,) = tmp_path.glob("llama2-7b-*-prefill-*.json")
     assert json.loads(table.read_text())["dense"] > 0
     ziplm = json.loads((tmp_path / "ziplm-llama2-7b.json").read_text())
-    stages = {"load", "profile", "calibrate", "levels", "search", "prune", "measure"}
+    stages = {"load", "profile", "calibrate", "levels", "folds", "search", "prune", "measure"}
     assert stages == ziplm["seconds"].keys() == ziplm["peak_gib"].keys()
     assert 0 < ziplm["parameters"] < 1
