@@ -57,16 +57,16 @@ def main() -> None:
     batches = experiment.calibration.batches(tokenizer, cache, seed)
     moments = Moments.collect(loaded, batches, experiment.calibration, sites, cache)
     bare = Levels.from_moments(model, moments, method, table, cache)
-    levels = copy(bare)
+    folded = copy(bare)
     given = loaded, batches, experiment.calibration, method.ridges
-    levels.folds = Folds.collect(*given, moments, cache)
+    folded.folds = Folds.collect(*given, moments, cache)
 
-    def measured(of: Levels, anchors: list[float]) -> tuple[Problem, list[dict[int, float]]]:
-        with search.trial(model, of, batches) as trial:
-            problem = build_problem(of, table, trial, cache, seed)
+    def measured(levels: Levels, anchors: list[float]) -> tuple[Problem, list[dict[int, float]]]:
+        with search.trial(model, levels, batches) as trial:
+            problem = build_problem(levels, table, trial, cache, seed)
             return problem, problem.sensitivities(anchors)
 
-    with_folds, at_anchors = measured(levels, search.anchors)
+    with_folds, at_anchors = measured(folded, search.anchors)
     plain, real = measured(bare, [arguments.kept, 0.0])
     ratios: dict[tuple[str, str], dict[str, float]] = {}
     for place, site in enumerate(sites):

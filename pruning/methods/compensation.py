@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruning.calibration.moment import Moment, Split
+from pruning.calibration.moment import Split
 from pruning.calibration.passes import Reading, block_moments, outputs_of
 from pruning.methods.method import PruningContext
 from pruning.models.blockwise import State, advance, embed
@@ -86,7 +86,6 @@ def _solve_(module: nn.Module, split: Split, ridges: Sequence[float]) -> None:
     _, ridge, _ = best_fold(split, ridges)
     if math.isinf(ridge):
         return
-    W, every = weight(module), split.merged_()
-    assert every.target is not None
-    F = fold(Moment(every.H.double(), every.mean, every.target.double()), ridge)
+    W = weight(module)
+    F = fold(split.merged_(), ridge, torch.float64)
     replace_weight_(module, (W.double() + F).to(W.dtype))

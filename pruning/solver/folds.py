@@ -22,7 +22,7 @@ from pruning.models.gaps import writers
 from pruning.models.loaded import LoadedModel
 from pruning.models.sites import Site
 from pruning.models.tensor_files import described, places
-from pruning.solver.obs import damped, energy, factored
+from pruning.solver.obs import damped_, energy, factored
 from pruning.system.cache import Cache
 from pruning.system.files import whole_file
 
@@ -32,16 +32,17 @@ LEAST = 1e-6  # error of a fold: below it lies the rounding of its two parts
 Matrix = Float[Tensor, "rows columns"]
 
 
-def fold(moment: Moment, ridge: float) -> Matrix:
+def fold(moment: Moment, ridge: float, precision: torch.dtype = torch.float32) -> Matrix:
     """Return F = T (H + ridge diag(H))^-1, which minimises E|F x - y|^2 + ridge |F|^2_diag(H).
 
     T = E[y x^T] is the moment's target, y what is gone; zeros of an infinite ridge.
     """
-    T = moment.target
-    assert T is not None
+    assert moment.target is not None
+    T, H = moment.target.to(precision), moment.H
     if math.isinf(ridge):
         return torch.zeros_like(T)
-    return torch.cholesky_solve(T.T, factored(lambda: damped(moment.H, ridge))).T
+    L = factored(lambda: damped_(H.to(precision, copy=True), ridge))
+    return torch.cholesky_solve(T.T, L).T
 
 
 def error(F: Matrix, held: Moment) -> float:

@@ -65,10 +65,10 @@ def damped(H: Moment, ridge: float) -> Moment:
     units, and spans what the field does: at 0 it is plain OBS; as it grows the off-diagonal loses
     its weight until scores are Wanda's |w|^2 E[x^2] and the kept columns are left as they are.
     """
-    return _damped_(H.clone(), ridge)
+    return damped_(H.clone(), ridge)
 
 
-def _damped_(H: Moment, ridge: float) -> Moment:
+def damped_(H: Moment, ridge: float) -> Moment:
     """Do what `damped` does in the memory of H, and return it."""
     energies, alive = H.diagonal(), live(H)
     mean = energies.sum() / alive.sum() if alive.any() else 1.0
@@ -152,7 +152,7 @@ def least_squares(
         missing = target[:, K].to(W.dtype) - W[:, K] @ H_KK()
         if share < 1:
             missing = torch.lerp(local(), missing, share)
-    L = factored(lambda: _damped_(H_KK(), ridge))
+    L = factored(lambda: damped_(H_KK(), ridge))
     halfway = _forward(L, missing.T)
     return W[:, K] + cast(Tensor, torch.linalg.solve_triangular(L.mT, halfway, upper=True)).T
 
@@ -304,7 +304,7 @@ class _Pass:
 
 def _prepared(W: Matrix, H: Moment, damp: float) -> tuple[Matrix, Moment]:
     """Return W without the weights on dead inputs, and inv(H + damp diag(H)), in float64."""
-    L = factored(lambda: _damped_(H.to(torch.float64, copy=True), damp))
+    L = factored(lambda: damped_(H.to(torch.float64, copy=True), damp))
     Hinv = torch.cholesky_inverse(L, out=L).mT  # symmetric, and contiguous so
     W = W.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
     return W.masked_fill_(~live(H), 0.0), Hinv
