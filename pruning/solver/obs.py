@@ -56,8 +56,8 @@ def live(H: Moment) -> Bool[Tensor, " columns"]:
     return H.diagonal() != 0  # NaN is not dead
 
 
-def damped(H: Moment, ridge: float) -> Moment:
-    """Return H + ridge diag(H), a dead input (H_ii = 0) getting the mean of the others.
+def damped_(H: Moment, ridge: float) -> Moment:
+    """Make H + ridge diag(H) of H in its memory, a dead input (H_ii = 0) getting the others' mean.
 
     What is dead can no longer be told from the result.
 
@@ -65,11 +65,6 @@ def damped(H: Moment, ridge: float) -> Moment:
     units, and spans what the field does: at 0 it is plain OBS; as it grows the off-diagonal loses
     its weight until scores are Wanda's |w|^2 E[x^2] and the kept columns are left as they are.
     """
-    return damped_(H.clone(), ridge)
-
-
-def damped_(H: Moment, ridge: float) -> Moment:
-    """Do what `damped` does in the memory of H, and return it."""
     energies, alive = H.diagonal(), live(H)
     mean = energies.sum() / alive.sum() if alive.any() else 1.0
     energies.copy_(torch.where(alive, energies * (1 + ridge), mean))
