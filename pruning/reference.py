@@ -7,10 +7,10 @@ import textwrap
 import tokenize
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
-from enum import Enum
+from enum import Enum, EnumType
 from io import StringIO
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 
@@ -85,8 +85,10 @@ def _summary(kind: type) -> str:
 
 def _type(hint: Any) -> str:
     """Write a type as a user of YAML or Python reads it."""
-    if isinstance(hint, type) and issubclass(hint, Enum):
+    if isinstance(hint, EnumType):
         return ", ".join(f"`{member.name}`" for member in hint)
+    if get_origin(hint) is list and isinstance(member := get_args(hint)[0], EnumType):
+        return f"list of {_type(member)}"
     if inner := [part for part in get_args(hint) if is_dataclass(part)]:
         return f"[{inner[-1].__name__}](#{inner[-1].__name__.lower()})" + (  # type: ignore[union-attr]
             " or null" if type(None) in get_args(hint) else ", by name"
@@ -106,6 +108,8 @@ def _default(field: Field) -> str:
         return "needed" if field.name != "speedup" else "`1.25`; of `method=dense` `1`"
     if is_dataclass(value):
         return "see there"
+    if isinstance(value, list) and any(isinstance(member, Enum) for member in value):
+        value = f"[{', '.join(member.name for member in value)}]"
     text = str(value)
     if isinstance(value, list):
         text = text.replace("inf", ".inf").replace("None", "null")

@@ -21,8 +21,8 @@ def in_one_line(error: BaseException) -> str:
     if PART_IS_NULL.match(str(error)):
         return (
             f"an override names a field of a part that is null{f', {field[1]}' if field else ''}, "
-            "as task.epochs=1 does without a task: choose that part too, such as task=sst2, give "
-            "it whole behind ++, or leave the override out"
+            "as task.epochs=1 does without a task: choose that part too, such as task=sst2, or "
+            "leave the override out"
         )
     if _is_of_getcwd(error):
         return "the working directory is gone: change to one that is there"
