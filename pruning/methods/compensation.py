@@ -13,15 +13,23 @@ from transformers import PreTrainedModel
 
 from pruning.calibration.moment import Split
 from pruning.calibration.passes import Reading, block_moments, outputs_of
+from pruning.data.batch import Batch
 from pruning.methods.method import PruningContext
 from pruning.models.blockwise import State, advance, embed
 from pruning.models.gaps import Gap, gaps, outputs_add_up
-from pruning.models.sites import Allocation, blocks, projection, replace_weight_, weight
+from pruning.models.sites import (
+    Allocation,
+    blocks,
+    projection,
+    replace_weight_,
+    sites,
+    weight,
+)
 from pruning.models.streamed import opened, rewritten
 from pruning.solver.folds import best_fold, fold
 from pruning.system.progress import track
 
-PASSES = 2.0  # that `compensate_` brings the text through the model, about
+PER_COLUMN = 5  # tokens that it reads for each column of the widest writer, if there are as many
 
 Given = list[Float[Tensor, "tokens rows"]]  # by sub-blocks, of every state
 
@@ -36,14 +44,15 @@ def compensate_(
     """Solve the projections in front of what is gone once more, behind the pruned blocks.
 
     Each aims at its own outputs and the sum of what the dense sub-blocks behind it gave. Its ridge
-    is that of the least held-out error; of an infinite one the projection stays as it is.
+    is that of the least held-out error; of an infinite one the projection stays as it is. Of the
+    calibration it reads evenly spread batches: more tokens than they have do not better it.
     """
     dense, options = context.dense.model, context.calibration.options
     every = gaps(dense, allocation) if outputs_add_up(dense) else []
     if not every:
         return
     fast = options.precision.is_bfloat16(dense.device)
-    batches = context.calibration.batches
+    batches = spread(context.calibration.batches, max(gap.writer.columns for gap in every))
     originals = [embed(dense, batch, fast) for batch in batches]
     states = [embed(pruned, batch, fast) for batch in batches]
     key = ["compensated", {site.name: keep.tolist() for site, keep in allocation.items()}]
@@ -63,6 +72,23 @@ def compensate_(
             with context.job.stopwatch("solve"):
                 _solve_(projection(pruned, gap.writer), split, ridges)
         given.clear()
+
+
+def read_again(model: PreTrainedModel, tokens: int) -> float:
+    """Count, about, the tokens that `compensate_` brings through both models together."""
+    widest = max(site.columns for site in sites(model))
+    return 2.0 * tokens / _step(tokens, widest)
+
+
+def spread(batches: list[Batch], columns: int) -> list[Batch]:
+    """Return every n-th batch to fit and every n-th held-out one, enough for so many columns."""
+    n = _step(sum(batch.tokens for batch in batches), columns)
+    parts = ([batch for batch in batches if batch.held_out is held] for held in (False, True))
+    return [batch for part in parts for batch in part[::n]]
+
+
+def _step(tokens: int, columns: int) -> int:
+    return max(1, tokens // (PER_COLUMN * columns))
 
 
 def _add_outputs(

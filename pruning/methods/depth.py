@@ -27,11 +27,11 @@ class Depth(Method):
         self, model: "PreTrainedModel", tokens: int, calibration: "Calibration", search: Search
     ) -> dict[str, float | None]:
         """Count the pass that all blocks are judged by, and those that compensate for them."""
-        from pruning.methods.compensation import PASSES
+        from pruning.methods.compensation import read_again
         from pruning.models.gaps import outputs_add_up
 
         again = self.compensate and outputs_add_up(model)
-        return {"influence": float(tokens), "prune": PASSES * tokens if again else 0.0}
+        return {"influence": float(tokens), "prune": read_again(model, tokens) if again else 0.0}
 
     def plan(self, context: PruningContext) -> Plan:
         """Order the blocks by their influence on the calibration text."""

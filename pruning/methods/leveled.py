@@ -53,7 +53,7 @@ class Leveled(Method):
         Where held-out moments are not stored, levels, folds and weights take them again.
         """
         from pruning.calibration.moments import stored_bytes
-        from pruning.methods.compensation import PASSES
+        from pruning.methods.compensation import read_again
         from pruning.methods.sequential import passes, updates_behind
         from pruning.solver.folds import PASSES as PASSES_OF_FOLDS
 
@@ -63,7 +63,7 @@ class Leveled(Method):
         folded = self.searches_with_folds(model, search)
         folds = PASSES_OF_FOLDS * tokens + retaken if folded else 0.0
         updates = passes(calibration) * tokens if behind else retaken
-        prune = {"prune": updates + (PASSES * tokens if self.folds(model) else 0.0)}
+        prune = {"prune": updates + (read_again(model, tokens) if self.folds(model) else 0.0)}
         return cost_of_levels(self, model, tokens, search, folds) | {"levels": retaken} | prune
 
     def folds(self, model: "PreTrainedModel") -> bool:

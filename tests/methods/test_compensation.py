@@ -5,7 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from pruning.methods.compensation import compensate_
+from pruning.methods.compensation import compensate_, read_again, spread
 from pruning.methods.depth import Depth
 from pruning.methods.plans import LevelsPlan
 from pruning.models.shrink import copy_sharing_weights, shrink_
@@ -209,3 +209,27 @@ def test_levels_are_compensated_behind_the_pruned_blocks(tmp_path):
     for site in of.values():
         expected, found = (weight(projection(m, site)) for m in (first, pruned))
         torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_it_reads_what_the_widest_writer_needs_and_no_more(tmp_path, monkeypatch):
+    """Every other batch to fit and every other held-out one: as if there were no more."""
+    model, gone = llama(), {(2, Kind.FFN)}
+    left = allocation(model, gone)
+    widest = max(site.columns for site in sites(model))
+    (writer,) = (site for site in sites(model) if (site.block, site.kind) == (2, Kind.ATTENTION))
+    monkeypatch.setattr("pruning.methods.compensation.PER_COLUMN", 2)
+    text, tokens = BATCHES * 40, 40 * sum(batch.tokens for batch in BATCHES)
+    taken = spread(text, writer.columns)
+    n = tokens // (2 * writer.columns)
+    assert n > 1
+    for held_out in (False, True):
+        some, every = ([b for b in t if b.held_out is held_out] for t in (taken, text))
+        assert len(some) == -(-len(every) // n) > 0
+    assert 2 * writer.columns <= sum(batch.tokens for batch in taken) < 3 * writer.columns
+    assert read_again(model, tokens) == 2 * tokens / (tokens // (2 * widest))
+    of_all, of_some = pruned_of(model, left), pruned_of(model, left)
+    for pruned, batches in ((of_all, text), (of_some, taken)):
+        context = pruning_context(model, batches, NoSearch("none"), job_with(Cache(tmp_path)))
+        compensate_(context, [RIDGE], pruned, left)
+    assert torch.equal(*(weight(projection(m, writer)) for m in (of_all, of_some)))
