@@ -132,11 +132,16 @@ class CandidateEvaluator:
         ]
 
     @cached_property
+    def writers(self) -> list[Site | None]:
+        """Return what takes each place over where it is gone, if anything does."""
+        folds = self.levels.folds
+        return [folds.writers.get(site) if folds else None for site in self.sites]
+
+    @cached_property
     def takes_over(self) -> list[list[int]]:
         """Return the places that each place takes over where they are gone."""
-        folds = self.levels.folds
-        writers = [folds.writers.get(site) if folds else None for site in self.sites]
-        return [[i for i, writer in enumerate(writers) if writer == site] for site in self.sites]
+        writers = [*enumerate(self.writers)]
+        return [[i for i, writer in writers if writer == site] for site in self.sites]
 
     def _taken_over(self, place: int) -> list[int]:
         """Return the places that a place takes over now."""
@@ -216,10 +221,7 @@ class CandidateEvaluator:
 
     def writer(self, place: int, level: int) -> Site | None:
         """Return what takes a site over at a level, if anything does."""
-        folds = self.levels.folds
-        return (
-            folds.writers.get(self.sites[place]) if folds and self.is_gone(place, level) else None
-        )
+        return self.writers[place] if self.is_gone(place, level) else None
 
     def first_changed(self, place: int, level: int) -> int:
         """Return the first block that changes with a site: its own, or that of what takes over."""

@@ -4,6 +4,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch import Tensor
 
 from pruning.methods.compensation import compensate_, read_again, spread
 from pruning.methods.depth import Depth
@@ -14,6 +15,7 @@ from pruning.search.search import NoSearch
 from pruning.system.cache import Cache
 from tests.helpers.data import lstsq
 from tests.helpers.families import FAMILIES, ROUTING, bert, gemma2, llama
+from tests.helpers.observed import observed
 from tests.helpers.tiny import (
     INF,
     job_with,
@@ -47,31 +49,17 @@ def compensate(model, pruned, left, ridges, tmp_path) -> None:
     compensate_(context, ridges, pruned, left)
 
 
-def read(model, places, what) -> dict:
-    """Return what the output projections at some places read, or gave, at all real tokens."""
-    seen = {place: [] for place in places}
+def seen(model) -> dict:
+    """Return what every place reads, and what it gives, at all real tokens."""
+    return {(s.block, s.kind): rows for s, rows in observed(model, BATCHES).items()}
 
-    def note(place):
-        def hook(module, args, out) -> None:
-            seen[place].append(args[0] if what == "inputs" else out)
 
-        return hook
-
-    of = {(site.block, site.kind): site for site in sites(model)}
-    handles = [projection(model, of[p]).register_forward_hook(note(p)) for p in places]
-    for batch in BATCHES:
-        model(input_ids=batch.ids, attention_mask=batch.mask)
-    for handle in handles:
-        handle.remove()
-    return {
-        place: torch.cat(
-            [
-                one.reshape(*batch.ids.shape, -1)[batch.mask.bool()]
-                for one, batch in zip(ones, BATCHES, strict=True)
-            ]
-        ).double()
-        for place, ones in seen.items()
-    }
+def outputs(model, place) -> Tensor:
+    """Return what a place gives, with its bias."""
+    (site,) = (site for site in sites(model) if (site.block, site.kind) == place)
+    bias = getattr(projection(model, site), "bias", None)
+    given = seen(model)[place].Y
+    return given if bias is None else given + bias.double()
 
 
 WRITERS = {  # in front of each gap, and what is gone in it
@@ -89,12 +77,11 @@ def test_a_writer_takes_over_what_is_gone_behind_it(family, tmp_path):
     plain, pruned = pruned_of(model, left), pruned_of(model, left)
     compensate(model, pruned, left, [RIDGE], tmp_path)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
-    gave = read(model, GONE, "outputs")
-    seen = read(pruned, WRITERS, "inputs")
+    gave, rows = {place: outputs(model, place) for place in GONE}, seen(pruned)
     of = {(site.block, site.kind): site for site in sites(pruned)}
     for writer, gone in WRITERS.items():
         W, V = (weight(projection(m, of[writer])).double() for m in (plain, pruned))
-        X, added = seen[writer], sum(gave[place] for place in gone)
+        X, added = rows[writer].X, sum(gave[place] for place in gone)
         live = X.any(0)  # opt's ReLU leaves some channels without any input
         Y = X @ W.T + added
         expected = lstsq(W, X, live, RIDGE, Y)
@@ -116,8 +103,7 @@ def test_attention_takes_over_experts_and_experts_take_over_nothing(family, tmp_
     left, writer = allocation(model, gone), (2, Kind.ATTENTION)
     plain, pruned = pruned_of(model, left), pruned_of(model, left)
     compensate(model, pruned, left, [RIDGE], tmp_path)
-    added = read(model, [(2, Kind.EXPERTS)], "outputs")[2, Kind.EXPERTS]
-    X = read(pruned, [writer], "inputs")[writer]
+    added, X = outputs(model, (2, Kind.EXPERTS)), seen(pruned)[writer].X
     of = {(site.block, site.kind): site for site in sites(pruned)}
     W, V = (weight(projection(m, of[writer])).double() for m in (plain, pruned))
     expected = lstsq(W, X, X.any(0), RIDGE, X @ W.T + added)
