@@ -85,7 +85,7 @@ def _summary(kind: type) -> str:
 
 def _type(hint: Any) -> str:
     """Write a type as a user of YAML or Python reads it."""
-    if isinstance(hint, EnumType):
+    if isinstance(hint, type) and issubclass(hint, Enum):
         return ", ".join(f"`{member.name}`" for member in hint)
     if get_origin(hint) is list and isinstance(member := get_args(hint)[0], EnumType):
         return f"list of {_type(member)}"
