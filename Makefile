@@ -11,7 +11,7 @@ WORKERS ?= 2
 help:  ## Show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (9 to 14 minutes on 2 cores)
+run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (8 to 13 minutes on 2 cores)
 	$(BIN)/python launch.py $(ARGS)
 
 test: $(STAMP)  ## Install, then run the unit tests (two to five minutes on 2 cores)

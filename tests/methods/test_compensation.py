@@ -54,12 +54,13 @@ def seen(model) -> dict:
     return {(s.block, s.kind): rows for s, rows in observed(model, BATCHES).items()}
 
 
-def outputs(model, place) -> Tensor:
-    """Return what a place gives, with its bias."""
-    (site,) = (site for site in sites(model) if (site.block, site.kind) == place)
-    bias = getattr(projection(model, site), "bias", None)
-    given = seen(model)[place].Y
-    return given if bias is None else given + bias.double()
+def outputs(model) -> dict[tuple[int, Kind], Tensor]:
+    """Return what every place gives, with its bias."""
+    given = {}
+    for site, rows in observed(model, BATCHES).items():
+        bias = getattr(projection(model, site), "bias", None)
+        given[site.block, site.kind] = rows.Y if bias is None else rows.Y + bias.double()
+    return given
 
 
 WRITERS = {  # in front of each gap, and what is gone in it
@@ -77,7 +78,7 @@ def test_a_writer_takes_over_what_is_gone_behind_it(family, tmp_path):
     plain, pruned = pruned_of(model, left), pruned_of(model, left)
     compensate(model, pruned, left, [RIDGE], tmp_path)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
-    gave, rows = {place: outputs(model, place) for place in GONE}, seen(pruned)
+    gave, rows = outputs(model), seen(pruned)
     of = {(site.block, site.kind): site for site in sites(pruned)}
     for writer, gone in WRITERS.items():
         W, V = (weight(projection(m, of[writer])).double() for m in (plain, pruned))
@@ -103,7 +104,7 @@ def test_attention_takes_over_experts_and_experts_take_over_nothing(family, tmp_
     left, writer = allocation(model, gone), (2, Kind.ATTENTION)
     plain, pruned = pruned_of(model, left), pruned_of(model, left)
     compensate(model, pruned, left, [RIDGE], tmp_path)
-    added, X = outputs(model, (2, Kind.EXPERTS)), seen(pruned)[writer].X
+    added, X = outputs(model)[2, Kind.EXPERTS], seen(pruned)[writer].X
     of = {(site.block, site.kind): site for site in sites(pruned)}
     W, V = (weight(projection(m, of[writer])).double() for m in (plain, pruned))
     expected = lstsq(W, X, X.any(0), RIDGE, X @ W.T + added)
