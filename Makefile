@@ -14,7 +14,7 @@ help:  ## Show this help
 run: $(STAMP)  ## Install, then prune SmolLM2-135M to 1.25x on this machine (8 to 13 minutes on 2 cores)
 	$(BIN)/python launch.py $(ARGS)
 
-test: $(STAMP)  ## Install, then run the unit tests (two to five minutes on 2 cores)
+test: $(STAMP)  ## Install, then run the unit tests (two to seven minutes on 2 cores)
 	$(BIN)/python -m pytest -m unit -n $(WORKERS) --dist loadfile $(ARGS)
 
 jobs: $(STAMP)  ## Run the tests that run launch.py, start processes, train or take seconds (13 to 30 minutes)
